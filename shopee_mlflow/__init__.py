@@ -1,0 +1,48 @@
+"""Train, compare, tune and register product-photo classifiers with MLflow.
+
+What the commands do, Python does::
+
+    from shopee_mlflow import TrainConfig, train
+
+    result = train(TrainConfig(model="cnn", image_size=128, epochs=10))
+    result.scores["test_accuracy"]
+
+Everything public is imported at first use, since torch and MLflow take seconds.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TrainConfig": "config",
+    "DataConfig": "config",
+    "resolve": "config",
+    "ShopeeError": "errors",
+    "Dataset": "data.dataset",
+    "load_dataset": "data.dataset",
+    "read_catalog": "data.catalog",
+    "read_pixels": "data.images",
+    "assign_splits": "data.splits",
+    "sample_catalog": "data.sample",
+    "ProductClassifier": "modeling.models",
+    "architecture_names": "modeling.architectures",
+    "build_model": "modeling.architectures",
+    "score": "modeling.metrics",
+    "wilson_interval": "modeling.metrics",
+    "TrainResult": "train",
+    "train": "train",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

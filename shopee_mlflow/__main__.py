@@ -1,0 +1,5 @@
+"""``python -m shopee_mlflow``."""
+
+from .cli import main
+
+main()

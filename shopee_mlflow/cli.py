@@ -1,0 +1,151 @@
+"""The command line: one command a verb. Parse, call, print, exit code.
+
+Imports of torch and MLflow wait inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import __version__
+from .config import DataConfig, TrainConfig, allowed, as_text, resolve, unknown_option
+from .console import fail, say, show_log_messages
+from .errors import ConfigError, ShopeeError
+
+_INTERRUPTED = 130
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Command(click.Command):
+    """A command whose options may be written with - or _, and that names them where one is unknown.
+
+    ``mlflow run -P batch_size=32`` arrives here as ``--batch_size 32``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            names = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
+            raise ConfigError([unknown_option(error.option_name.lstrip("-"), names)]) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="shopee_mlflow")
+def cli() -> None:
+    """Train, compare, tune and register product-photo classifiers with MLflow."""
+
+
+def _verb(
+    name: str, config: type[DataConfig] | None = None
+) -> Callable[[_Function], click.Command]:
+    """A command, with an option for each field of a configuration where one is given.
+
+    All values arrive as text: the configuration checks them, so that YAML, Python and the
+    command line answer alike and all problems are told at once.
+    """
+
+    def decorate(function: _Function) -> click.Command:
+        settings = {"token_normalize_func": lambda token: token.replace("-", "_")}
+        command = click.command(name, cls=_Command, context_settings=settings)(function)
+        for field in dataclasses.fields(config) if config else ():
+            choices = field.metadata["choices"]
+            text = field.metadata["help"]
+            help_text = f"{text}; {allowed(field)}" if choices else text
+            option = click.Option(
+                [f"--{field.name.replace('_', '-')}", field.name],
+                metavar=str(field.type).upper().replace("STR", "TEXT"),
+                help=f"{help_text}  [default: {as_text(field.default)}]",
+            )
+            command.params.append(option)
+        cli.add_command(command)
+        return command
+
+    return decorate
+
+
+@_verb("train", TrainConfig)
+def train_command(**options: str | None) -> None:
+    """Train a classifier, evaluate it once on the test split, log everything to MLflow."""
+    typed = _chosen(options)
+    config = resolve(TrainConfig, typed)
+    from .train import train
+
+    train(config, typed)
+
+
+@_verb("experiments", TrainConfig)
+@click.option(
+    "--files", default="", help="Experiment files, separated by commas. [default: the original's]"
+)
+def experiments_command(files: str, **options: str | None) -> None:
+    """Run several experiment files, each a run of its own, and print the comparison.
+
+    Options given here go before those in the files, for instance --epochs 5.
+    """
+    from .experiments import original_table, run_experiments
+
+    chosen = [Path(name) for name in files.split(",") if name] or original_table()
+    sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
+
+
+@_verb("sample")
+@click.option("--px", default=256, show_default=True, help="Side of the photos in pixels.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the cache folder.")
+def sample_command(px: int, out: Path | None) -> None:
+    """Draw the built-in sample catalogue and print its folder."""
+    from .console import watch
+    from .data.sample import sample_catalog
+
+    say(str(sample_catalog(px, out, progress=watch("drawing the sample catalogue"))))
+
+
+@_verb("clear-cache")
+def clear_cache_command() -> None:
+    """Delete decoded photos from the cache folder; they are decoded again when needed."""
+    from .data.cache import clear_cache
+    from .data.storage import cache_folder
+
+    say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")
+
+
+def _chosen(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command and ends the process with its exit code.
+
+    0: done; 1: training failed; 2: something the user can mend; 130: interrupted.
+    """
+    show_log_messages()
+    try:
+        cli.main(arguments, prog_name="shopee_mlflow", standalone_mode=False)
+    except ShopeeError as error:
+        _fail_before_run(str(error))
+        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail_before_run(error.format_message())
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        fail(f"stopped ({error or 'interrupted'})")
+        sys.exit(_INTERRUPTED)
+
+
+def _fail_before_run(message: str) -> None:
+    """Print the error, and leave the reason in the run that ``mlflow run`` may have made for us."""
+    fail(message)
+    if "MLFLOW_RUN_ID" in os.environ:
+        from .tracking.runs import fail_adopted_run
+
+        fail_adopted_run(message)

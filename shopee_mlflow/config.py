@@ -1,0 +1,292 @@
+"""Every option of a training: its name, type, default, allowed values and one line of help.
+
+The same names stand on the command line, in ``experiments/*.yaml``, in Python and in MLflow.
+Defaults give way to the YAML file, and that to the command line. All problems of a
+configuration are found first and raised once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from .errors import ConfigError
+
+SAMPLE = "sample"
+AUTO = "auto"
+NONE = "none"
+
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Iterable[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with what the command line and the checks need to know about it."""
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from, and how it is split."""
+
+    data: str = option(
+        SAMPLE,
+        "folder with train.csv and train_images/, or a CSV file; 'sample' is built in",
+    )
+    images: str = option(AUTO, "folder of the photos; auto: train_images beside the CSV")
+    sample_px: int = option(256, "side of the built-in sample's photos", minimum=64, maximum=4096)
+    top_k: int = option(21, "keep the k label groups with most rows; 0 keeps all", minimum=0)
+    min_group: int = option(
+        3, "leave out label groups with fewer photos than this after cleaning", minimum=2
+    )
+    bad_images: str = option(
+        "skip",
+        "a photo that does not decode is counted and left out, or an error",
+        choices=("skip", "error"),
+    )
+    split: str = option(
+        "leak_free",
+        "leak_free keeps copies of a photo in one split; random does not",
+        choices=("leak_free", "random"),
+    )
+    split_seed: int = option(0, "seed of the train/val/test split", minimum=0, maximum=2**32 - 1)
+    image_size: int = option(
+        256, "side in pixels to which photos are resized", minimum=32, maximum=1024
+    )
+    cache: bool = option(True, "keep decoded photos in the cache folder for the next run")
+    workers: int = option(0, "threads that decode photos; 0: one a core", minimum=0, maximum=256)
+
+
+@dataclass(frozen=True)
+class TrainConfig(DataConfig):
+    """Everything that decides a training run; the defaults train EfficientNet-B0."""
+
+    model: str = option(
+        "effnet_pretrained",
+        "cnn, effnet, effnet_pretrained, or any torchvision classifier such as resnet50 or "
+        "resnet50_pretrained",
+    )
+    weights: str = option(
+        AUTO, "state-dict file to start from; auto: *_pretrained models download theirs"
+    )
+    freeze: str = option(
+        NONE, "none, backbone (train the head only), or the last stage to freeze, e.g. features.5"
+    )
+    augment: bool = option(
+        True, "with probability 0.5 one of horizontal flip, vertical flip, grayscale (train only)"
+    )
+    epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
+    batch_size: int = option(75, "photos in a training step", minimum=1, maximum=65_536)
+    lr: float = option(0.01, "learning rate of SGD", above=0, maximum=100)
+    momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1)
+    weight_decay: float = option(1e-4, "weight decay of SGD", minimum=0, maximum=10)
+    schedule: str = option(
+        "cosine",
+        "learning rate over time: cosine down to 0, or constant",
+        choices=("cosine", "constant"),
+    )
+    warmup_epochs: float = option(
+        1.0, "epochs over which the learning rate rises linearly from 0", minimum=0
+    )
+    label_smoothing: float = option(
+        0.0, "share of the target spread over all classes", minimum=0, below=1
+    )
+    clip_norm: float = option(0.0, "largest gradient norm; 0: not clipped", minimum=0)
+    patience: int = option(
+        0, "stop after this many epochs without a better val_accuracy; 0: never", minimum=0
+    )
+    seed: int = option(
+        0, "seed of initial weights, order, augmentation, dropout", minimum=0, maximum=2**32 - 1
+    )
+    device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option(
+        AUTO,
+        "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it, else fp32",
+        choices=(AUTO, "fp32", "bf16", "fp16"),
+    )
+    experiment: str = option("shopee", "MLflow experiment that the run belongs to")
+    run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name")
+    config: str = option(NONE, "YAML file of options; the command line goes before it")
+
+
+ConfigT = TypeVar("ConfigT", bound=DataConfig)
+
+
+def resolve(cls: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
+    """Defaults, then the YAML file named by ``given["config"]``, then ``given`` itself.
+
+    :param given: option name -> value or text, only those that somebody chose.
+    :raises ConfigError: with every unknown name, wrong type and value out of range at once.
+    """
+    problems: list[str] = []
+    file = str(given.get("config") or NONE)
+    from_file: Mapping[str, Any] = {}
+    if file != NONE:
+        try:
+            from_file = read_yaml(Path(file))
+        except ConfigError as error:
+            problems += error.problems
+        if "config" in from_file:
+            problems.append(f"config: {file} may not name another config file")
+    values: dict[str, Any] = {}
+    for source, where in ((from_file, f" (in {file})"), (given, "")):
+        for name, raw in source.items():
+            try:
+                values[name] = _parse(cls, name, raw)
+            except ValueError as error:
+                problems.append(f"{error}{where}")
+    if not problems:
+        problems = _contradictions(values, cls)
+    if problems:
+        raise ConfigError(problems)
+    return cls(**values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of option names to values in a YAML file (plain YAML, no Python tags)."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(
+            [f"config={path}: cannot be read ({error.strerror}), looked for from {Path.cwd()}"]
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"config={path}: is no valid YAML: {error}"]) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError([f"config={path}: must hold lines of 'option: value'"])
+    return {str(name): value for name, value in content.items()}
+
+
+def as_text(value: object) -> str:
+    """The one spelling of a value: in MLflow, in YAML and in messages."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def as_params(config: DataConfig) -> dict[str, str]:
+    """Every resolved option under its own name, as text: the parameters that a run logs."""
+    return {f.name: as_text(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def allowed(field: dataclasses.Field[Any]) -> str:
+    """The values that an option takes, in words."""
+    rules = field.metadata
+    if rules["choices"]:
+        return "one of " + ", ".join(rules["choices"])
+    kind = _kind(field)
+    if kind == "bool":
+        return "true or false"
+    if kind == "str":
+        return "text"
+    low = _bound(rules["minimum"], "at least") or _bound(rules["above"], "above")
+    high = _bound(rules["maximum"], "at most") or _bound(rules["below"], "below")
+    limits = " and ".join(part for part in (low, high) if part)
+    return f"{'a whole number' if kind == 'int' else 'a number'} {limits}".strip()
+
+
+def unknown_option(name: str, names: Iterable[str]) -> str:
+    """The message for a name that no option has: the nearest one, then all of them."""
+    known = sorted(names)
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{name}: no such option.{hint} The options are: {', '.join(known)}"
+
+
+def _bound(value: float | None, words: str) -> str:
+    return "" if value is None else f"{words} {value:g}" if value < 1e6 else f"{words} {value:,}"
+
+
+def _kind(field: dataclasses.Field[Any]) -> str:
+    return str(field.type)
+
+
+def _parse(cls: type[DataConfig], name: str, raw: Any) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if name not in fields:
+        raise ValueError(unknown_option(name, fields))
+    field = fields[name]
+    try:
+        value = _convert(_kind(field), raw)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name}={raw}: must be {allowed(field)}") from None
+    if not _within(value, field.metadata):
+        raise ValueError(f"{name}={raw}: must be {allowed(field)}")
+    return value
+
+
+def _convert(kind: str, raw: Any) -> Any:
+    if isinstance(raw, (list, dict)) or raw is None:
+        raise ValueError
+    text = as_text(raw).strip()
+    if kind == "bool":
+        if text.lower() not in _TRUE | _FALSE:
+            raise ValueError
+        return text.lower() in _TRUE
+    if isinstance(raw, bool) and kind != "str":
+        raise ValueError
+    if kind == "int":
+        number = float(text)
+        return int(text) if not number.is_integer() or abs(number) >= 2**53 else int(number)
+    if kind == "float":
+        return float(text)
+    if not text:
+        raise ValueError
+    return text
+
+
+def _within(value: Any, rules: Mapping[str, Any]) -> bool:
+    if rules["choices"]:
+        return value in rules["choices"]
+    if isinstance(value, (str, bool)):
+        return True
+    return (
+        math.isfinite(value)
+        and (rules["minimum"] is None or value >= rules["minimum"])
+        and (rules["maximum"] is None or value <= rules["maximum"])
+        and (rules["above"] is None or value > rules["above"])
+        and (rules["below"] is None or value < rules["below"])
+    )
+
+
+def _contradictions(values: Mapping[str, Any], cls: type[DataConfig]) -> list[str]:
+    """Options that are fine alone and make no sense together."""
+    problems = []
+    config = cls(**values)
+    if isinstance(config, TrainConfig):
+        if "warmup_epochs" in values and config.warmup_epochs > config.epochs:
+            problems.append(
+                f"warmup_epochs={as_text(config.warmup_epochs)}: must be at most "
+                f"epochs={config.epochs}"
+            )
+        if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
+            problems.append(f"weights={config.weights}: no such file, looked for from {Path.cwd()}")
+    if config.data == SAMPLE and config.images != AUTO:
+        problems.append(f"images={config.images}: the built-in sample has its own; name data too")
+    return problems

@@ -1,0 +1,122 @@
+"""What people see while a command runs: lines, and bars where the output is a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+_QUIET_SECONDS = 10.0
+
+
+def say(*lines: str) -> None:
+    """Print lines above any bar."""
+    for line in lines:
+        tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def show_log_messages() -> None:
+    """Print this package's log messages as plain lines on standard error."""
+    handler = _ToStderr()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(__package__)
+    if not any(isinstance(h, _ToStderr) for h in logger.handlers):
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def watch(title: str) -> Callable[[int, int], None]:
+    """A progress callback(done, total): a bar on a terminal, else a line every ten seconds.
+
+    Steps that end at once print nothing.
+    """
+    bar: tqdm[Any] | None = None
+    started = shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar, shown
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            if bar is None:
+                bar = tqdm(total=total, desc=title, unit="", delay=0.5, leave=False)
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+        elif now - shown > _QUIET_SECONDS or (done >= total and shown > started):
+            shown = now
+            say(f"{title}: {done:,} of {total:,}")
+
+    return progress
+
+
+class TrainingProgress:
+    """A bar over all photos of a training with loss, accuracy, images/s and time left.
+
+    Where the output is no terminal: a line an epoch, nothing else.
+    """
+
+    def __init__(self, photos_per_epoch: int, epochs: int) -> None:
+        self.photos = photos_per_epoch
+        self.epochs = epochs
+        self.started = time.monotonic()
+        self.bar = tqdm(
+            total=photos_per_epoch * epochs,
+            unit="img",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        self._epochs_done = 0
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def batch(self, done: int, loss: float, accuracy: float) -> None:
+        """Called now and then inside an epoch."""
+        self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
+        self.bar.update(self._epochs_done * self.photos + done - self.bar.n)
+
+    def epoch(self, number: int, metrics: dict[str, float], best: bool) -> None:
+        """Called after each epoch."""
+        self._epochs_done = number
+        self.bar.update(number * self.photos - self.bar.n)
+        left = (time.monotonic() - self.started) / number * (self.epochs - number)
+        say(
+            f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"train loss {metrics['train_loss']:.3f} accuracy {metrics['train_accuracy']:6.1%}  "
+            f"val loss {metrics['val_loss']:.3f} accuracy {metrics['val_accuracy']:6.1%}"
+            f"{' *' if best else '  '} {metrics['images_per_second']:,.0f} images/s"
+            + (f", {duration(left)} left" if number < self.epochs else "")
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def fail(message: str) -> None:
+    """Print an error for people on standard error."""
+    click.echo(click.style("Error: ", fg="red", bold=True) + message, err=True)

@@ -1,0 +1,123 @@
+"""Photos become batches: gathered from memory, augmented as whole batches, without workers.
+
+Which photo comes when, and how it is augmented, follows from the seed and the epoch's number
+alone, so an epoch can be repeated without any stored random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+# Augmentation is a choice among finitely many variants of a photo: as it is, or one of three.
+PLAIN, HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = VARIANTS = range(4)
+_AUGMENT_PROBABILITY = 0.5
+
+_OPERATIONS: dict[int, Callable[[Tensor], Tensor]] = {
+    HORIZONTAL_FLIP: transforms.horizontal_flip,
+    VERTICAL_FLIP: transforms.vertical_flip,
+    GRAYSCALE: lambda images: transforms.rgb_to_grayscale(images, num_output_channels=3),
+}
+
+
+class Source(Protocol):
+    """Where batches take their inputs from: pixels, or activations computed before."""
+
+    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
+        """Inputs on the device for these rows, each in the variant drawn for it."""
+
+
+class PixelSource:
+    """Decoded photos, on the device where they fit, else in (memory-mapped) memory.
+
+    :param pixels: (N, S, S, 3) uint8.
+    """
+
+    def __init__(self, pixels: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._pixels = torch.from_numpy(pixels)
+        if self.device.type == "cuda" and self._fits():
+            self._pixels = self._pixels.to(self.device)
+
+    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
+        """(n, 3, S, S) uint8 on the device, in channels-last memory order."""
+        index = torch.from_numpy(rows).to(self._pixels.device)
+        batch = self._pixels.index_select(0, index).to(self.device, non_blocking=True)
+        return apply_variants(batch.permute(0, 3, 1, 2), variants)
+
+    def _fits(self) -> bool:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self._pixels.nbytes < free / 2
+
+
+def draw_variants(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A variant for each photo: with probability 0.5 one of the three operations, alike."""
+    chosen = rng.integers(1, len(VARIANTS), size=count)
+    return np.where(rng.random(count) < _AUGMENT_PROBABILITY, chosen, PLAIN)
+
+
+def apply_variants(images: Tensor, variants: np.ndarray) -> Tensor:
+    """Augment a batch, (n, 3, H, W) uint8: one whole-batch operation for each variant in it.
+
+    Changes ``images`` in place where any variant is not plain, and returns it.
+    """
+    for variant, operation in _OPERATIONS.items():
+        chosen = np.flatnonzero(variants == variant)
+        if len(chosen):
+            index = torch.from_numpy(chosen).to(images.device)
+            images[index] = operation(images[index])
+    return images
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one split, epoch by epoch.
+
+    :ivar rows: (n,) int64, rows of the source.
+    :ivar labels: (N,) int64, the label of every row of the source.
+    :ivar shuffle: a new order each epoch; else the order of ``rows``.
+    :ivar augment: a new variant for each photo each epoch; else all plain.
+    """
+
+    source: Source
+    rows: np.ndarray
+    labels: np.ndarray
+    batch_size: int
+    device: torch.device
+    shuffle: bool = False
+    augment: bool = False
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self._ends())
+
+    @property
+    def photos(self) -> int:
+        """Photos in an epoch."""
+        return len(self.rows)
+
+    def epoch(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, (n,) int64, of each batch, on the device."""
+        rng = np.random.default_rng((self.seed, number))
+        rows = rng.permutation(self.rows) if self.shuffle else self.rows
+        variants = draw_variants(len(rows), rng) if self.augment else np.zeros(len(rows), int)
+        start = 0
+        for end in self._ends():
+            part = rows[start:end]
+            labels = torch.from_numpy(self.labels[part]).to(self.device, non_blocking=True)
+            yield self.source.take(part, variants[start:end]), labels
+            start = end
+
+    def _ends(self) -> list[int]:
+        """Where batches end. A last training batch of one photo joins the one before it, since
+        batch normalisation cannot learn from a single photo."""
+        ends = [*range(self.batch_size, self.photos, self.batch_size), self.photos]
+        if self.shuffle and len(ends) > 1 and ends[-1] - ends[-2] == 1:
+            del ends[-2]
+        return ends

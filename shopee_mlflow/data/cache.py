@@ -1,0 +1,193 @@
+"""Photos are decoded once: a file of uint8 pixels in the cache folder, mapped into memory.
+
+The file's name is a digest of the photos' contents and of everything that shapes the pixels,
+so other photos, another size or another decoder never meet a stale file. The description beside
+it is written last and holds a checksum, so an interrupted or damaged file is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import imagehash
+import numpy as np
+from PIL import __version__ as pillow_version
+
+from ..errors import CatalogError, ImageError
+from .images import RECIPE, open_photo, read_pixels
+from .storage import CACHE_VARIABLE, cache_folder
+
+Progress = Callable[[int, int], None]
+
+# Left free on the disk when the cache file is made, in bytes.
+_DISK_RESERVE = 200 * 2**20
+_CHUNK = 64 * 2**20
+
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded photos, in the order of the files asked for.
+
+    :ivar values: (N, size, size, 3) uint8, RGB; zeros where a photo does not decode.
+    :ivar bad: position of a photo that does not decode -> the reason.
+    """
+
+    values: np.ndarray
+    bad: dict[int, str]
+
+
+def load_pixels(
+    files: Sequence[Path],
+    contents: Sequence[str],
+    size: int,
+    *,
+    cache: bool = True,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Pixels:
+    """Decode photos in parallel threads, or map them from the cache where they are already.
+
+    :param contents: digest of each file's bytes, as :func:`hash_files` gives them.
+    :param size: side in pixels.
+    :raises CatalogError: when the disk of the cache folder is too small.
+    """
+    if not cache:
+        values = np.zeros((len(files), size, size, 3), np.uint8)
+        return Pixels(values, _decode_into(values, files, workers, progress))
+    target = cache_folder() / f"pixels-{_key(contents, size)}.npy"
+    return _read_cached(target) or _build(target, files, size, workers, progress)
+
+
+def hash_files(files: Sequence[Path], workers: int = 0) -> list[str]:
+    """Digest (BLAKE2b, 128 bit, hexadecimal) of each file's bytes; "" where it cannot be read."""
+
+    def digest(file: Path) -> str:
+        try:
+            with file.open("rb") as stream:
+                return hashlib.file_digest(
+                    stream, lambda: hashlib.blake2b(digest_size=16)
+                ).hexdigest()
+        except OSError:
+            return ""
+
+    return list(_in_threads(digest, files, workers))
+
+
+def compute_phashes(
+    files: Sequence[Path], workers: int = 0, progress: Progress | None = None
+) -> list[str]:
+    """``imagehash.phash`` of each photo at full size, 16 hexadecimal digits; "" if undecodable."""
+
+    def phash(file: Path) -> str:
+        try:
+            with open_photo(file) as image:
+                return str(imagehash.phash(image))
+        except ImageError:
+            return ""
+
+    return list(_counted(_in_threads(phash, files, workers), len(files), progress))
+
+
+def clear_cache() -> int:
+    """Delete all decoded photos from the cache folder; returns the bytes set free."""
+    freed = 0
+    for file in cache_folder().glob("pixels-*"):
+        freed += file.stat().st_size
+        file.unlink(missing_ok=True)
+    return freed
+
+
+def _key(contents: Sequence[str], size: int) -> str:
+    parts = [RECIPE, pillow_version, str(size), *contents]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _read_cached(target: Path) -> Pixels | None:
+    """The cached pixels, or None where there are none or they are not what was written."""
+    try:
+        about: dict[str, Any] = json.loads(target.with_suffix(".json").read_text("utf-8"))
+        # Copy on write: torch wants writable memory, and the file must not change.
+        values = np.load(target, mmap_mode="c", allow_pickle=False)
+        if list(values.shape) != about["shape"] or _checksum(values) != about["crc32"]:
+            return None
+        return Pixels(values, {int(row): reason for row, reason in about["bad"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+
+
+def _build(
+    target: Path, files: Sequence[Path], size: int, workers: int, progress: Progress | None
+) -> Pixels:
+    """Decode into a file of our own and rename it: two processes at once do no harm."""
+    shape = (len(files), size, size, 3)
+    _check_disk(target.parent, int(np.prod(shape)))
+    own = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        values = np.lib.format.open_memmap(own, mode="w+", dtype=np.uint8, shape=shape)
+        bad = _decode_into(values, files, workers, progress)
+        values.flush()
+        about = {"shape": list(shape), "crc32": _checksum(values), "bad": bad}
+        own.replace(target)
+        own.write_text(json.dumps(about), encoding="utf-8")
+        own.replace(target.with_suffix(".json"))
+    finally:
+        own.unlink(missing_ok=True)
+    return Pixels(np.load(target, mmap_mode="c", allow_pickle=False), bad)
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _DISK_RESERVE:
+        raise CatalogError(
+            f"The cache folder {folder} has {free / 2**20:,.0f} MiB free; the decoded photos need "
+            f"{needed / 2**20:,.0f} MiB. Free some, name a folder on a larger disk with "
+            f"{CACHE_VARIABLE}, or set cache=false."
+        )
+
+
+def _decode_into(
+    values: np.ndarray, files: Sequence[Path], workers: int, progress: Progress | None
+) -> dict[int, str]:
+    """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
+    size = values.shape[1]
+
+    def decode(row: int) -> str | None:
+        try:
+            values[row] = read_pixels(files[row], size)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    reasons = _counted(_in_threads(decode, range(len(files)), workers), len(files), progress)
+    return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def _in_threads(work: Callable[[Any], _Out], items: Sequence[Any], workers: int) -> Iterator[_Out]:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        yield from pool.map(work, items)
+
+
+def _counted(results: Iterable[_Out], total: int, progress: Progress | None) -> Iterator[_Out]:
+    for done, result in enumerate(results, start=1):
+        if progress:
+            progress(done, total)
+        yield result
+
+
+def _checksum(values: np.ndarray) -> int:
+    flat = values.reshape(-1)
+    crc = 0
+    for start in range(0, flat.size, _CHUNK):
+        crc = zlib.crc32(flat[start : start + _CHUNK].data, crc)
+    return crc

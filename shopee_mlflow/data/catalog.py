@@ -1,0 +1,277 @@
+"""The catalogue: a CSV becomes a clean table of photos and labels, and every step is counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import CatalogError
+
+REQUIRED = ("image", "label_group")
+COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
+CSV_NAME = "train.csv"
+IMAGES_NAME = "train_images"
+
+_PHASH = re.compile(r"[0-9a-f]{16}")
+_UNDECODABLE = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of cleaning: how many rows (or photos) it took out, and how many are left."""
+
+    name: str
+    words: str
+    removed: int
+    left: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass
+class Cleaning:
+    """The record of all steps, in order, and of what is worth knowing without removing a row."""
+
+    rows: int
+    steps: list[Step] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def keep(self, frame: pd.DataFrame, kept: pd.Series, name: str, words: str) -> pd.DataFrame:
+        """The rows of ``frame`` where ``kept`` is true; the others are counted under ``name``."""
+        removed = frame[~kept]
+        examples = tuple(dict.fromkeys(removed["image"]))[:3]
+        self.steps.append(Step(name, words, len(removed), int(kept.sum()), examples))
+        return frame[kept]
+
+    def counts(self) -> dict[str, int]:
+        """Name -> number of rows or photos: all rows, what each step removed, what is left."""
+        left = self.steps[-1].left if self.steps else self.rows
+        removed = {step.name: step.removed for step in self.steps}
+        return {"rows": self.rows, **removed, **self.notes, "images": left}
+
+    def lines(self) -> list[str]:
+        """The record as lines for people."""
+        lines = [f"{self.rows:>7,} rows in the catalogue"]
+        for step in self.steps:
+            few = f" ({', '.join(step.examples)}{', ...' if step.removed > 3 else ''})"
+            hint = few if step.removed > 0 and step.name in _WORTH_NAMING else ""
+            lines.append(f"{step.left:>7,} left: {step.removed:,} {step.words}{hint}")
+        lines += [f"        {_NOTES[name].format(count)}" for name, count in self.notes.items()]
+        return lines
+
+
+_WORTH_NAMING = {"unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
+_NOTES = {
+    "noisy_files": "{:,} of the kept photos also stand under a group that is not kept",
+    "invalid_phashes": "{:,} entries of image_phash are no phash and were computed again",
+}
+
+
+def find_catalog(data: str, images: str | None = None) -> tuple[Path, Path]:
+    """The CSV file and the folder of photos that ``data`` and ``images`` name.
+
+    :param data: a folder with train.csv and train_images/, or a CSV file.
+    :param images: the folder of photos; None: train_images beside the CSV.
+    :raises CatalogError: when one of them is not there.
+    """
+    place = Path(data).expanduser()
+    csv = place / CSV_NAME if place.is_dir() else place
+    if not place.exists():
+        raise CatalogError(
+            f"data={data}: no such file or folder, looked for from {Path.cwd()}. Name a folder "
+            f"with {CSV_NAME} and {IMAGES_NAME}/, or a CSV file."
+        )
+    if not csv.is_file():
+        raise CatalogError(
+            f"data={data}: the folder holds no {CSV_NAME}. If the catalogue has another name, "
+            "name the CSV file itself in data and its photos in images."
+        )
+    folder = Path(images).expanduser() if images else csv.parent / IMAGES_NAME
+    if not folder.is_dir():
+        raise CatalogError(
+            f"images={folder}: no such folder of photos, looked for from {Path.cwd()}. Name it "
+            "with the option images."
+        )
+    return csv, folder
+
+
+def read_catalog(csv: Path | str) -> pd.DataFrame:
+    """Read a catalogue as text: a frame with the columns of :data:`COLUMNS` that are there.
+
+    A byte-order mark, any line ends and quoted commas are understood. Values are stripped;
+    labels stay text, so ``007`` and ``7`` are two groups.
+
+    :raises CatalogError: when it cannot be read, is empty or lacks a required column.
+    """
+    path = Path(csv)
+    try:
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="replace"
+        )
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except pd.errors.EmptyDataError as error:
+        raise CatalogError(f"{path}: the file is empty; {_wanted()}") from error
+    except (pd.errors.ParserError, ValueError) as error:
+        raise CatalogError(f"{path}: is no valid CSV ({str(error).strip()}).") from error
+    frame = frame.rename(columns=lambda name: str(name).strip())
+    _check_columns(path, frame)
+    present = [name for name in COLUMNS if name in frame]
+    frame = frame[present].fillna("").apply(lambda column: column.str.strip())
+    for name in REQUIRED:
+        if frame[name].str.contains(_UNDECODABLE, regex=False).any():
+            raise CatalogError(f"{path}: column {name} is not UTF-8; save the file as UTF-8.")
+    return frame
+
+
+def select_rows(frame: pd.DataFrame, top_k: int, cleaning: Cleaning) -> pd.DataFrame:
+    """The part of cleaning that needs no photo: complete rows, largest groups, each file once.
+
+    Groups of equal size are ordered by their label, so the choice never depends on row order.
+
+    :param top_k: how many of the largest groups to keep; 0 keeps all.
+    :returns: one row a file, sorted by file name.
+    :raises CatalogError: when no row is left.
+    """
+    complete = (frame["image"] != "") & (frame["label_group"] != "")
+    kept = cleaning.keep(frame, complete, "incomplete_rows", "without image or label_group")
+    everything = kept
+    sizes = kept["label_group"].value_counts()
+    ranked = sorted(sizes.index, key=lambda label: (-sizes[label], label))
+    chosen = ranked[:top_k] if top_k else ranked
+    words = f"outside the {len(chosen):,} largest label groups" if top_k else "outside (all kept)"
+    kept = cleaning.keep(kept, kept["label_group"].isin(chosen), "outside_top_k", words)
+    # Sorted first, so that of repeated rows the same one stays whatever the order in the file.
+    by = [name for name in ("image", "label_group", "posting_id", "title") if name in kept]
+    kept = kept.sort_values(by, kind="stable")
+    first = ~kept.duplicated(["image", "label_group"])
+    kept = cleaning.keep(kept, first, "repeated_rows", "that repeat a file of their group")
+    single = ~kept["image"].duplicated(keep=False)
+    kept = cleaning.keep(
+        kept, single, "conflicting_files", "of files that stand under more than one label"
+    )
+    if kept.empty:
+        raise CatalogError("No row of the catalogue is left:\n" + "\n".join(cleaning.lines()))
+    groups = everything.groupby("image")["label_group"].nunique()
+    noisy = int((groups.reindex(kept["image"]) > 1).sum())
+    if noisy:
+        cleaning.notes["noisy_files"] = noisy
+    return kept.reset_index(drop=True)
+
+
+def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.DataFrame:
+    """Leave out rows whose path leaves the folder or whose file is not there; add ``file``.
+
+    :returns: the frame with a column ``file`` of Path.
+    """
+    root = folder.resolve()
+    files = frame["image"].map(lambda name: _inside(root, name))
+    frame = frame.assign(file=files)
+    frame = cleaning.keep(
+        frame, files.notna(), "unsafe_paths", "whose path leaves the folder of photos"
+    )
+    there = frame["file"].map(lambda file: file.is_file()).astype(bool)
+    kept = cleaning.keep(frame, there, "missing_files", f"whose file is not in {folder}")
+    if kept.empty:
+        raise CatalogError(
+            f"None of the catalogue's photos is in {folder}:\n" + "\n".join(cleaning.lines())
+        )
+    return kept.reset_index(drop=True)
+
+
+def drop_bad_images(
+    frame: pd.DataFrame, reasons: dict[int, str], policy: str, cleaning: Cleaning
+) -> pd.DataFrame:
+    """Leave out photos that do not decode, or stop at them with ``policy="error"``.
+
+    The index of the frame is kept: it is the row of the decoded pixels.
+    """
+    if reasons and policy == "error":
+        few = [f"{frame['image'][row]}: {reasons[row]}" for row in list(reasons)[:10]]
+        raise CatalogError(
+            f"{len(reasons)} photos do not decode (bad_images=skip would leave them out):\n  "
+            + "\n  ".join(few)
+        )
+    good = pd.Series(~frame.index.isin(list(reasons)), index=frame.index)
+    return cleaning.keep(frame, good, "bad_images", "that do not decode")
+
+
+def drop_conflicting_contents(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
+    """Leave out photos whose very bytes stand under more than one label, by another file name."""
+    labels = frame.groupby("content")["label_group"].transform("nunique")
+    return cleaning.keep(
+        frame,
+        labels == 1,
+        "conflicting_contents",
+        "equal, byte for byte, to a photo of another label",
+    )
+
+
+def drop_small_groups(frame: pd.DataFrame, minimum: int, cleaning: Cleaning) -> pd.DataFrame:
+    """Leave out label groups with fewer than ``minimum`` photos.
+
+    :raises CatalogError: when fewer than two groups are left to tell apart.
+    """
+    sizes = frame.groupby("label_group")["image"].transform("size")
+    frame = cleaning.keep(
+        frame, sizes >= minimum, "small_groups", f"in groups of fewer than {minimum} photos"
+    )
+    groups = frame["label_group"].nunique()
+    if groups < 2:
+        raise CatalogError(
+            f"A classifier needs two label groups with at least {minimum} photos each, and "
+            f"{groups} {'is' if groups == 1 else 'are'} left:\n" + "\n".join(cleaning.lines())
+        )
+    return frame
+
+
+def fill_phashes(
+    frame: pd.DataFrame, compute: Callable[[list[Path]], list[str]], cleaning: Cleaning
+) -> pd.DataFrame:
+    """A column ``image_phash`` of 16 hexadecimal digits, computed where it is missing or invalid.
+
+    :param compute: files -> phashes.
+    """
+    if "image_phash" in frame:
+        phashes = frame["image_phash"].str.lower()
+        valid = phashes.map(lambda text: bool(_PHASH.fullmatch(text))).astype(bool)
+        if not valid.all():
+            cleaning.notes["invalid_phashes"] = int((~valid).sum())
+    else:
+        phashes = pd.Series("", index=frame.index)
+        valid = pd.Series(False, index=frame.index)
+    missing = frame.index[~valid]
+    computed = pd.Series(compute(list(frame.loc[missing, "file"])), index=missing, dtype=str)
+    return frame.assign(image_phash=pd.concat([phashes[valid], computed]))
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """The file's real path when it lies in the folder, symbolic links followed; else None."""
+    if "\0" in name:
+        return None
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError):
+        return None
+    return path if path.is_relative_to(root) and path != root else None
+
+
+def _check_columns(path: Path, frame: pd.DataFrame) -> None:
+    missing = [name for name in REQUIRED if name not in frame]
+    if missing:
+        found = ", ".join(repr(name) for name in list(frame.columns)[:10]) or "none"
+        raise CatalogError(
+            f"{path}: column {' and '.join(missing)} is missing; found: {found}. {_wanted()}"
+        )
+    if frame.empty:
+        raise CatalogError(f"{path}: has a header and no row; {_wanted()}")
+
+
+def _wanted() -> str:
+    return (
+        f"a catalogue is a comma-separated file with the columns {', '.join(COLUMNS)}, "
+        f"of which {' and '.join(REQUIRED)} are required."
+    )

@@ -1,0 +1,131 @@
+"""From the options to photos in memory: read, clean, decode, tie copies, split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..config import AUTO, SAMPLE, DataConfig
+from . import splits
+from .cache import Progress, compute_phashes, hash_files, load_pixels
+from .catalog import (
+    Cleaning,
+    drop_bad_images,
+    drop_conflicting_contents,
+    drop_small_groups,
+    fill_phashes,
+    find_catalog,
+    locate_files,
+    read_catalog,
+    select_rows,
+)
+from .sample import sample_catalog
+
+Watch = Callable[[str], Progress | None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Clean photos with labels and splits.
+
+    :ivar frame: one row a photo, index 0, 1, ...; columns image, label_group, image_phash,
+        content (digest of the file's bytes), file (Path), split, label (int64, position in
+        ``classes``), and posting_id and title where the catalogue has them.
+    :ivar pixels: (N, size, size, 3) uint8, RGB, row for row; often memory-mapped.
+    :ivar classes: label groups as text, sorted.
+    :ivar cleaning: what each step left out.
+    :ivar source: the CSV file.
+    :ivar digest: fingerprint of the manifest: photos, labels and splits.
+    :ivar leaks: test photos with a copy in train.
+    """
+
+    frame: pd.DataFrame
+    pixels: np.ndarray
+    classes: list[str]
+    cleaning: Cleaning
+    source: Path
+    digest: str
+    leaks: int
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers (int64) of ``train``, ``val`` or ``test``."""
+        return np.flatnonzero(self.frame["split"] == split)
+
+    def manifest(self) -> pd.DataFrame:
+        """File, label, split and content digest of every photo, sorted by file."""
+        return splits.manifest(self.frame)
+
+    def lines(self) -> list[str]:
+        """What was kept and how it is split, as lines for people."""
+        sizes = " / ".join(f"{len(self.rows(name)):,} {name}" for name in splits.SPLITS)
+        return [
+            *self.cleaning.lines(),
+            f"{len(self.frame):>7,} photos of {len(self.classes):,} label groups: {sizes}",
+            f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have a copy in train",
+        ]
+
+
+def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
+    """Read, clean, decode and split the catalogue that the options name.
+
+    :param watch: title of a long step -> callback(done, total) for it.
+    :raises CatalogError: when the catalogue cannot be used; nothing is trained before.
+    """
+    watch = watch or _unwatched
+    csv, folder = _locate(config, watch)
+    rows = read_catalog(csv)
+    cleaning = Cleaning(rows=len(rows))
+    frame = select_rows(rows, config.top_k, cleaning)
+    frame = locate_files(frame, folder, cleaning)
+    files = list(frame["file"])
+    frame = frame.assign(content=hash_files(files, config.workers))
+    decoded = load_pixels(
+        files,
+        list(frame["content"]),
+        config.image_size,
+        cache=config.cache,
+        workers=config.workers,
+        progress=watch("decoding photos"),
+    )
+    frame = drop_bad_images(frame, decoded.bad, config.bad_images, cleaning)
+    frame = drop_conflicting_contents(frame, cleaning)
+    frame = drop_small_groups(frame, config.min_group, cleaning)
+    frame = fill_phashes(
+        frame,
+        lambda some: compute_phashes(some, config.workers, watch("computing phashes")),
+        cleaning,
+    )
+    frame["split"] = splits.assign_splits(frame, config.split, config.split_seed)
+    return _assemble(frame, decoded.values, cleaning, csv)
+
+
+def _unwatched(title: str) -> None:  # noqa: ARG001 - a watch that watches nothing
+    return None
+
+
+def _locate(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
+    if config.data == SAMPLE:
+        folder = sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue"))
+        return find_catalog(str(folder))
+    return find_catalog(config.data, None if config.images == AUTO else config.images)
+
+
+def _assemble(frame: pd.DataFrame, pixels: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
+    kept = frame.index.to_numpy()
+    classes = sorted(frame["label_group"].unique())
+    frame = frame.reset_index(drop=True)
+    frame["label"] = frame["label_group"].map({name: i for i, name in enumerate(classes)})
+    return Dataset(
+        frame=frame,
+        # All rows are the rule; taking some copies them out of the memory map.
+        pixels=pixels if len(kept) == len(pixels) else pixels[kept],
+        classes=classes,
+        cleaning=cleaning,
+        source=csv,
+        digest=splits.digest(splits.manifest(frame)),
+        leaks=splits.count_leaks(frame),
+    )

@@ -1,0 +1,150 @@
+"""A photo file becomes pixels: RGB, right way up, uint8. The one path for training and serving."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError
+
+# Only raster formats that shops use: no EPS or PDF, whose decoders run other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+
+# Larger than any camera's photo; above it a small file could fill the memory.
+MAX_PIXELS = 120_000_000
+
+# Changes whenever the same file would give other pixels, so that stale caches are noticed.
+RECIPE = "draft2x-bilinear-white-v1"
+
+_WHITE = (255, 255, 255)
+_OPENING = threading.Lock()
+
+# EXIF tag 0x0112 (Exif 2.3, 4.6.4): how the stored rows and columns have to be turned.
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
+    """Decode one photo and resize it to a square, the sides squeezed as the original did.
+
+    JPEG files are decoded at a reduced scale, to no less than twice the size asked for; a
+    bilinear filter with antialiasing does the rest.
+
+    :param source: a file, or the file's bytes.
+    :param size: side in pixels.
+    :returns: (size, size, 3) uint8, RGB, EXIF rotation applied, transparency over white.
+    :raises ImageError: with the reason, when it is no photo that can be decoded whole.
+    """
+    with open_photo(source) as image:
+        turn = _TURNS.get(_orientation(image))
+        image.draft(None, (2 * size, 2 * size))
+        small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
+
+
+def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
+    """Resize a decoded photo, (H, W, 3) or (H, W) uint8, by the same filter as a photo file.
+
+    :raises ImageError: for another shape or type.
+    """
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or not array.size:
+        raise ImageError(f"an array must have the shape (H, W, 3) or (H, W), not {array.shape}")
+    if array.dtype != np.uint8:
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            raise ImageError(f"an array must hold uint8 values 0..255, not {array.dtype}")
+        array = array.astype(np.uint8)
+    image = Image.fromarray(array).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+@contextmanager
+def open_photo(source: Path | bytes) -> Iterator[Image.Image]:
+    """Open a photo for reading; whatever goes wrong inside is an ImageError with the reason."""
+    try:
+        # Our own limit decides what is too large; Pillow's warning would only repeat it. Warning
+        # filters belong to the whole process, hence the lock among decoding threads.
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            _check_size(image)
+            yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"no {', '.join(FORMATS[:4])} image") from error
+    except MemoryError as error:
+        raise ImageError("not enough memory to decode it") from error
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        EOFError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        ZeroDivisionError,
+        AssertionError,
+    ) as error:
+        # Pillow's decoders answer damaged headers with these.
+        raise ImageError(f"damaged file ({type(error).__name__}: {error})") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} px: more than {MAX_PIXELS:,} pixels")
+    if width < 1 or height < 1:
+        raise ImageError("it has no pixels")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit values scaled, not clipped; what is transparent becomes white."""
+    if image.mode.startswith(("I", "F")):
+        return _from_deep(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return _over_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float32)
+    # 16-bit greys are the only deep photos that shops send; smaller ranges are 8-bit already.
+    scale = 257.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
+    grey = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+    return grey.convert("RGB")
+
+
+def _over_white(rgba: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", rgba.size, _WHITE)
+    canvas.paste(rgba, mask=rgba.getchannel("A"))
+    return canvas
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) where there is none, or the EXIF block is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (OSError, ValueError, SyntaxError, TypeError, struct.error):
+        return 1

@@ -1,0 +1,146 @@
+"""Which photo is for training, which for choosing the epoch, which for the one final test.
+
+A split is stratified by label and follows from the seed and the photos alone. ``leak_free``
+keeps all files that are copies of one another (equal bytes or equal phash, through any chain)
+on one side; ``random`` does not look at copies, as the original experiment did not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import pandas as pd
+
+from ..errors import CatalogError
+
+TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
+MANIFEST_COLUMNS = ("image", "label_group", "split", "content")
+
+
+def tie_copies(frame: pd.DataFrame) -> pd.Series:
+    """Number the sets of photos that are copies of each other, through any chain.
+
+    :param frame: columns ``content`` and ``image_phash``; an empty value ties nothing.
+    :returns: for each row the number of its set, 0, 1, ... in order of first appearance.
+    """
+    parent = list(range(len(frame)))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for column in ("content", "image_phash"):
+        first: dict[Hashable, int] = {}
+        for row, value in enumerate(frame[column]):
+            if value:
+                parent[root(row)] = root(first.setdefault(value, row))
+    roots = [root(row) for row in range(len(frame))]
+    return pd.Series(pd.factorize(np.array(roots))[0], index=frame.index, dtype="int64")
+
+
+def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> pd.Series:
+    """Assign each photo to train (80 %), val (10 %) or test (10 %).
+
+    With ``random`` the sizes are exact: ceil(0.8 n) to train, ceil(0.1 n) to val and the rest to
+    test (662, 83 and 82 of 827). With ``leak_free`` a set of copies that does not fit into val or
+    test goes to train, so those two may be a few photos short. Each label is in train.
+
+    :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
+        any row order: the result for a photo does not depend on it.
+    :returns: for each row ``train``, ``val`` or ``test``.
+    :raises CatalogError: when val or test would be empty.
+    """
+    frame = frame.sort_values("image")
+    sets = tie_copies(frame) if mode == "leak_free" else pd.Series(range(len(frame)), frame.index)
+    labels, names = pd.factorize(frame["label_group"], sort=True)
+    need = _quotas(np.bincount(labels, minlength=len(names)), len(frame))
+    rng = np.random.default_rng(seed)
+    result = np.empty(len(frame), dtype=object)
+    for rows in _in_random_order(sets.to_numpy(), rng):
+        split = _draw(need, labels[rows], rng)
+        np.subtract.at(need[split], labels[rows], 1)
+        result[rows] = SPLITS[split]
+    missing = [name for name in SPLITS if name not in result]
+    if missing:
+        raise CatalogError(
+            f"{len(frame):,} photos in {sets.nunique():,} sets of copies are too few for a split: "
+            f"nothing is left for {' and '.join(missing)}. Add photos, or use split=random if "
+            "copies on both sides are what you want."
+        )
+    return pd.Series(result, index=frame.index, dtype="str")
+
+
+def count_leaks(frame: pd.DataFrame) -> int:
+    """How many test photos have a copy (see :func:`tie_copies`) among the training photos."""
+    return int(has_copy_in_train(frame)[frame["split"] == TEST].sum())
+
+
+def has_copy_in_train(frame: pd.DataFrame) -> pd.Series:
+    """For each photo whether a copy of it is in train; columns as for the manifest, and phash."""
+    sets = tie_copies(frame)
+    return sets.isin(set(sets[frame["split"] == TRAIN]))
+
+
+def manifest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The split as a table that can be kept: file, label, split and digest of the file's bytes."""
+    return frame.loc[:, list(MANIFEST_COLUMNS)].sort_values("image").reset_index(drop=True)
+
+
+def digest(table: pd.DataFrame) -> str:
+    """Fingerprint of a table's rows, 16 hexadecimal digits; equal only for equal tables."""
+    sha = hashlib.sha256()
+    for row in table.itertuples(index=False):
+        sha.update("\x1f".join(map(str, row)).encode() + b"\x1e")
+    return sha.hexdigest()[:16]
+
+
+def _quotas(sizes: np.ndarray, total: int) -> np.ndarray:
+    """Photos wanted in each split of each label, (3, labels): whole numbers with exact sums."""
+    val = math.ceil(0.1 * total)
+    test = total - math.ceil(0.8 * total) - val
+    test_quota = _apportion(sizes, max(test, 1))
+    # What a label has not given to test it may give to val, all but one photo for train.
+    val_quota = _apportion(sizes, val, limit=sizes - test_quota - 1)
+    return np.stack([sizes - val_quota - test_quota, val_quota, test_quota])
+
+
+def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -> np.ndarray:
+    """Share ``seats`` among labels by size: largest remainders, the larger label first."""
+    limit = sizes - 1 if limit is None else limit
+    ideal = sizes * (seats / sizes.sum())
+    quota = np.minimum(np.floor(ideal).astype(int), limit)
+    order = sorted(
+        range(len(sizes)), key=lambda label: (quota[label] - ideal[label], -sizes[label])
+    )
+    while quota.sum() < seats and (quota < limit).any():
+        for label in order:
+            if quota.sum() < seats and quota[label] < limit[label]:
+                quota[label] += 1
+    return quota
+
+
+def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
+    """The rows of each set of copies: large sets first, while they fit; equal ones shuffled."""
+    rows = np.argsort(sets, kind="stable")
+    groups = np.split(rows, np.flatnonzero(np.diff(sets[rows])) + 1)
+    shuffled = [groups[position] for position in rng.permutation(len(groups))]
+    return sorted(shuffled, key=len, reverse=True)
+
+
+def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int:
+    """Draw a split for a set of copies, by what each still needs of its labels.
+
+    Train takes what fits nowhere. As the others never take more than their quota, and each label
+    has a quota of at least one in train, every label ends up in train.
+    """
+    wanted, count = np.unique(labels, return_counts=True)
+    fits = (need[:, wanted] >= count).all(axis=1)
+    weight = np.where(fits, need[:, wanted].sum(axis=1), 0).astype(float)
+    if weight.sum() == 0:
+        return 0
+    return int(rng.choice(len(SPLITS), p=weight / weight.sum()))

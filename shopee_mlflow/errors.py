@@ -1,0 +1,45 @@
+"""Errors meant for people: every message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ShopeeError(Exception):
+    """A mistake that the user can mend. The command line prints it and exits with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(ShopeeError):
+    """Options that are unknown, out of range or contradict each other.
+
+    All problems of one configuration are collected first and raised together.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n  ".join([f"{count} in the options:", *self.problems]))
+
+
+class CatalogError(ShopeeError):
+    """The catalogue (CSV, photo folder) cannot be used as it is."""
+
+
+class ImageError(ShopeeError):
+    """A photo cannot be decoded; the message is the reason, without the file's name."""
+
+
+class ModelError(ShopeeError):
+    """An architecture, a weights file or a stage that does not fit."""
+
+
+class TrackingError(ShopeeError):
+    """The tracking server, the registry or a logged model is not what was asked for."""
+
+
+class TrainingError(ShopeeError):
+    """Training cannot go on, for instance because the loss is no number any more."""
+
+    exit_code = 1

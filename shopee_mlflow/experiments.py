@@ -1,0 +1,78 @@
+"""Run a list of experiment files as one comparison: a parent run, a child each, a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .config import TrainConfig, resolve
+from .console import duration, say
+from .errors import ConfigError, ShopeeError
+from .tracking.runs import open_run
+from .train import train
+
+_FOLDER = Path(__file__).parents[1] / "experiments"
+_ORIGINAL = ("cnn", "cnn_augmented", "effnet", "effnet_pretrained", "effnet_pretrained_batch75")
+
+
+def original_table() -> list[Path]:
+    """The files of the original experiment's table, in its order.
+
+    :raises ConfigError: when this package was installed without the project around it.
+    """
+    files = [_FOLDER / f"{name}.yaml" for name in _ORIGINAL]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise ConfigError(
+            [f"files: {', '.join(missing)} not found; run this in a checkout or name files"]
+        )
+    return files
+
+
+def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
+    """Train each file's configuration and print the table of results.
+
+    One that fails is told and the others go on. All configurations are checked before the first
+    is trained.
+
+    :param typed: options for all of them, going before those in the files.
+    :returns: how many failed.
+    """
+    configs = {file.stem: resolve(TrainConfig, {**typed, "config": str(file)}) for file in files}
+    experiment = next(iter(configs.values())).experiment
+    rows: list[dict[str, Any]] = []
+    with open_run("experiments", experiment) as parent:
+        for name, config in configs.items():
+            say(f"--- {name} ({len(rows) + 1} of {len(configs)})")
+            rows.append(_run_one(name, config, typed))
+        table = pd.DataFrame(rows)
+        parent.log_table(table, "comparison.csv")
+        say("", table.to_string(index=False, na_rep=""))
+    return sum(row["failure"] != "" for row in rows)
+
+
+def _run_one(name: str, config: TrainConfig, typed: Mapping[str, str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"experiment": name, "model": config.model, "split": config.split}
+    started = time.monotonic()
+    try:
+        result = train(config, typed, nested=True, name=name)
+    except ShopeeError as error:
+        say(f"{name} failed: {error}")
+        return {**row, "failure": str(error).splitlines()[0]}
+    scores = result.scores
+    interval = f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}"
+    return {
+        **row,
+        "epochs": len(result.history),
+        "best_val_accuracy": f"{scores['best_val_accuracy']:.1%}",
+        "test_accuracy": f"{scores['test_accuracy']:.1%}",
+        "95 % interval": interval,
+        "test photos": len(result.test_labels),
+        "copies in train": result.dataset.leaks,
+        "time": duration(time.monotonic() - started),
+        "failure": "",
+    }

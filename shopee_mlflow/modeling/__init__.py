@@ -1,0 +1,1 @@
+"""What learns: architectures, freezing, the training loop and its metrics. Knows no MLflow."""

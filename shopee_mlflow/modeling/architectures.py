@@ -1,0 +1,231 @@
+"""Architectures by name: ours and all of torchvision's classifiers, heads fitted to our classes."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model_builder, get_model_weights, list_models
+
+from ..errors import ModelError
+from .models import ProductClassifier, SmallCNN
+
+_log = logging.getLogger(__name__)
+
+PRETRAINED = "_pretrained"
+_ALIASES = {"effnet": "efficientnet_b0"}
+_IMAGENET_CLASSES = 1000
+_LISTED = 12
+
+
+def architecture_names() -> list[str]:
+    """Every name that :func:`build_model` takes."""
+    plain = ["effnet", *list_models(module=torchvision.models)]
+    return ["cnn", *(name + suffix for name in plain for suffix in ("", PRETRAINED))]
+
+
+def check_architecture(name: str) -> None:
+    """:raises ModelError: when no architecture has this name, with the nearest ones."""
+    known = architecture_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ModelError(f"model={name}: no such architecture.{hint} There are: {', '.join(known)}")
+
+
+def build_model(
+    name: str, classes: Sequence[str], image_size: int = 256, weights: Path | str | None = None
+) -> ProductClassifier:
+    """Build a classifier; ``*_pretrained`` starts from torchvision's newest ImageNet weights.
+
+    :param name: ``cnn``, ``effnet``, or a torchvision classifier, the latter two with or without
+        ``_pretrained``.
+    :param classes: label groups in logit order.
+    :param weights: state-dict file to start from, instead of the download.
+    :raises ModelError: for an unknown name, a size it cannot take, or weights that do not fit.
+    """
+    check_architecture(name)
+    base = name.removesuffix(PRETRAINED)
+    if base == "cnn":
+        backbone: nn.Module = SmallCNN(image_size)
+        head: nn.Module = nn.Linear(SmallCNN.features_out, len(classes))
+        model = ProductClassifier(backbone, head, classes, image_size, name)
+        if weights:
+            _load_own(model, weights)
+    else:
+        network = _torchvision_network(_ALIASES.get(base, base), image_size)
+        if weights or name.endswith(PRETRAINED):
+            state = read_state(weights) if weights else download_state(_ALIASES.get(base, base))
+            _load_state(network, state, str(weights or "the downloaded weights"))
+        backbone, head = _replace_head(network, len(classes))
+        model = ProductClassifier(backbone, head, classes, image_size, name)
+    _check_size(model)
+    return model
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """Read a state dict, never executing what a pickle may hold (``weights_only=True``).
+
+    :raises ModelError: when the file is no state dict or asks for code to be run.
+    """
+    try:
+        state = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"weights={path}: cannot be read ({error.strerror}).") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"weights={path}: is no state dict that can be read safely ({reason}). Save one with "
+            "torch.save(model.state_dict(), path)."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"weights={path}: holds no state dict (name -> tensor).")
+    return dict(state)
+
+
+def download_state(network: str) -> dict[str, Tensor]:
+    """torchvision's newest ImageNet weights, from its cache or the network.
+
+    :raises ModelError: offline, with the file's address and the two ways to supply it.
+    """
+    weights = get_model_weights(network).DEFAULT
+    file = weights.url.rsplit("/", 1)[-1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ModelError(
+            f"The pretrained weights {file} cannot be had from {weights.url} ({reason}).\n"
+            f"Either bring that file to {cached}, or name a state-dict file in torchvision's "
+            "layout with weights=PATH. Models without _pretrained need no download."
+        ) from error
+
+
+def _torchvision_network(name: str, image_size: int) -> nn.Module:
+    """The untrained network with ImageNet's 1000 classes."""
+    builder = get_model_builder(name)
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        # Their auxiliary heads would make the output of training mode another type.
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name == "maxvit_t":
+        options["input_size"] = (image_size, image_size)
+    try:
+        return builder(**options)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise _wrong_size(name, image_size, error) from error
+
+
+def _wrong_size(name: str, image_size: int, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()
+    return ModelError(
+        f"model={name}: cannot be built for image_size={image_size} "
+        f"({reason[0][:200] if reason else type(error).__name__}). Try image_size=224."
+    )
+
+
+def _check_size(model: ProductClassifier) -> None:
+    """Run one photo through, so that a size the network cannot take is said before any work."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, model.image_size, model.image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _wrong_size(model.architecture, model.image_size, error) from error
+    finally:
+        model.train(was_training)
+
+
+def _last_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the layer that gives ImageNet's 1000 logits, whichever attribute it is."""
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    return layers[-1]
+
+
+def _replace_head(network: nn.Module, classes: int) -> tuple[nn.Module, nn.Module]:
+    """Take the last layer off: what is left gives features, and a new head takes them.
+
+    A dropout right before the last layer moves into the head, so that it is still at work where
+    the backbone is frozen.
+    """
+    path, last = _last_layer(network)
+    if isinstance(last, nn.Conv2d):
+        # SqueezeNet classifies with a convolution and pools after it: pool first instead.
+        network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return network, nn.Sequential(nn.Dropout(0.5), nn.Linear(last.in_channels, classes))
+    assert isinstance(last, nn.Linear)
+    head: nn.Module = nn.Linear(last.in_features, classes)
+    parent_path, _, child = path.rpartition(".")
+    parent = network.get_submodule(parent_path)
+    setattr(parent, child, nn.Identity())
+    if isinstance(parent, nn.Sequential) and child.isdigit() and int(child) > 0:
+        before = parent[int(child) - 1]
+        if isinstance(before, nn.Dropout):
+            parent[int(child) - 1] = nn.Identity()
+            head = nn.Sequential(nn.Dropout(before.p), head)
+    return network, head
+
+
+def _load_own(model: ProductClassifier, weights: Path | str) -> None:
+    """Load a state dict saved from a model of ours; a head of another size is left out."""
+    _load_state(model, read_state(weights), str(weights))
+
+
+def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load weights in the network's own layout.
+
+    The last layer is left out when its size differs, and a line says so.
+
+    :raises ModelError: listing keys that are missing, unknown or of another shape.
+    """
+    wanted = network.state_dict()
+    head = _last_layer(network)[0]
+    state = {key: value for key, value in state.items() if not _is_auxiliary(key, wanted)}
+    own = {key for key in wanted if key.rpartition(".")[0] == head}
+    left_out = {k for k in own if k in state and state[k].shape != wanted[k].shape}
+    if left_out:
+        _log.warning(
+            "weights=%s: its head has %d classes and is left out; the new head starts from random "
+            "values.",
+            source,
+            len(state[f"{head}.weight"]),
+        )
+    kept = {key: value for key, value in state.items() if key not in own or not left_out}
+    problems = [
+        *(f"missing: {key}" for key in wanted if key not in kept and key not in own),
+        *(f"unknown: {key}" for key in kept if key not in wanted),
+        *(
+            f"shape: {key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}"
+            for key, value in kept.items()
+            if key in wanted and value.shape != wanted[key].shape
+        ),
+    ]
+    if problems:
+        more = len(problems) - _LISTED
+        listed = "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
+        raise ModelError(
+            f"weights={source}: {len(problems)} keys do not fit this architecture:\n  {listed}"
+        )
+    network.load_state_dict(kept, strict=False)
+
+
+def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Heads that GoogLeNet and Inception use in their own training only."""
+    return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and key not in wanted

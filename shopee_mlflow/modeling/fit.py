@@ -1,0 +1,243 @@
+"""The training loop: a generator of epochs. The caller owns logging, stopping and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..config import AUTO, TrainConfig
+from ..data.batches import Batches
+from ..errors import ConfigError, TrainingError
+
+# (photos done in this epoch, running loss, running accuracy); called between batches.
+Watch = Callable[[int, float, float], None]
+_WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch gave. ``number`` counts from 1; accuracies are shares, 0..1."""
+
+    number: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    epoch_seconds: float
+    images_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """Name -> value, by the names that a run logs."""
+        return {name: value for name, value in vars(self).items() if name != "number"}
+
+
+@dataclass
+class Best:
+    """The best epoch by validation accuracy (the earlier of equals) and a copy of its weights."""
+
+    module: nn.Module
+    epoch: Epoch | None = None
+    _weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def update(self, epoch: Epoch) -> bool:
+        """Keep the module's weights if this epoch is better than all before; says whether it is."""
+        if self.epoch is not None and epoch.val_accuracy <= self.epoch.val_accuracy:
+            return False
+        self.epoch = epoch
+        self._weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+        return True
+
+    def restore(self) -> Epoch:
+        """Put the best weights back into the module."""
+        assert self.epoch is not None, "no epoch has been seen"
+        self.module.load_state_dict(self._weights)
+        return self.epoch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how precisely to compute."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision where it is asked for, else nothing."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        where = f"{self.device} ({name})" if name else str(self.device)
+        return f"{where}, {self.precision}"
+
+
+def choose_machine(device: str = AUTO, precision: str = AUTO) -> Machine:
+    """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
+
+    :raises ConfigError: when the device asked for is not there.
+    """
+    try:
+        chosen = torch.device(_best_device() if device == AUTO else device)
+    except RuntimeError:
+        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"]) from None
+    usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
+    if chosen.type not in usable:
+        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"])
+    if (chosen.index or 0) >= usable[chosen.type]:
+        there = [name for name, count in usable.items() if count]
+        raise ConfigError([f"device={device}: this machine has {', '.join(there)} only"])
+    if precision == AUTO:
+        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "fp32"
+    if precision == "fp16" and chosen.type == "cpu":
+        raise ConfigError(["precision=fp16: the CPU trains in fp32 or bf16"])
+    return Machine(chosen, precision)
+
+
+def fit(
+    module: nn.Module,
+    train: Batches,
+    val: Batches,
+    config: TrainConfig,
+    machine: Machine,
+    watch: Watch | None = None,
+) -> Iterator[Epoch]:
+    """Train, giving back one result an epoch: SGD on cross entropy, validation in eval mode.
+
+    Which epoch is the last is the caller's to decide, up to ``config.epochs``. On the CPU the
+    same seed, module and batches give the same epochs, value by value.
+
+    :param module: inputs of ``train`` -> logits; trained in place, on the device already.
+    :raises TrainingError: when the loss is no finite number any more.
+    """
+    optimizer = SGD(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    schedule = LambdaLR(optimizer, learning_rate_curve(config, steps_per_epoch=len(train)))
+    trainer = _Trainer(module, optimizer, schedule, config, machine)
+    for number in range(1, config.epochs + 1):
+        started = time.perf_counter()
+        # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
+        torch.manual_seed(config.seed * 1_000_003 + number)
+        lr = float(schedule.get_last_lr()[0])
+        train_loss, train_accuracy = trainer.train_epoch(train, number, watch)
+        seconds = time.perf_counter() - started
+        labels, logits = predict_logits(module, val, machine)
+        val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise TrainingError(
+                f"The loss in epoch {number} is {train_loss} (validation {val_loss}): training "
+                f"diverged. Lower lr (now {config.lr:g}) or set clip_norm=1."
+            )
+        yield Epoch(
+            number=number,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=float((logits.argmax(axis=1) == labels).mean()),
+            lr=lr,
+            epoch_seconds=time.perf_counter() - started,
+            images_per_second=train.photos / seconds,
+        )
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    module: nn.Module
+    optimizer: SGD
+    schedule: LambdaLR
+    config: TrainConfig
+    machine: Machine
+
+    def train_epoch(
+        self, batches: Batches, number: int, watch: Watch | None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
+        self.module.train()
+        scaler = torch.amp.GradScaler(
+            self.machine.device.type, enabled=self.machine.precision == "fp16"
+        )
+        # Summed on the device: reading a value would wait for it, so that is done rarely.
+        totals = torch.zeros(2, device=self.machine.device)
+        done, shown = 0, time.perf_counter()
+        for inputs, labels in batches.epoch(number):
+            with self.machine.autocast():
+                logits = self.module(inputs)
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            self._step(loss, scaler)
+            correct = (logits.detach().argmax(1) == labels).sum()
+            totals += torch.stack([loss.detach().float() * len(labels), correct])
+            done += len(labels)
+            if watch and time.perf_counter() - shown > _WATCH_SECONDS:
+                loss_sum, correct_sum = totals.tolist()
+                watch(done, loss_sum / done, correct_sum / done)
+                shown = time.perf_counter()
+        loss_sum, correct_sum = totals.tolist()
+        return loss_sum / done, correct_sum / done
+
+    def _step(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if self.config.clip_norm:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.schedule.step()
+
+
+@torch.inference_mode()
+def predict_logits(
+    module: nn.Module, batches: Batches, machine: Machine
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) int64 and logits (N, C) float32 of every photo, in order, in eval mode."""
+    module.eval()
+    labels, logits = [], []
+    for inputs, targets in batches.epoch():
+        with machine.autocast():
+            logits.append(module(inputs).float())
+        labels.append(targets)
+    return torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
+
+
+def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """Step number -> factor of ``lr``: a linear warm-up, then constant or half a cosine to 0."""
+    total = max(config.epochs * steps_per_epoch, 1)
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if config.schedule == "constant":
+            return 1.0
+        done = (step - warmup) / max(total - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return factor
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if _has_mps() else "cpu"
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,214 @@
+"""The frozen prefix: cut a network at a stage, run the first part once, train only the rest.
+
+The cut is made on the traced graph of the backbone (torch.fx), so it works for any architecture
+whose stages follow one another. Both parts share their layers with the whole model: what the
+rest learns is in the model, and the model that is logged is the whole, unchanged network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from ..data.batches import PLAIN, VARIANTS, Source
+from ..errors import ModelError
+from .models import ProductClassifier
+
+BACKBONE = "backbone"
+NOTHING = "none"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts: ``rest(frozen(images))`` equals ``model(images)``.
+
+    :ivar frozen: photos -> activations, always in eval mode; None where nothing is frozen.
+    :ivar rest: activations (photos where nothing is frozen) -> logits; what is trained.
+    """
+
+    frozen: FrozenPrefix | None
+    rest: nn.Module
+
+
+class FrozenPrefix(nn.Module):
+    """Preprocessing and the frozen layers. Stays in eval mode; gives no gradients."""
+
+    def __init__(self, model: ProductClassifier, layers: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that the whole model is not registered as a part of this one.
+        self._model = (model,)
+        self.layers = layers
+        for parameter in layers.parameters():
+            parameter.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenPrefix:  # noqa: ARG002 - frozen is frozen
+        """Frozen layers keep their statistics: this module never leaves eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 or float photos -> activations."""
+        return self.layers(self._model[0].preprocess(images))
+
+    def fused(self) -> nn.Module:
+        """A copy for fast inference, convolutions and batch norms merged; same values to ~1e-5."""
+        return FrozenPrefix(self._model[0], _fuse(self.layers))
+
+
+class ActivationSource:
+    """Activations of the frozen prefix, computed once for each photo and variant.
+
+    Takes the place of the photos in :class:`~shopee_mlflow.data.batches.Batches`.
+    """
+
+    def __init__(
+        self,
+        prefix: nn.Module,
+        photos: Source,
+        plain_rows: np.ndarray,
+        augmented_rows: np.ndarray,
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Run the prefix over all rows, and over every variant of ``augmented_rows``."""
+        wanted = [(row, PLAIN) for row in plain_rows]
+        wanted += [(row, variant) for variant in VARIANTS[1:] for row in augmented_rows]
+        rows, variants = np.array(wanted, dtype=np.int64).T
+        size = max(int(rows.max()), 0) + 1
+        self._place = np.full((len(VARIANTS), size), -1, dtype=np.int64)
+        self._place[variants, rows] = np.arange(len(rows))
+        self._store: Tensor | None = None
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            values = prefix(photos.take(rows[part], variants[part]))
+            self._write(values, start, len(rows))
+            if progress:
+                progress(min(start + batch_size, len(rows)), len(rows))
+
+    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
+        """Activations on the device, 4-dimensional ones in channels-last memory order."""
+        assert self._store is not None
+        index = torch.from_numpy(self._place[variants, rows]).to(self._store.device)
+        batch = self._store.index_select(0, index)
+        return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the activations take."""
+        return 0 if self._store is None else self._store.nbytes
+
+    def _write(self, values: Tensor, start: int, total: int) -> None:
+        # Channels last in memory: rows are gathered as they lie, and CPU convolutions like it.
+        rows = values.permute(0, 2, 3, 1) if values.ndim == 4 else values
+        if self._store is None:
+            self._store = rows.new_empty((total, *rows.shape[1:]))
+        self._store[start : start + len(rows)] = rows
+
+
+def cut_model(model: ProductClassifier, freeze: str) -> Cut:
+    """Cut a model after the last stage to freeze.
+
+    :param freeze: ``none``, ``backbone`` (all but the head), or a module of the backbone by its
+        dotted name, such as ``features.5`` (EfficientNet) or ``layer3`` (ResNet): everything up
+        to and including it is frozen.
+    :raises ModelError: naming the stages there are, where this is none.
+    """
+    if freeze == NOTHING:
+        return Cut(None, model)
+    if freeze == BACKBONE:
+        return Cut(FrozenPrefix(model, model.backbone), model.head)
+    stem, tail = _split_graph(model, freeze)
+    return Cut(FrozenPrefix(model, stem), nn.Sequential(tail, model.head))
+
+
+def stages(model: ProductClassifier) -> list[str]:
+    """The stages at which the backbone can be cut, from its input to its output."""
+    graph = _trace(model.backbone)
+    names = dict.fromkeys(
+        ".".join(_path(node).split(".")[:depth]) for node in graph.nodes for depth in (1, 2)
+    )
+    return [name for name in names if name and _cut_node(graph, name) is not None]
+
+
+class _StageTracer(fx.Tracer):
+    """Traces down to layers; those of torchvision.ops know whether they are training, so they
+    stay whole like torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.__module__.startswith("torchvision.ops") or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def _trace(backbone: nn.Module) -> fx.Graph:
+    try:
+        return _StageTracer().trace(backbone)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"This architecture cannot be cut at a stage ({error}). Use freeze=none or "
+            "freeze=backbone."
+        ) from error
+
+
+def _path(node: fx.Node) -> str:
+    """The dotted name of the module in which a node runs."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack), ""))
+
+
+def _cut_node(graph: fx.Graph, stage: str) -> fx.Node | None:
+    """The stage's last node, if all that follows needs nothing else from before."""
+    nodes = list(graph.nodes)
+    inside = [i for i, n in enumerate(nodes) if f"{_path(n)}.".startswith(f"{stage}.")]
+    if not inside or nodes[inside[-1]].op in ("placeholder", "get_attr"):
+        return None
+    before = set(nodes[: inside[-1]])
+    for node in nodes[inside[-1] + 1 :]:
+        if any(used in before and used.op != "get_attr" for used in node.all_input_nodes):
+            return None
+    return nodes[inside[-1]]
+
+
+def _split_graph(model: ProductClassifier, stage: str) -> tuple[nn.Module, nn.Module]:
+    graph = _trace(model.backbone)
+    cut = _cut_node(graph, stage)
+    if cut is None:
+        raise ModelError(
+            f"freeze={stage}: {model.architecture} cannot be cut there. Allowed are none, "
+            f"backbone, {', '.join(stages(model))}."
+        )
+    nodes = list(graph.nodes)
+    position = nodes.index(cut)
+    first = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[: position + 1]:
+        copies[node] = first.node_copy(node, copies.__getitem__)
+    first.output(copies[cut])
+    second = fx.Graph()
+    copies = {cut: second.placeholder("activations")}
+    for node in nodes[:position]:
+        if node.op == "get_attr":
+            copies[node] = second.node_copy(node)
+    for node in nodes[position + 1 :]:
+        copies[node] = second.node_copy(node, copies.__getitem__)
+    parts = fx.GraphModule(model.backbone, first), fx.GraphModule(model.backbone, second)
+    for part in parts:
+        part.graph.eliminate_dead_code()
+        part.recompile()
+    return parts
+
+
+def _fuse(layers: nn.Module) -> nn.Module:
+    """Merge batch norms into convolutions on a copy; as it is where the graph cannot be traced."""
+    try:
+        return fuse(layers.eval())
+    except (fx.proxy.TraceError, TypeError, RuntimeError):
+        return layers

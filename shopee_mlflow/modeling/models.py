@@ -1,0 +1,98 @@
+"""The classifier: preprocessing, backbone, head and class labels in one ``nn.Module``.
+
+This file travels inside every logged model, so it imports nothing but torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Mean and standard deviation of ImageNet's training photos, as torchvision's weights expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ProductClassifier(nn.Module):
+    """Photos in, logits over label groups out.
+
+    :ivar classes: label groups as text, in the order of the logits.
+    :ivar image_size: side in pixels to which photos are resized inside.
+    :ivar architecture: the name it was built by.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        classes: Sequence[str],
+        image_size: int,
+        architecture: str = "",
+    ) -> None:
+        super().__init__()
+        self.classes = [str(name) for name in classes]
+        self.image_size = image_size
+        self.architecture = architecture
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.backbone = backbone
+        self.head = head
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize to ``image_size`` and normalise: any photo tensor -> (N, 3, S, S) float.
+
+        :param images: (N, 3, H, W), uint8 0..255 or float 0..1, any H and W.
+        :raises ValueError: for any other shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images must have the shape (N, 3, H, W), not {tuple(images.shape)}; "
+                "add the batch dimension with images[None], and give RGB"
+            )
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        side = self.image_size
+        if images.shape[2] != side or images.shape[3] != side:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return (images - self.mean) / self.std
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Photos, as :meth:`forward` takes them -> (N, features) float, the input of the head."""
+        return self.backbone(self.preprocess(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Photos -> (N, classes) float logits.
+
+        :param images: (N, 3, H, W), uint8 0..255 or float 0..1, any H and W.
+        """
+        return self.head(self.embed(images))
+
+
+class SmallCNN(nn.Module):
+    """The original's three blocks of Conv 3x3, ReLU, MaxPool 2 (3-6-12-24 channels), hidden layer.
+
+    The flattened size follows from ``image_size`` (24 * 30 * 30 at 256 px). Unlike the original
+    there is no ReLU after the last layer, which is the head of :class:`ProductClassifier`.
+    """
+
+    features_out = 512
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        side, channels, blocks = image_size, 3, []
+        for width in (6, 12, 24):
+            blocks.append(nn.Sequential(nn.Conv2d(channels, width, 3), nn.ReLU(), nn.MaxPool2d(2)))
+            side, channels = (side - 2) // 2, width
+        self.features = nn.Sequential(*blocks)
+        self.flatten = nn.Flatten()
+        self.hidden = nn.Sequential(nn.Linear(channels * side * side, self.features_out), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, image_size, image_size) float -> (N, 512) float."""
+        return self.hidden(self.flatten(self.features(images)))

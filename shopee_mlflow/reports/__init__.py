@@ -1,0 +1,1 @@
+"""What is shown: figures and pages made of plain results."""

@@ -1,0 +1,78 @@
+"""Signals, and the parent that starts us: a run that is stopped from outside ends, and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+_POLL_SECONDS = 1.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop; the message says by whom."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into :class:`Stopped`, once; later ones wait until the run is closed.
+
+    ``mlflow run`` answers Ctrl-C by a SIGTERM of its own right after the terminal's SIGINT, so
+    the two come in pairs. Also stops when ``mlflow run`` itself is gone: it forwards no SIGTERM.
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    orphaned = threading.Event()
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's form
+        nonlocal stopping
+        if stopping:
+            return
+        stopping = True
+        gone = orphaned.is_set()
+        raise Stopped("mlflow run is gone" if gone else f"{signal.Signals(number).name} received")
+
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    finished = threading.Event()
+    _watch_launcher(finished, orphaned)
+    try:
+        yield
+    finally:
+        finished.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch_launcher(finished: threading.Event, orphaned: threading.Event) -> None:
+    """Send ourselves SIGTERM when the ``mlflow run`` that started us is no more."""
+    launcher = _find_launcher() if "MLFLOW_RUN_ID" in os.environ else None
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while not finished.wait(_POLL_SECONDS):
+            if not launcher.is_running() or launcher.status() == psutil.STATUS_ZOMBIE:
+                orphaned.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def _find_launcher() -> psutil.Process | None:
+    try:
+        for process in psutil.Process().parents():
+            if any(part.rsplit("/", 1)[-1] == "mlflow" for part in process.cmdline()):
+                return process
+    except psutil.Error:
+        return None
+    return None

@@ -1,0 +1,251 @@
+"""Train: photos in, a tracked, evaluated, logged model out. The main function is the story."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .config import AUTO, TrainConfig, as_params
+from .console import TrainingProgress, duration, say, watch
+from .data.batches import Batches, PixelSource, Source
+from .data.dataset import Dataset, load_dataset
+from .data.splits import TEST, TRAIN, VAL
+from .modeling.architectures import build_model, check_architecture
+from .modeling.fit import Best, Epoch, Machine, choose_machine, fit, predict_logits
+from .modeling.freezing import ActivationSource, Cut, cut_model
+from .modeling.metrics import class_report, confusion, score, softmax
+from .modeling.models import ProductClassifier
+from .reports.figures import confusion_figure, learning_curves
+from .tracking.runs import RunLog, machine_tags, open_run
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave.
+
+    :ivar run_id: its MLflow run.
+    :ivar model: with the weights of the best epoch, in eval mode.
+    :ivar dataset: what it was trained on.
+    :ivar history: one row an epoch, columns epoch and the metrics of an epoch.
+    :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_accuracy_low,
+        test_accuracy_high, test_loss.
+    :ivar test_labels: (T,) int64 and ``test_logits`` (T, C) float32, in the order of
+        ``dataset.rows("test")``.
+    """
+
+    run_id: str
+    model_id: str
+    model: ProductClassifier
+    dataset: Dataset = field(repr=False)
+    history: pd.DataFrame = field(repr=False)
+    scores: dict[str, float]
+    test_labels: np.ndarray = field(repr=False)
+    test_logits: np.ndarray = field(repr=False)
+
+
+def train(
+    config: TrainConfig,
+    typed: Mapping[str, str] | None = None,
+    *,
+    nested: bool = False,
+    name: str | None = None,
+) -> TrainResult:
+    """Train a classifier as the options say, and log everything about it to MLflow.
+
+    The epoch with the best validation accuracy is kept; the test split is looked at once, after
+    that.
+
+    :param typed: options as a person wrote them on the command line; logged in that spelling.
+    :param nested: make the run a child of the one that is open.
+    :param name: of the run; by default the option run_name, else the model's.
+    :raises ShopeeError: for what the user can mend, always with what, where and what to do.
+    """
+    started = time.monotonic()
+    check_architecture(config.model)
+    machine = choose_machine(config.device, config.precision)
+    with open_run(name or run_name(config), config.experiment, nested=nested) as run:
+        run.log_params({**as_params(config), **(typed or {})})
+        run.log_tags(machine_tags(str(machine)))
+        dataset = load_dataset(config, watch)
+        say(*dataset.lines())
+        log_data(run, dataset, config)
+        model = new_model(config, dataset.classes, machine)
+        say(f"{config.model} on {machine}, {_trainable(model, config)}")
+        part = prepare(model, dataset, config, machine)
+        best = Best(part.cut.rest)
+        epochs = run_epochs(run, part, best, config, machine)
+        best.restore()
+        labels, logits = predict_logits(part.cut.rest, part.test, machine)
+        model.eval().requires_grad_(True)
+        assert best.epoch is not None
+        scores = {
+            "best_val_accuracy": best.epoch.val_accuracy,
+            "best_epoch": float(best.epoch.number),
+            **{f"test_{name}": value for name, value in score(labels, logits).items()},
+        }
+        history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
+        log_results(run, dataset, history, labels, logits, scores)
+        model_id = run.log_model(model, scores)
+        say(*summary(scores, len(labels), run, time.monotonic() - started))
+    return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model cut where it is frozen, and the batches for what is trained of it."""
+
+    cut: Cut
+    train: Batches
+    val: Batches
+    test: Batches
+
+
+def run_name(config: TrainConfig) -> str:
+    """The run's name in MLflow: the one asked for, else the model's."""
+    return config.model if config.run_name == AUTO else config.run_name
+
+
+def new_model(config: TrainConfig, classes: list[str], machine: Machine) -> ProductClassifier:
+    """A model on the device, in the memory order that convolutions like; seeded."""
+    torch.manual_seed(config.seed)
+    weights = None if config.weights == AUTO else config.weights
+    model = build_model(config.model, classes, config.image_size, weights)
+    return model.to(machine.device).to(memory_format=torch.channels_last)
+
+
+def prepare(
+    model: ProductClassifier, dataset: Dataset, config: TrainConfig, machine: Machine
+) -> Prepared:
+    """Cut the model at ``freeze`` and make the batches of each split.
+
+    Where a prefix is frozen, its activations are computed here, once for each photo and variant.
+    """
+    cut = cut_model(model, config.freeze)
+    source: Source = PixelSource(dataset.pixels, machine.device)
+    if cut.frozen is not None:
+        source = _activations(cut, source, dataset, config, machine)
+
+    def batches(split: str, size: int, learn: bool = False) -> Batches:
+        return Batches(
+            source,
+            dataset.rows(split),
+            dataset.frame["label"].to_numpy(np.int64),
+            size,
+            machine.device,
+            shuffle=learn,
+            augment=learn and config.augment,
+            seed=config.seed,
+        )
+
+    return Prepared(
+        cut,
+        train=batches(TRAIN, config.batch_size, learn=True),
+        val=batches(VAL, _EVALUATION_BATCH),
+        test=batches(TEST, _EVALUATION_BATCH),
+    )
+
+
+def run_epochs(
+    run: RunLog, part: Prepared, best: Best, config: TrainConfig, machine: Machine
+) -> list[Epoch]:
+    """Train, log each epoch, keep the best, and stop early where ``patience`` says so."""
+    epochs: list[Epoch] = []
+    with TrainingProgress(part.train.photos, config.epochs) as progress:
+        loop = fit(part.cut.rest, part.train, part.val, config, machine, progress.batch)
+        for epoch in loop:
+            epochs.append(epoch)
+            improved = best.update(epoch)
+            run.log_metrics(epoch.metrics(), step=epoch.number)
+            progress.epoch(epoch.number, epoch.metrics(), improved)
+            assert best.epoch is not None
+            if config.patience and epoch.number - best.epoch.number >= config.patience:
+                say(f"stopped: no better val_accuracy for {config.patience} epochs")
+                break
+    return epochs
+
+
+def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
+    """The manifest, the record of cleaning and the dataset's fingerprint."""
+    manifest = dataset.manifest()
+    run.log_table(manifest, "data/manifest.csv")
+    run.log_text("\n".join(dataset.lines()) + "\n", "data/cleaning.txt")
+    run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
+    run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
+    counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}
+    counts |= {f"{name}_images": len(dataset.rows(name)) for name in (TRAIN, VAL, TEST)}
+    run.log_metrics({f"data/{name}": float(count) for name, count in counts.items()})
+
+
+def log_results(
+    run: RunLog,
+    dataset: Dataset,
+    history: pd.DataFrame,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    scores: Mapping[str, float],
+) -> None:
+    """Scores, curves, confusion matrix, report by class, and every test prediction."""
+    run.log_metrics(scores)
+    predicted = logits.argmax(axis=1)
+    counts = confusion(labels, predicted, dataset.classes)
+    run.log_table(history, "training/history.csv")
+    best_epoch = int(scores["best_epoch"])
+    run.log_figure(learning_curves(history, best_epoch), "training/learning_curves.png")
+    title = f"Test accuracy {scores['test_accuracy']:.1%} of {len(labels)} photos"
+    run.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
+    run.log_table(counts, "test/confusion_matrix.csv", index=True)
+    run.log_table(class_report(labels, predicted, dataset.classes), "test/report.csv")
+    run.log_table(_predictions(dataset, logits), "test/predictions.csv")
+
+
+def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: float) -> list[str]:
+    """The result in words."""
+    return [
+        f"best epoch {scores['best_epoch']:.0f}: val accuracy {scores['best_val_accuracy']:.1%}",
+        f"test accuracy {scores['test_accuracy']:.1%} of {photos} photos, 95 % interval "
+        f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
+        f"run {run.run_id}, {duration(seconds)} in all. See it with: mlflow ui",
+    ]
+
+
+def _activations(
+    cut: Cut, photos: Source, dataset: Dataset, config: TrainConfig, machine: Machine
+) -> ActivationSource:
+    assert cut.frozen is not None
+    train = dataset.rows(TRAIN) if config.augment else np.array([], dtype=np.int64)
+    with machine.autocast(), torch.no_grad():
+        source = ActivationSource(
+            cut.frozen.fused(),
+            photos,
+            plain_rows=np.arange(len(dataset.frame)),
+            augmented_rows=train,
+            progress=watch("computing what the frozen layers give"),
+        )
+    say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB")
+    return source
+
+
+def _trainable(model: ProductClassifier, config: TrainConfig) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    return f"{total:,} parameters, freeze={config.freeze}"
+
+
+def _dataset_name(config: TrainConfig) -> str:
+    return "sample" if config.data == "sample" else "catalogue"
+
+
+def _predictions(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
+    """Each test photo with its true and predicted label group and the probability."""
+    probabilities = softmax(logits)
+    predicted = probabilities.argmax(axis=1)
+    table = dataset.frame.loc[dataset.rows(TEST), ["image", "label_group"]].copy()
+    table["predicted"] = [dataset.classes[i] for i in predicted]
+    table["probability"] = probabilities.max(axis=1).round(6)
+    return table

@@ -1,0 +1,104 @@
+"""What all tests share: a cache and a tracking store of their own, and small catalogues."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared"
+COLOURS = [
+    (220, 40, 40),
+    (40, 160, 60),
+    (40, 80, 220),
+    (230, 200, 40),
+    (160, 60, 200),
+    (90, 90, 90),
+]
+
+MakeCatalog = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def own_places(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests never touch the user's cache, the checkout or another tracking store.
+
+    One store serves all tests, since a new one takes seconds.
+    """
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def make_catalog(tmp_path: Path) -> MakeCatalog:
+    """A function that draws a small catalogue: each group one colour, each photo other stripes."""
+
+    def make(groups: int = 3, each: int = 8, px: int = 40, name: str = "shop") -> Path:
+        folder = tmp_path / name
+        (folder / "train_images").mkdir(parents=True)
+        rows = []
+        for group in range(groups):
+            for number in range(each):
+                image = f"g{group}n{number}.png"
+                draw_photo(group, number, px).save(folder / "train_images" / image)
+                rows.append((f"p{group}_{number}", image, f"title {group}", f"group{group}"))
+        write_csv(folder / "train.csv", ("posting_id", "image", "title", "label_group"), rows)
+        return folder
+
+    return make
+
+
+def draw_photo(group: int, number: int, px: int = 40) -> Image.Image:
+    """A coloured square with blocks that differ from photo to photo, so that no two are copies."""
+    rng = np.random.default_rng((group, number))
+    blocks = rng.integers(-60, 60, size=(8, 8, 1)).repeat(px // 8, 0).repeat(px // 8, 1)
+    pixels = np.clip(np.array(COLOURS[group % len(COLOURS)]) + blocks, 0, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Path:
+    """Write a catalogue's CSV file."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def grocery() -> Path:
+    """Real product photos beside the project; tests of them are skipped where they are absent."""
+    folder = SHARED / "data" / "grocery"
+    if not folder.is_dir():
+        pytest.skip(f"real photos are not at {folder}")
+    return folder
+
+
+@pytest.fixture
+def shared_weights() -> Path:
+    """A real trained EfficientNet-B0 backbone beside the project."""
+    file = SHARED / "weights" / "efficientnet_b0_trashbox7.pth"
+    if not file.is_file():
+        pytest.skip(f"a trained backbone is not at {file}")
+    return file
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are computed faster by one thread, and repeat exactly on any machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
