@@ -31,8 +31,8 @@ _HOMES = {
     "build_model": "modeling.architectures",
     "score": "modeling.metrics",
     "wilson_interval": "modeling.metrics",
-    "TrainResult": "train",
-    "train": "train",
+    "TrainResult": "verbs.train",
+    "train": "verbs.train",
 }
 
 __all__ = [*_HOMES, "__version__"]

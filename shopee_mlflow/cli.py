@@ -76,7 +76,7 @@ def train_command(**options: str | None) -> None:
     """Train a classifier, evaluate it once on the test split, log everything to MLflow."""
     typed = _chosen(options)
     config = resolve(TrainConfig, typed)
-    from .train import train
+    from .verbs.train import train
 
     train(config, typed)
 
@@ -90,7 +90,7 @@ def experiments_command(files: str, **options: str | None) -> None:
 
     Options given here go before those in the files, for instance --epochs 5.
     """
-    from .experiments import original_table, run_experiments
+    from .verbs.experiments import original_table, run_experiments
 
     chosen = [Path(name) for name in files.split(",") if name] or original_table()
     sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail_before_run(error.format_message())
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        fail(f"stopped ({error or 'interrupted'})")
+        # click wraps the interruption, and with it the reason
+        reason = str(error) or str(error.__cause__ or "") or "interrupted"
+        fail(f"stopped: {reason}")
         sys.exit(_INTERRUPTED)
 
 

@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 # Left free on the disk when the cache file is made, in bytes.
 _DISK_RESERVE = 200 * 2**20
-_CHUNK = 64 * 2**20
+_CHUNK = 2**20
 
 _Out = TypeVar("_Out")
 
@@ -81,7 +82,7 @@ def hash_files(files: Sequence[Path], workers: int = 0) -> list[str]:
         except OSError:
             return ""
 
-    return list(_in_threads(digest, files, workers))
+    return _in_threads(digest, files, workers)
 
 
 def compute_phashes(
@@ -92,11 +93,14 @@ def compute_phashes(
     def phash(file: Path) -> str:
         try:
             with open_photo(file) as image:
+                image.load()
+                # It has no part in the hash, and Pillow would warn that it gets lost.
+                image.info.pop("transparency", None)
                 return str(imagehash.phash(image))
         except ImageError:
             return ""
 
-    return list(_counted(_in_threads(phash, files, workers), len(files), progress))
+    return _in_threads(phash, files, workers, progress)
 
 
 def clear_cache() -> int:
@@ -117,11 +121,9 @@ def _read_cached(target: Path) -> Pixels | None:
     """The cached pixels, or None where there are none or they are not what was written."""
     try:
         about: dict[str, Any] = json.loads(target.with_suffix(".json").read_text("utf-8"))
-        # Copy on write: torch wants writable memory, and the file must not change.
-        values = np.load(target, mmap_mode="c", allow_pickle=False)
-        if list(values.shape) != about["shape"] or _checksum(values) != about["crc32"]:
+        if _checksum(target) != about["crc32"]:
             return None
-        return Pixels(values, {int(row): reason for row, reason in about["bad"].items()})
+        return Pixels(_map(target), {int(row): reason for row, reason in about["bad"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
 
@@ -129,21 +131,32 @@ def _read_cached(target: Path) -> Pixels | None:
 def _build(
     target: Path, files: Sequence[Path], size: int, workers: int, progress: Progress | None
 ) -> Pixels:
-    """Decode into a file of our own and rename it: two processes at once do no harm."""
+    """Decode into a file of our own and rename it: two builds at once do no harm."""
     shape = (len(files), size, size, 3)
     _check_disk(target.parent, int(np.prod(shape)))
-    own = target.with_suffix(f".{os.getpid()}.tmp")
+    own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         values = np.lib.format.open_memmap(own, mode="w+", dtype=np.uint8, shape=shape)
         bad = _decode_into(values, files, workers, progress)
         values.flush()
-        about = {"shape": list(shape), "crc32": _checksum(values), "bad": bad}
+        about = {"crc32": _checksum(own), "bad": bad}
         own.replace(target)
         own.write_text(json.dumps(about), encoding="utf-8")
         own.replace(target.with_suffix(".json"))
+    except OSError as error:
+        raise CatalogError(
+            f"The cache folder {target.parent} cannot be written to ({error.strerror or error}). "
+            f"Name another one with {CACHE_VARIABLE}, or set cache=false."
+        ) from error
     finally:
         own.unlink(missing_ok=True)
-    return Pixels(np.load(target, mmap_mode="c", allow_pickle=False), bad)
+    return Pixels(_map(target), bad)
+
+
+def _map(target: Path) -> np.ndarray:
+    # Copy on write: torch wants writable memory, and the file must not change.
+    values: np.ndarray = np.load(target, mmap_mode="c", allow_pickle=False)
+    return values
 
 
 def _check_disk(folder: Path, needed: int) -> None:
@@ -169,25 +182,34 @@ def _decode_into(
             return str(error)
         return None
 
-    reasons = _counted(_in_threads(decode, range(len(files)), workers), len(files), progress)
+    reasons = _in_threads(decode, range(len(files)), workers, progress)
     return {row: reason for row, reason in enumerate(reasons) if reason is not None}
 
 
-def _in_threads(work: Callable[[Any], _Out], items: Sequence[Any], workers: int) -> Iterator[_Out]:
+def _in_threads(
+    work: Callable[[Any], _Out],
+    items: Sequence[Any],
+    workers: int,
+    progress: Progress | None = None,
+) -> list[_Out]:
+    """The results in the order of the items; an error or Ctrl-C leaves out what has not begun."""
+    results = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        yield from pool.map(work, items)
+        try:
+            for result in pool.map(work, items):
+                results.append(result)
+                if progress:
+                    progress(len(results), len(items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
 
 
-def _counted(results: Iterable[_Out], total: int, progress: Progress | None) -> Iterator[_Out]:
-    for done, result in enumerate(results, start=1):
-        if progress:
-            progress(done, total)
-        yield result
-
-
-def _checksum(values: np.ndarray) -> int:
-    flat = values.reshape(-1)
+def _checksum(file: Path) -> int:
+    """CRC-32 of the whole file: its header is trusted no more than its pixels."""
     crc = 0
-    for start in range(0, flat.size, _CHUNK):
-        crc = zlib.crc32(flat[start : start + _CHUNK].data, crc)
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
     return crc

@@ -18,6 +18,8 @@ IMAGES_NAME = "train_images"
 
 _PHASH = re.compile(r"[0-9a-f]{16}")
 _UNDECODABLE = "\ufffd"
+# Half of the bytes of a UTF-16 file, such as spreadsheets save, are zeros.
+_NOT_UTF8 = (_UNDECODABLE, "\0")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def find_catalog(data: str, images: str | None = None) -> tuple[Path, Path]:
     :param images: the folder of photos; None: train_images beside the CSV.
     :raises CatalogError: when one of them is not there.
     """
+    try:
+        return _find(data, images)
+    except (OSError, RuntimeError) as error:
+        # No permission, a name that is too long, or the home of a user who is not there.
+        raise CatalogError(f"data={data}: cannot be looked for ({error}).") from error
+
+
+def _find(data: str, images: str | None) -> tuple[Path, Path]:
     place = Path(data).expanduser()
     csv = place / CSV_NAME if place.is_dir() else place
     if not place.exists():
@@ -109,7 +119,12 @@ def read_catalog(csv: Path | str) -> pd.DataFrame:
     path = Path(csv)
     try:
         frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="replace"
+            path,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+            encoding_errors="replace",
         )
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -118,6 +133,7 @@ def read_catalog(csv: Path | str) -> pd.DataFrame:
     except (pd.errors.ParserError, ValueError) as error:
         raise CatalogError(f"{path}: is no valid CSV ({str(error).strip()}).") from error
     frame = frame.rename(columns=lambda name: str(name).strip())
+    frame = frame.loc[:, ~frame.columns.duplicated()]
     _check_columns(path, frame)
     present = [name for name in COLUMNS if name in frame]
     frame = frame[present].fillna("").apply(lambda column: column.str.strip())
@@ -145,7 +161,8 @@ def select_rows(frame: pd.DataFrame, top_k: int, cleaning: Cleaning) -> pd.DataF
     words = f"outside the {len(chosen):,} largest label groups" if top_k else "outside (all kept)"
     kept = cleaning.keep(kept, kept["label_group"].isin(chosen), "outside_top_k", words)
     # Sorted first, so that of repeated rows the same one stays whatever the order in the file.
-    by = [name for name in ("image", "label_group", "posting_id", "title") if name in kept]
+    order = ("image", "label_group", "posting_id", "title", "image_phash")
+    by = [name for name in order if name in kept]
     kept = kept.sort_values(by, kind="stable")
     first = ~kept.duplicated(["image", "label_group"])
     kept = cleaning.keep(kept, first, "repeated_rows", "that repeat a file of their group")
@@ -173,7 +190,7 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
     frame = cleaning.keep(
         frame, files.notna(), "unsafe_paths", "whose path leaves the folder of photos"
     )
-    there = frame["file"].map(lambda file: file.is_file()).astype(bool)
+    there = frame["file"].map(_is_file).astype(bool)
     kept = cleaning.keep(frame, there, "missing_files", f"whose file is not in {folder}")
     if kept.empty:
         raise CatalogError(
@@ -244,6 +261,8 @@ def fill_phashes(
         phashes = pd.Series("", index=frame.index)
         valid = pd.Series(False, index=frame.index)
     missing = frame.index[~valid]
+    if missing.empty:
+        return frame.assign(image_phash=phashes)
     computed = pd.Series(compute(list(frame.loc[missing, "file"])), index=missing, dtype=str)
     return frame.assign(image_phash=pd.concat([phashes[valid], computed]))
 
@@ -259,8 +278,21 @@ def _inside(root: Path, name: str) -> Path | None:
     return path if path.is_relative_to(root) and path != root else None
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A name that is too long, or a folder that may not be entered.
+        return False
+
+
 def _check_columns(path: Path, frame: pd.DataFrame) -> None:
+    if not isinstance(frame.index, pd.RangeIndex):
+        # pandas takes the surplus for row names and would shift every column.
+        raise CatalogError(f"{path}: is no valid CSV (rows have more fields than the header).")
     missing = [name for name in REQUIRED if name not in frame]
+    if missing and any(mark in name for name in frame.columns for mark in _NOT_UTF8):
+        raise CatalogError(f"{path}: the header is not UTF-8; save the file as UTF-8.")
     if missing:
         found = ", ".join(repr(name) for name in list(frame.columns)[:10]) or "none"
         raise CatalogError(

@@ -16,16 +16,30 @@ from PIL import Image
 from ..errors import ImageError
 
 # Only raster formats that shops use: no EPS or PDF, whose decoders run other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Larger than any camera's photo; above it a small file could fill the memory.
 MAX_PIXELS = 120_000_000
 
 # Changes whenever the same file would give other pixels, so that stale caches are noticed.
-RECIPE = "draft2x-bilinear-white-v1"
+RECIPE = "draft2x-bilinear-white-v2"
 
 _WHITE = (255, 255, 255)
-_OPENING = threading.Lock()
+_FILTERS = threading.Lock()
+
+# Pillow's decoders answer damaged files with these, besides OSError.
+_DAMAGE = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+)
 
 # EXIF tag 0x0112 (Exif 2.3, 4.6.4): how the stored rows and columns have to be turned.
 _ORIENTATION_TAG = 0x0112
@@ -52,9 +66,10 @@ def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
     :raises ImageError: with the reason, when it is no photo that can be decoded whole.
     """
     with open_photo(source) as image:
-        turn = _TURNS.get(_orientation(image))
         image.draft(None, (2 * size, 2 * size))
         small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+        # Asked for after decoding: Pillow turns TIFF files itself then, and takes the mark away.
+        turn = _TURNS.get(_orientation(image))
     return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
 
 
@@ -77,14 +92,15 @@ def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
 def open_photo(source: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo for reading; whatever goes wrong inside is an ImageError with the reason."""
     try:
-        # Our own limit decides what is too large; Pillow's warning would only repeat it. Warning
-        # filters belong to the whole process, hence the lock among decoding threads.
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with _without_warnings():
             image = Image.open(file, formats=FORMATS)
         with image:
             _check_size(image)
+            if image.format == "TIFF":
+                # Its tags, which Pillow warns about, are read again while it is decoded.
+                with _without_warnings():
+                    image.load()
             yield image
     except ImageError:
         raise
@@ -96,19 +112,19 @@ def open_photo(source: Path | bytes) -> Iterator[Image.Image]:
         raise ImageError("not enough memory to decode it") from error
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
-    except (
-        ValueError,
-        SyntaxError,
-        TypeError,
-        EOFError,
-        IndexError,
-        KeyError,
-        OverflowError,
-        ZeroDivisionError,
-        AssertionError,
-    ) as error:
-        # Pillow's decoders answer damaged headers with these.
+    except _DAMAGE as error:
         raise ImageError(f"damaged file ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What Pillow warns about is for us an error or, like damaged EXIF, of no matter.
+
+    Warning filters belong to the whole process, hence the lock among decoding threads.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_size(image: Image.Image) -> None:
@@ -129,7 +145,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
     # 16-bit greys are the only deep photos that shops send; smaller ranges are 8-bit already.
     scale = 257.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
     grey = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
@@ -145,6 +161,7 @@ def _over_white(rgba: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 (upright) where there is none, or the EXIF block is damaged."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (OSError, ValueError, SyntaxError, TypeError, struct.error):
+        with _without_warnings():
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (OSError, *_DAMAGE):
         return 1

@@ -80,7 +80,7 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     except OSError as error:
         raise ModelError(f"weights={path}: cannot be read ({error.strerror}).") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(
             f"weights={path}: is no state dict that can be read safely ({reason}). Save one with "
             "torch.save(model.state_dict(), path)."

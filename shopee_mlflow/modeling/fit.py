@@ -44,7 +44,11 @@ class Epoch:
 
 @dataclass
 class Best:
-    """The best epoch by validation accuracy (the earlier of equals) and a copy of its weights."""
+    """The best epoch by validation accuracy, and a copy of its weights.
+
+    Of epochs of equal accuracy, which are common where few photos validate, the one of lower
+    validation loss is the better.
+    """
 
     module: nn.Module
     epoch: Epoch | None = None
@@ -52,7 +56,7 @@ class Best:
 
     def update(self, epoch: Epoch) -> bool:
         """Keep the module's weights if this epoch is better than all before; says whether it is."""
-        if self.epoch is not None and epoch.val_accuracy <= self.epoch.val_accuracy:
+        if self.epoch is not None and _rank(epoch) <= _rank(self.epoch):
             return False
         self.epoch = epoch
         self._weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
@@ -63,6 +67,10 @@ class Best:
         assert self.epoch is not None, "no epoch has been seen"
         self.module.load_state_dict(self._weights)
         return self.epoch
+
+
+def _rank(epoch: Epoch) -> tuple[float, float]:
+    return epoch.val_accuracy, -epoch.val_loss
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import AUTO, TrainConfig, as_params
-from .console import TrainingProgress, duration, say, watch
-from .data.batches import Batches, PixelSource, Source
-from .data.dataset import Dataset, load_dataset
-from .data.splits import TEST, TRAIN, VAL
-from .modeling.architectures import build_model, check_architecture
-from .modeling.fit import Best, Epoch, Machine, choose_machine, fit, predict_logits
-from .modeling.freezing import ActivationSource, Cut, cut_model
-from .modeling.metrics import class_report, confusion, score, softmax
-from .modeling.models import ProductClassifier
-from .reports.figures import confusion_figure, learning_curves
-from .tracking.runs import RunLog, machine_tags, open_run
+from ..config import AUTO, TrainConfig, as_params
+from ..console import TrainingProgress, duration, say, watch
+from ..data.batches import Batches, PixelSource, Source
+from ..data.dataset import Dataset, load_dataset
+from ..data.splits import TEST, TRAIN, VAL
+from ..modeling.architectures import build_model, check_architecture
+from ..modeling.fit import Best, Epoch, Machine, choose_machine, fit, predict_logits
+from ..modeling.freezing import ActivationSource, Cut, cut_model
+from ..modeling.metrics import class_report, confusion, score, softmax
+from ..modeling.models import ProductClassifier
+from ..reports.figures import confusion_figure, learning_curves
+from ..tracking.runs import RunLog, machine_tags, open_run
 
 _EVALUATION_BATCH = 64
 
@@ -164,11 +164,15 @@ def run_epochs(
             improved = best.update(epoch)
             run.log_metrics(epoch.metrics(), step=epoch.number)
             progress.epoch(epoch.number, epoch.metrics(), improved)
-            assert best.epoch is not None
-            if config.patience and epoch.number - best.epoch.number >= config.patience:
+            if config.patience and _epochs_without_progress(epochs) >= config.patience:
                 say(f"stopped: no better val_accuracy for {config.patience} epochs")
                 break
     return epochs
+
+
+def _epochs_without_progress(epochs: list[Epoch]) -> int:
+    accuracies = [epoch.val_accuracy for epoch in epochs]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))
 
 
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:

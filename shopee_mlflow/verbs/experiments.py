@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from .config import TrainConfig, resolve
-from .console import duration, say
-from .errors import ConfigError, ShopeeError
-from .tracking.runs import open_run
+from ..config import TrainConfig, resolve
+from ..console import duration, say
+from ..errors import ConfigError, ShopeeError
+from ..tracking.runs import open_run
 from .train import train
 
-_FOLDER = Path(__file__).parents[1] / "experiments"
+_FOLDER = Path(__file__).parents[2] / "experiments"
 _ORIGINAL = ("cnn", "cnn_augmented", "effnet", "effnet_pretrained", "effnet_pretrained_batch75")
 
 

@@ -1,0 +1,133 @@
+"""Options: one spelling everywhere, every problem found and told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shopee_mlflow.config import DataConfig, TrainConfig, as_params, resolve
+from shopee_mlflow.errors import ConfigError
+
+
+def test_defaults_are_allowed_by_their_own_rules() -> None:
+    given = {name: value for name, value in as_params(TrainConfig()).items() if name != "config"}
+    assert resolve(TrainConfig, given) == TrainConfig()
+
+
+def test_the_command_line_goes_before_the_file_and_that_before_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr: 0.5\nepochs: 7\nmodel: cnn\n")
+    config = resolve(TrainConfig, {"config": str(file), "epochs": "9"})
+    assert (config.lr, config.epochs, config.model, config.batch_size) == (0.5, 9, "cnn", 75)
+    assert config.config == str(file)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("momentum: 1.0\nlernrate: 3\n")
+    given = {"config": str(file), "lr": "-1", "epochs": "many", "split": "fair", "augment": "maybe"}
+    with pytest.raises(ConfigError) as caught:
+        resolve(TrainConfig, given)
+    text = str(caught.value)
+    assert "6 problems" in text
+    assert f"momentum=1.0: must be a number at least 0 and below 1 (in {file})" in text
+    assert "lernrate: no such option." in text
+    assert "lr=-1: must be a number above 0 and at most 100" in text
+    assert "epochs=many: must be a whole number at least 1" in text
+    assert "split=fair: must be one of leak_free, random" in text
+    assert "augment=maybe: must be true or false" in text
+
+
+def test_an_unknown_option_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError, match="batchsize: no such option. Did you mean batch_size?"):
+        resolve(TrainConfig, {"batchsize": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "1e-3", 0.001),
+        ("epochs", "50", 50),
+        ("epochs", "50.0", 50),
+        ("augment", "False", False),
+        ("augment", "yes", True),
+        ("model", " cnn ", "cnn"),
+        ("seed", 3, 3),
+        ("cache", False, False),
+    ],
+)
+def test_values_of_every_kind_are_read(name: str, text: object, value: object) -> None:
+    assert getattr(resolve(TrainConfig, {name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("epochs", "2.5"),
+        ("epochs", True),
+        ("epochs", None),
+        ("epochs", "nan"),
+        ("lr", "inf"),
+        ("lr", "nan"),
+        ("lr", [0.1, 0.2]),
+        ("model", ""),
+        ("seed", "-1"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(name: str, text: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=.*must be"):
+        resolve(TrainConfig, {name: text})
+
+
+def test_a_number_without_a_point_in_yaml_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "exp.yaml"
+    file.write_text("lr: 1e-3\n")  # YAML 1.1 reads this as text
+    assert resolve(TrainConfig, {"config": str(file)}).lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "must hold lines of 'option: value'"),
+        ("a: [1", "is no valid YAML"),
+        ("config: other.yaml\n", "may not name another config file"),
+        ("model: !!python/object/apply:os.getcwd []\n", "is no valid YAML"),
+    ],
+)
+def test_a_bad_file_is_a_clear_error(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        resolve(TrainConfig, {"config": str(file)})
+
+
+def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read .* looked for from"):
+        resolve(TrainConfig, {"config": "nowhere.yaml"})
+
+
+def test_options_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="warmup_epochs=9.0: must be at most epochs=3"):
+        resolve(TrainConfig, {"epochs": 3, "warmup_epochs": 9})
+    with pytest.raises(ConfigError, match="weights=gone.pth: no such file"):
+        resolve(TrainConfig, {"weights": "gone.pth"})
+    with pytest.raises(ConfigError, match="the built-in sample has its own"):
+        resolve(DataConfig, {"images": "photos"})
+
+
+def test_params_have_one_spelling() -> None:
+    params = as_params(TrainConfig(lr=1e-3, augment=False))
+    assert params["lr"] == "0.001"
+    assert params["augment"] == "false"
+    assert params["weight_decay"] == "0.0001"
+    assert list(params) == [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+def test_the_contract_names_are_there() -> None:
+    contract = (
+        "model data top_k split image_size augment epochs batch_size lr momentum weight_decay "
+        "freeze weights seed device config"
+    )
+    assert set(contract.split()) <= set(as_params(TrainConfig()))

@@ -1,0 +1,56 @@
+"""Scores and their intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shopee_mlflow.modeling.metrics import class_report, confusion, score, softmax, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        # From scipy.stats.binomtest(correct, total).proportion_ci(method="wilson").
+        (74, 75, 0.928266, 0.997642),
+        (1, 10, 0.017876, 0.404150),
+        (0, 20, 0.0, 0.161125),
+        (20, 20, 0.838875, 1.0),
+    ],
+)
+def test_wilson_interval(correct: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 0), (-1, 3), (4, 3)])
+def test_wilson_interval_of_nonsense(correct: int, total: int) -> None:
+    with pytest.raises(ValueError, match="needs 0 <= correct <= total"):
+        wilson_interval(correct, total)
+
+
+def test_score_counts_every_photo() -> None:
+    logits = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], np.float32)
+    result = score(np.array([0, 1, 1]), logits)
+    assert result["accuracy"] == pytest.approx(2 / 3)
+    losses = [np.log1p(np.exp(-2.0)), np.log1p(np.exp(-3.0)), np.log1p(np.exp(1.0))]
+    assert result["loss"] == pytest.approx(np.mean(losses))
+    assert result["accuracy_low"] < 2 / 3 < result["accuracy_high"]
+
+
+def test_a_confident_mistake_has_a_finite_loss() -> None:
+    assert score(np.array([1]), np.array([[2000.0, 0.0]]))["loss"] == pytest.approx(2000.0)
+
+
+def test_softmax_sums_to_one_without_overflow() -> None:
+    probabilities = softmax(np.array([[1000.0, 1000.0], [0.0, -1000.0]], np.float32))
+    assert probabilities == pytest.approx(np.array([[0.5, 0.5], [1.0, 0.0]]))
+
+
+def test_tables_name_the_classes_even_those_never_predicted() -> None:
+    labels, predicted = np.array([0, 0, 2]), np.array([0, 2, 2])
+    counts = confusion(labels, predicted, ["a", "b", "c"])
+    assert counts.to_numpy().tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 1]]
+    report = class_report(labels, predicted, ["a", "b", "c"]).set_index("label_group")
+    assert report.loc["a", "recall"] == 0.5
+    assert report.loc["b", "support"] == 0
+    assert report.loc["macro avg", "support"] == 3

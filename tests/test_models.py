@@ -1,0 +1,251 @@
+"""Architectures: every name builds, takes any photo tensor and has our head; weights fit or say why."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import list_models
+
+from shopee_mlflow.errors import ModelError
+from shopee_mlflow.modeling import architectures
+from shopee_mlflow.modeling.architectures import architecture_names, build_model, read_state
+from shopee_mlflow.modeling.models import IMAGENET_MEAN, IMAGENET_STD, ProductClassifier
+
+CLASSES = ["mug", "shoe", "bag", "cap", "jar"]
+SMALL = "mobilenet_v3_small"
+
+
+@pytest.fixture
+def small() -> ProductClassifier:
+    torch.manual_seed(0)
+    return build_model("cnn", CLASSES, image_size=32).eval()
+
+
+# One of each way in which torchvision keeps its last layer.
+KINDS = [
+    "alexnet",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "vgg11",
+    "vit_b_32",
+    "convnext_tiny",
+]
+OTHERS = [name for name in list_models(module=torchvision.models) if name not in KINDS]
+
+
+@pytest.mark.parametrize(
+    "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_every_torchvision_classifier_gets_our_head(name: str) -> None:
+    size = 224 if name.startswith(("vit", "maxvit")) else 128
+    if name.startswith("regnet"):
+        # Its builder computes widths from tensors, which the meta device has none of.
+        if name != "regnet_x_400mf":
+            pytest.skip("built like regnet_x_400mf, only larger")
+        model = build_model(name, CLASSES, size)
+        images = torch.zeros(2, 3, size, size)
+    else:
+        with torch.device("meta"):
+            network = architectures._torchvision_network(name, size)
+            backbone, head = architectures._replace_head(network, len(CLASSES))
+            model = ProductClassifier(backbone, head, CLASSES, size, name)
+            images = torch.zeros(2, 3, size, size)
+    model.train()
+    features = model.embed(images)
+    assert features.shape[0] == 2
+    assert features.ndim == 2
+    assert model(images).shape == (2, len(CLASSES))
+    assert not any(isinstance(m, nn.Linear) and m.out_features == 1000 for m in model.modules())
+
+
+def test_names_with_and_without_pretrained() -> None:
+    names = architecture_names()
+    assert {"cnn", "effnet", "effnet_pretrained", "resnet50", "resnet50_pretrained"} <= set(names)
+    assert "cnn_pretrained" not in names
+
+
+def test_an_unknown_name_lists_all_and_the_nearest() -> None:
+    with pytest.raises(ModelError, match="model=resnet5: no such architecture. Did you mean resn"):
+        build_model("resnet5", CLASSES)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (50, 20), (7, 300)])
+def test_any_size_and_both_types_of_tensor(
+    small: ProductClassifier, height: int, width: int
+) -> None:
+    images = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8)
+    with torch.no_grad():
+        from_bytes, from_floats = small(images), small(images.float() / 255)
+    assert from_bytes.shape == (3, len(CLASSES))
+    torch.testing.assert_close(from_bytes, from_floats)
+
+
+def test_preprocessing_is_imagenets(small: ProductClassifier) -> None:
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(small.preprocess(white)[0, :, 5, 5], expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 32, 32, 3)])
+def test_another_shape_is_a_clear_error(small: ProductClassifier, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must have the shape \(N, 3, H, W\)"):
+        small(torch.zeros(shape))
+
+
+def test_the_cnn_is_the_originals_without_its_last_relu() -> None:
+    model = build_model("cnn", [str(i) for i in range(21)], image_size=256)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.ndim > 1]
+    assert shapes == [
+        (6, 3, 3, 3),
+        (12, 6, 3, 3),
+        (24, 12, 3, 3),
+        (512, 24 * 30 * 30),
+        (21, 512),
+    ]
+    assert isinstance(model.head, nn.Linear)
+
+
+def test_a_dropout_before_the_head_moves_into_it() -> None:
+    model = build_model("effnet", CLASSES, 64)
+    assert isinstance(model.head, nn.Sequential)
+    assert isinstance(model.head[0], nn.Dropout)
+    assert not any(isinstance(m, nn.Dropout) for m in model.backbone.modules())
+
+
+def test_a_size_that_the_network_cannot_take_is_said() -> None:
+    with pytest.raises(ModelError, match="alexnet: cannot be built for image_size=32 .*Try image"):
+        build_model("alexnet", CLASSES, 32)
+
+
+def save_state(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
+    """A torchvision state dict with a 7-class head and some keys changed, or taken out (None)."""
+    torch.manual_seed(1)
+    state = torchvision.models.get_model(SMALL, weights=None, num_classes=7).state_dict()
+    for key, value in changes.items():
+        if value is None:
+            del state[key]
+        else:
+            state[key] = value
+    torch.save(state, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_local_weights_are_loaded_and_a_head_of_another_size_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = save_state(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        model = build_model(f"{SMALL}_pretrained", CLASSES, 64, file)
+    assert "its head has 7 classes and is left out" in caplog.text
+    state = torch.load(file, weights_only=True)
+    torch.testing.assert_close(
+        model.backbone.state_dict()["features.0.0.weight"], state["features.0.0.weight"]
+    )
+
+
+def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    wrong = {
+        "features.0.0.weight": torch.zeros(1),
+        "features.1.extra": torch.zeros(2),
+        "features.0.1.bias": None,
+    }
+    file = save_state(tmp_path, **wrong)
+    with pytest.raises(ModelError, match="3 keys do not fit") as caught:
+        build_model(SMALL, CLASSES, 64, file)
+    text = str(caught.value)
+    assert "missing: features.0.1.bias" in text
+    assert "unknown: features.1.extra" in text
+    assert "shape: features.0.0.weight is (1,), wanted (16, 3, 3, 3)" in text
+
+
+def test_weights_of_our_own_cnn(tmp_path: Path, small: ProductClassifier) -> None:
+    torch.save(small.state_dict(), tmp_path / "cnn.pth")
+    again = build_model("cnn", CLASSES, 32, tmp_path / "cnn.pth")
+    torch.testing.assert_close(again.state_dict(), small.state_dict())
+
+
+class Malicious:
+    """Unpickling this would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.target,))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"a": Malicious(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ModelError, match="no state dict that can be read safely"):
+        read_state(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x02}q\x00."])
+def test_a_file_that_is_no_state_dict(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ModelError, match="state dict|safely"):
+        build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+
+
+def test_a_wrapped_state_dict_is_found(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(1)}}, tmp_path / "wrapped.pth")
+    assert list(read_state(tmp_path / "wrapped.pth")) == ["a"]
+
+
+def test_offline_the_error_names_the_file_and_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", "empty-hub")
+    with pytest.raises(ModelError, match="mobilenet_v3_small-.*cannot be had from") as caught:
+        build_model(f"{SMALL}_pretrained", CLASSES, 64)
+    text = str(caught.value)
+    assert "Name or service not known" in text
+    assert "checkpoints/mobilenet_v3_small-" in text
+    assert "weights=PATH" in text
+
+
+def test_downloaded_weights_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    state = torchvision.models.get_model(SMALL, weights=None).state_dict()
+    asked: list[str] = []
+
+    def answer(url: str, **options: object) -> dict[str, torch.Tensor]:
+        asked.append(url)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", answer)
+    model = build_model(f"{SMALL}_pretrained", CLASSES, 64)
+    assert len(asked) == 1
+    assert asked[0].endswith(".pth")
+    torch.testing.assert_close(
+        model.backbone.state_dict()["features.0.0.weight"], state["features.0.0.weight"]
+    )
+
+
+def test_a_real_trained_backbone(shared_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = build_model("effnet_pretrained", CLASSES, 64, shared_weights)
+    assert "its head has 7 classes" in caplog.text
+    state = read_state(shared_weights)
+    torch.testing.assert_close(
+        model.backbone.state_dict()["features.8.0.weight"], state["features.8.0.weight"]
+    )

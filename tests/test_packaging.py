@@ -1,0 +1,79 @@
+"""setup.cfg, conda.yaml, MLproject and the command line tell the same story."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import yaml
+
+from shopee_mlflow.cli import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def setup_requirements() -> list[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return sorted(parser["options"]["install_requires"].split())
+
+
+def test_conda_and_setup_name_the_same_packages() -> None:
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    (pip,) = (part["pip"] for part in conda["dependencies"] if isinstance(part, dict))
+    assert sorted(pip) == setup_requirements()
+    assert len(pip) > 10
+
+
+def test_conda_and_setup_name_the_same_python() -> None:
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    (python,) = (p for p in conda["dependencies"] if str(p).startswith("python="))
+    assert parser["options"]["python_requires"] == python.replace("python=", ">=")
+
+
+def test_each_import_is_a_declared_dependency() -> None:
+    import ast
+    import sys
+
+    names = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
+    declared = {re.split(r"[<>=]", r)[0] for r in setup_requirements()}
+    for file in (ROOT / "shopee_mlflow").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                tops = [alias.name.split(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                tops = [node.module.split(".")[0]]
+            else:
+                continue
+            for top in tops:
+                if top not in sys.stdlib_module_names:
+                    assert names.get(top, top).lower() in declared, f"{file}: {top}"
+
+
+def test_entry_points_are_commands_and_declare_no_parameters() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert project["conda_env"] == "conda.yaml"
+    assert {"train"} <= set(project["entry_points"])
+    for name, entry in project["entry_points"].items():
+        assert entry == {"command": f"python -m shopee_mlflow {name}"}
+        assert name in cli.commands
+
+
+def test_experiments_hold_only_differences_and_say_how_to_run_them() -> None:
+    from shopee_mlflow.config import TrainConfig, as_params, read_yaml, resolve
+
+    files = sorted((ROOT / "experiments").glob("*.yaml"))
+    assert len(files) >= 6
+    defaults = as_params(TrainConfig())
+    for file in files:
+        header = file.read_text().split("\n\n")[0]
+        assert header.startswith("# "), file
+        assert f"-P config=experiments/{file.name}" in header, file
+        values = as_params(resolve(TrainConfig, {"config": str(file)}))
+        for name in read_yaml(file):
+            # The model is named even where it is the default: it is what the file is about.
+            same = values[name] == defaults[name] and name != "model"
+            assert not same, f"{file.name}: {name} is the default"
