@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
@@ -47,8 +47,9 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     """Assign each photo to train (80 %), val (10 %) or test (10 %).
 
     With ``random`` the sizes are exact: ceil(0.8 n) to train, ceil(0.1 n) to val and the rest to
-    test (662, 83 and 82 of 827). With ``leak_free`` a set of copies that does not fit into val or
-    test goes to train, so those two may be a few photos short. Each label is in train.
+    test (662, 83 and 82 of 827). With ``leak_free`` a set of copies is given away whole, so val
+    and test may be a few photos short, and where their sets are large the shares of the labels
+    may differ. Each label is in train.
 
     :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
         any row order: the result for a photo does not depend on it.
@@ -60,19 +61,20 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     labels, names = pd.factorize(frame["label_group"], sort=True)
     need = _quotas(np.bincount(labels, minlength=len(names)), len(frame))
     rng = np.random.default_rng(seed)
-    result = np.empty(len(frame), dtype=object)
-    for rows in _in_random_order(sets.to_numpy(), rng):
-        split = _draw(need, labels[rows], rng)
+    result = np.empty(len(frame), dtype=np.int64)
+    groups = _in_random_order(sets.to_numpy(), rng)
+    for rows in groups:
+        result[rows] = split = _draw(need, labels[rows], rng)
         np.subtract.at(need[split], labels[rows], 1)
-        result[rows] = SPLITS[split]
-    missing = [name for name in SPLITS if name not in result]
+    _fill_up(result, groups, labels, need.sum(axis=1))
+    missing = [name for split, name in enumerate(SPLITS) if split not in result]
     if missing:
         raise CatalogError(
             f"{len(frame):,} photos in {sets.nunique():,} sets of copies are too few for a split: "
             f"nothing is left for {' and '.join(missing)}. Add photos, or use split=random if "
             "copies on both sides are what you want."
         )
-    return pd.Series(result, index=frame.index, dtype="str")
+    return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
 
 
 def count_leaks(frame: pd.DataFrame) -> int:
@@ -124,7 +126,7 @@ def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -
     return quota
 
 
-def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> Iterable[np.ndarray]:
+def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """The rows of each set of copies: large sets first, while they fit; equal ones shuffled."""
     rows = np.argsort(sets, kind="stable")
     groups = np.split(rows, np.flatnonzero(np.diff(sets[rows])) + 1)
@@ -144,3 +146,24 @@ def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int
     if weight.sum() == 0:
         return 0
     return int(rng.choice(len(SPLITS), p=weight / weight.sum()))
+
+
+def _fill_up(
+    result: np.ndarray, groups: list[np.ndarray], labels: np.ndarray, short: np.ndarray
+) -> None:
+    """Move sets of copies from train to where photos are missing, small ones first.
+
+    Sets that are larger than each label's quota would all be in train otherwise. No label loses
+    its last photo in train, and only an empty split takes more than it is short of.
+    """
+    train = np.bincount(labels[result == 0])
+    held = np.bincount(result, minlength=len(SPLITS))
+    for rows in reversed(groups):
+        wanted, count = np.unique(labels[rows], return_counts=True)
+        split = max((1, 2), key=lambda split: (held[split] == 0, short[split]))
+        fits = held[split] == 0 or len(rows) <= short[split]
+        if result[rows[0]] == 0 and fits and (train[wanted] > count).all():
+            result[rows] = split
+            train[wanted] -= count
+            held[split] += len(rows)
+            short[split] -= len(rows)

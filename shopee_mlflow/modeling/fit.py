@@ -139,7 +139,8 @@ def fit(
         weight_decay=config.weight_decay,
     )
     schedule = LambdaLR(optimizer, learning_rate_curve(config, steps_per_epoch=len(train)))
-    trainer = _Trainer(module, optimizer, schedule, config, machine)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
+    trainer = _Trainer(module, optimizer, schedule, config, machine, scaler)
     for number in range(1, config.epochs + 1):
         started = time.perf_counter()
         # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
@@ -173,15 +174,13 @@ class _Trainer:
     schedule: LambdaLR
     config: TrainConfig
     machine: Machine
+    scaler: torch.amp.GradScaler
 
     def train_epoch(
         self, batches: Batches, number: int, watch: Watch | None
     ) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
         self.module.train()
-        scaler = torch.amp.GradScaler(
-            self.machine.device.type, enabled=self.machine.precision == "fp16"
-        )
         # Summed on the device: reading a value would wait for it, so that is done rarely.
         totals = torch.zeros(2, device=self.machine.device)
         done, shown = 0, time.perf_counter()
@@ -189,7 +188,7 @@ class _Trainer:
             with self.machine.autocast():
                 logits = self.module(inputs)
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-            self._step(loss, scaler)
+            self._step(loss)
             correct = (logits.detach().argmax(1) == labels).sum()
             totals += torch.stack([loss.detach().float() * len(labels), correct])
             done += len(labels)
@@ -200,15 +199,19 @@ class _Trainer:
         loss_sum, correct_sum = totals.tolist()
         return loss_sum / done, correct_sum / done
 
-    def _step(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
+    def _step(self, loss: Tensor) -> None:
+        scaler = self.scaler
         self.optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         if self.config.clip_norm:
             scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        scale = scaler.get_scale()
         scaler.step(self.optimizer)
         scaler.update()
-        self.schedule.step()
+        # fp16 leaves out a step whose gradients overflow, and then lowers its scale.
+        if scaler.get_scale() >= scale:
+            self.schedule.step()
 
 
 @torch.inference_mode()

@@ -1,0 +1,404 @@
+"""Photo files become pixels: every format and every kind of damage that shops send."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from shopee_mlflow.data import images
+from shopee_mlflow.data.images import pixels_from_array, read_pixels
+from shopee_mlflow.errors import ImageError
+
+ORIENTATION = 0x0112
+ORIENTATIONS = range(1, 9)
+# How an upright photo has to be stored so that the mark turns it back: 6 and 8 undo each other.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def encode(picture: Image.Image, file_format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def smooth(width: int = 192, height: int = 128) -> Image.Image:
+    """Every corner of another colour and nothing sharp, so that lossy formats stay close."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    channels = (255 * x, 255 * y, 255 * (1 - x) * (1 - y))
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def halves(mode: str) -> Image.Image:
+    """The left half transparent over black, the right half blue (or dark, in grey)."""
+    rgba = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    rgba.paste((*BLUE, 255), (8, 0, 16, 16))
+    return rgba.convert(mode)
+
+
+def palette_halves() -> Image.Image:
+    """The same as :func:`halves` by palette; the transparent index is given when saving."""
+    picture = Image.new("P", (16, 16), 0)
+    picture.putpalette([0, 0, 0, *BLUE])
+    picture.paste(1, (8, 0, 16, 16))
+    return picture
+
+
+def resized(picture: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(float) - second).mean())
+
+
+def with_orientation(value: object) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    return exif
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes that claims to be this large."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100))[:-6]
+
+
+@pytest.mark.parametrize("size", [1, 16, 33, 224])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO"])
+def test_formats(file_format: str, size: int) -> None:
+    pixels = read_pixels(encode(smooth(), file_format), size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert difference(pixels, resized(smooth(), size)) < 6
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_file_and_its_bytes_give_the_same(tmp_path: Path, file_format: str) -> None:
+    content = encode(smooth(), file_format)
+    file = tmp_path / "photo"
+    file.write_bytes(content)
+    np.testing.assert_array_equal(read_pixels(file, 40), read_pixels(content, 40))
+
+
+def test_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
+    file = tmp_path / "really_png.jpg"
+    file.write_bytes(encode(smooth(), "PNG"))
+    np.testing.assert_array_equal(read_pixels(file, 40), resized(smooth(), 40))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encode(smooth(), "JPEG")[:-200], "truncated"),
+        (encode(smooth(), "PNG")[:-200], "truncated"),
+        (b"", "no JPEG, PNG, WEBP, GIF image"),
+        (b"<html><body>404 Not Found</body></html>\n", "no JPEG, PNG, WEBP, GIF image"),
+        (np.random.default_rng(0).bytes(1000), "no JPEG, PNG, WEBP, GIF image"),
+        (b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(1000), "."),
+    ],
+    ids=["truncated-jpeg", "truncated-png", "empty", "text", "random", "random-jpeg"],
+)
+def test_damaged_files_have_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(content)
+    for source in (file, content):
+        with pytest.raises(ImageError, match=reason):
+            read_pixels(source, 32)
+
+
+def test_files_that_cannot_be_read_have_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        read_pixels(tmp_path / "absent.jpg", 32)
+    with pytest.raises(ImageError, match="Is a directory"):
+        read_pixels(tmp_path, 32)
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PDF", "PPM", "TGA", "ICO", "PCX"])
+def test_other_formats_are_refused(file_format: str) -> None:
+    with pytest.raises(ImageError, match="no JPEG, PNG, WEBP, GIF image"):
+        read_pixels(encode(smooth(), file_format), 32)
+
+
+def test_cmyk_jpeg() -> None:
+    content = encode(smooth().convert("CMYK"), "JPEG", quality=95)
+    assert difference(read_pixels(content, 32), resized(smooth(), 32)) < 4
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bit_gradient_is_scaled_and_not_clipped(file_format: str) -> None:
+    gradient = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    pixels = read_pixels(encode(Image.fromarray(gradient), file_format), 64)
+    expected = np.linspace(0, 255, 64)[None, :, None]
+    assert np.abs(pixels - expected).max() <= 1
+
+
+def test_values_that_are_no_number_decode_in_silence() -> None:
+    holes = np.full((8, 8), 200, np.float32)
+    holes[:, 4:] = np.nan
+    pixels = read_pixels(encode(Image.fromarray(holes), "TIFF"), 8)
+    assert pixels[0, 0].tolist() == [200] * 3
+    assert pixels[0, -1].tolist() == [0] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "opaque"),
+    [
+        (encode(halves("RGBA"), "PNG"), BLUE),
+        (encode(halves("RGBA"), "WEBP", lossless=True), BLUE),
+        (encode(halves("RGBA"), "GIF"), BLUE),
+        (encode(halves("LA"), "PNG"), (29, 29, 29)),
+        (encode(palette_halves(), "PNG", transparency=0), BLUE),
+        (encode(palette_halves(), "PNG", transparency=b"\0\xff"), BLUE),
+        (encode(palette_halves(), "GIF", transparency=0), BLUE),
+        (encode(halves("RGB"), "PNG", transparency=(0, 0, 0)), BLUE),
+        (encode(halves("L"), "PNG", transparency=0), (29, 29, 29)),
+    ],
+    ids=["rgba", "webp", "gif", "la", "index", "alphas", "gif-index", "rgb-colour", "l-colour"],
+)
+def test_transparent_becomes_white(content: bytes, opaque: tuple[int, int, int]) -> None:
+    pixels = read_pixels(content, 16)
+    assert (pixels[:, :6] == 255).all()
+    assert (pixels[:, 10:] == opaque).all()
+
+
+def test_half_transparent_is_mixed_with_white() -> None:
+    pixels = read_pixels(encode(Image.new("RGBA", (4, 4), (*RED, 128)), "PNG"), 4)
+    assert np.abs(pixels[0, 0] - np.array([255, 127, 127])).max() <= 1
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_counts(file_format: str) -> None:
+    first, second = Image.new("RGB", (16, 16), RED), Image.new("RGB", (16, 16), BLUE)
+    content = encode(first, file_format, save_all=True, append_images=[second])
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.n_frames == 2
+    assert difference(read_pixels(content, 16), np.array(RED)) < 2
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("MPO", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+    ids=["jpeg", "mpo", "png", "webp", "tiff", "tiff-lzw"],
+)
+def test_photos_are_turned_upright(
+    file_format: str, options: dict[str, object], orientation: int
+) -> None:
+    turn = STORED[orientation]
+    stored = smooth() if turn is None else smooth().transpose(turn)
+    content = encode(stored, file_format, exif=with_orientation(orientation), **options)
+    pixels = read_pixels(content, 32)
+    assert difference(pixels, resized(smooth(), 32)) < 2
+    with Image.open(io.BytesIO(content)) as picture:
+        upright = ImageOps.exif_transpose(picture)
+    assert difference(pixels, resized(upright, 32)) < 1
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_unknown_orientation_is_upright(value: int) -> None:
+    content = encode(smooth(), "PNG", exif=with_orientation(value))
+    np.testing.assert_array_equal(read_pixels(content, 32), resized(smooth(), 32))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no TIFF header at all",
+        b"Exif\0\0MM\0*\0\0\0\x08",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        # An orientation of type text, with an offset behind the end of the block.
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\0\0\0\xf0\xff\0\0\0\0\0\0",
+        # One that is a fraction with the denominator 0.
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x01\0\0\0\x1a\0\0\0\0\0\0\0" + bytes(8),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_does_not_matter(file_format: str, exif: bytes) -> None:
+    content = encode(smooth(), file_format, exif=exif)
+    np.testing.assert_array_equal(
+        read_pixels(content, 32), read_pixels(encode(smooth(), file_format), 32)
+    )
+
+
+def test_a_tag_of_a_tiff_file_that_does_not_matter_may_be_damaged() -> None:
+    content = encode(smooth(), "TIFF", description="a text that is longer than four bytes")
+    length = content.index(struct.pack("<HH", 270, 2)) + 4
+    # Pillow warns about it when it opens the file, and again when it decodes it.
+    damaged = content[:length] + struct.pack("<I", 10**9) + content[length + 4 :]
+    np.testing.assert_array_equal(read_pixels(damaged, 32), resized(smooth(), 32))
+
+
+def test_smallest_and_longest_photos() -> None:
+    assert (read_pixels(encode(Image.new("RGB", (1, 1), RED), "PNG"), 32) == RED).all()
+    for sides in ((30_000, 10), (10, 30_000)):
+        for file_format in ("JPEG", "PNG"):
+            pixels = read_pixels(encode(Image.new("RGB", sides, RED), file_format), 32)
+            assert pixels.shape == (32, 32, 3)
+            assert difference(pixels, np.array(RED)) < 2
+
+
+@pytest.mark.parametrize("side", [11_000, 12_000, 30_000])
+def test_too_many_pixels_are_refused_before_decoding(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From the third on, Pillow itself refuses; the first two are up to our limit.
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than 120,000,000 pixels"):
+        read_pixels(png_header(side, side), 32)
+
+
+def test_claimed_size_within_the_limit_is_a_damaged_file() -> None:
+    with pytest.raises(ImageError, match="truncated"):
+        read_pixels(png_header(300, 300), 32)
+
+
+@pytest.mark.parametrize("size", [16, 64, 100, 150, 300, 500])
+def test_jpeg_is_decoded_small_and_stays_close(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(smooth(1200, 900), "JPEG", quality=95, subsampling=0)
+    decoded: list[tuple[int, int]] = []
+    to_rgb: Callable[[Image.Image], Image.Image] = images._to_rgb
+
+    def watched(image: Image.Image) -> Image.Image:
+        rgb = to_rgb(image)
+        decoded.append(rgb.size)
+        return rgb
+
+    monkeypatch.setattr(images, "_to_rgb", watched)
+    pixels = read_pixels(content, size)
+    with Image.open(io.BytesIO(content)) as picture:
+        assert difference(pixels, resized(picture, size)) < 1
+    [(width, height)] = decoded
+    assert (width < 1200) == (size <= 150)
+    assert width == 1200 or min(width, height) >= 2 * size
+
+
+def test_many_threads_at_once_leave_the_warning_filters_alone() -> None:
+    broken_exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"
+    contents = [
+        encode(smooth(), "JPEG", exif=with_orientation(6)),
+        encode(smooth(), "JPEG", exif=broken_exif),
+        encode(halves("RGBA"), "PNG"),
+        encode(smooth(), "WEBP"),
+        encode(smooth(), "TIFF", exif=with_orientation(8)),
+        encode(smooth(), "JPEG")[:-200],
+        b"no photo",
+    ]
+
+    def decode(content: bytes) -> np.ndarray | str:
+        try:
+            return read_pixels(content, 32)
+        except ImageError as error:
+            return str(error)
+
+    alone = [decode(content) for content in contents]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(decode, contents * 20))
+    assert list(warnings.filters) == before
+    for position, result in enumerate(together):
+        np.testing.assert_array_equal(result, alone[position % len(contents)])
+
+
+def test_errors_of_the_caller_within_open_photo_have_a_reason() -> None:
+    with (
+        pytest.raises(ImageError, match="damaged file .*ValueError: nonsense"),
+        images.open_photo(encode(smooth(), "PNG")),
+    ):
+        raise ValueError("nonsense")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_array_gives_the_same_as_a_lossless_file(mode: str) -> None:
+    picture = smooth().convert(mode)
+    array = np.asarray(picture)
+    pixels = pixels_from_array(array, 48)
+    assert pixels.shape == (48, 48, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, read_pixels(encode(picture, "PNG"), 48))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint16, np.uint64])
+def test_array_of_other_whole_numbers(dtype: type) -> None:
+    array = np.asarray(smooth())
+    np.testing.assert_array_equal(
+        pixels_from_array(array.astype(dtype), 32), pixels_from_array(array, 32)
+    )
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 1), (4, 4, 4), (3, 4, 4), (1, 4, 4, 3), (0, 4, 3)])
+def test_array_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"\(H, W, 3\) or \(H, W\), not \(" + str(shape[0])):
+        pixels_from_array(np.zeros(shape, np.uint8), 8)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.full((4, 4, 3), 0.5), np.full((4, 4), 256), np.full((4, 4), -1), np.ones((4, 4), bool)],
+    ids=["float", "large", "negative", "bool"],
+)
+def test_array_of_wrong_values(array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=f"uint8 values 0..255, not {array.dtype}"):
+        pixels_from_array(array, 8)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_any_damage_is_an_image_error_or_a_photo(file_format: str) -> None:
+    """Byte flips, cuts and insertions; pytest turns any warning into a failure as well."""
+    exif = {} if file_format == "GIF" else {"exif": with_orientation(6)}
+    whole = encode(smooth(24, 16), file_format, **exif)
+    rng = np.random.default_rng(ord(file_format[0]))
+    outcomes = set()
+    for _ in range(75):
+        content = damage(whole, rng)
+        try:
+            pixels = read_pixels(content, 16)
+        except ImageError as error:
+            outcomes.add("error")
+            assert str(error)
+        else:
+            outcomes.add("photo")
+            assert pixels.shape == (16, 16, 3)
+            assert pixels.dtype == np.uint8
+    assert outcomes == {"error", "photo"}
+
+
+def damage(content: bytes, rng: np.random.Generator) -> bytes:
+    at = int(rng.integers(len(content)))
+    kind = rng.choice(["flip", "cut", "insert"], p=[0.6, 0.2, 0.2])
+    if kind == "flip":
+        return content[:at] + bytes([content[at] ^ int(rng.integers(1, 256))]) + content[at + 1 :]
+    if kind == "cut":
+        return content[:at]
+    return content[:at] + rng.bytes(int(rng.integers(1, 9))) + content[at:]

@@ -1,0 +1,190 @@
+"""The MLflow project for real: mlflow run in its own process, and what signals do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from conftest import MakeCatalog
+from mlflow.entities import Run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"model": "cnn", "image_size": "32", "epochs": "2", "batch_size": "8", "lr": "1e-2"}
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A store of its own for each test, and this Python as ``python``, as in an active venv."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    store = f"sqlite:///{tmp_path}/runs.db"
+    mlflow.set_tracking_uri(store)
+    mlflow.search_experiments()  # makes the tables, which two processes must not do at once
+    return {
+        **os.environ,
+        "PATH": path,
+        "MLFLOW_TRACKING_URI": store,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def project(*options: str, **params: str) -> list[str]:
+    pairs = [word for name, value in params.items() for word in ("-P", f"{name}={value}")]
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train"]
+    return [*command, "--env-manager", "local", *options, *pairs]
+
+
+def call(
+    command: Sequence[str], env: dict[str, str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def only_run(experiment: str = "shopee") -> Run:
+    found = mlflow.MlflowClient().get_experiment_by_name(experiment)
+    assert found is not None, f"no experiment {experiment}"
+    (run,) = mlflow.MlflowClient().search_runs([found.experiment_id])
+    return run
+
+
+def test_mlflow_run_and_python_m_log_the_same(
+    make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path
+) -> None:
+    params = {**QUICK, "data": str(make_catalog(name="my shop")), "augment": "False"}
+    done = call(project("--experiment-name", "by-project", **params), env, tmp_path)
+    assert done.returncode == 0, done.stderr
+    direct = [f"--{name}={value}" for name, value in params.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "shopee_mlflow",
+        "train",
+        *direct,
+        "--experiment",
+        "by-project",
+    ]
+    assert call(command, env, tmp_path).returncode == 0
+    found = mlflow.MlflowClient().get_experiment_by_name("by-project")
+    assert found is not None
+    by_project, by_hand = mlflow.MlflowClient().search_runs(
+        [found.experiment_id], order_by=["start_time"]
+    )
+    one, other = by_project.data.params, by_hand.data.params
+    assert one.pop("experiment") == "shopee"
+    assert other.pop("experiment") == "by-project"
+    assert one == other
+    assert one["lr"] == "1e-2"
+    assert one["augment"] == "False"
+    timeless = ("train_loss", "val_accuracy", "test_accuracy", "data/rows")
+    for name in timeless:
+        assert by_project.data.metrics[name] == by_hand.data.metrics[name]
+    assert by_project.info.status == by_hand.info.status == "FINISHED"
+    assert by_project.info.run_name == by_hand.info.run_name == "cnn"
+
+
+def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_path: Path) -> None:
+    done = call(project("--experiment-name", "shopee", lernrate="3"), env, tmp_path)
+    assert done.returncode != 0
+    assert "lernrate: no such option." in done.stderr
+    assert "The options are: augment, bad_images, batch_size" in done.stderr
+    run = only_run()
+    assert run.info.status == "FAILED"
+    assert "lernrate: no such option" in run.data.tags["failure"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+def trainers(data: str) -> list[psutil.Process]:
+    """The training processes of this test's own catalogue."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if "shopee_mlflow" in words and data in words and "mlflow" not in words:
+            found.append(process)
+    return found
+
+
+def is_training() -> bool:
+    found = mlflow.MlflowClient().get_experiment_by_name("shopee")
+    if found is None:
+        return False
+    runs = mlflow.MlflowClient().search_runs([found.experiment_id])
+    return bool(runs) and "val_accuracy" in runs[0].data.metrics
+
+
+LONG = {**QUICK, "epochs": "100000"}
+
+
+@pytest.mark.parametrize("case", ["ctrl-c", "sigterm to mlflow run", "sigkill to mlflow run"])
+def test_a_stopped_project_says_so_and_leaves_no_trainer(
+    make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path, case: str
+) -> None:
+    data = str(make_catalog())
+    command = project("--experiment-name", "shopee", **LONG, data=data)
+    with subprocess.Popen(
+        command,
+        env=env,
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as launcher:
+        try:
+            wait_for(is_training)
+            if case == "ctrl-c":
+                os.killpg(launcher.pid, signal.SIGINT)  # a terminal signals the whole group
+            else:
+                launcher.send_signal(signal.SIGTERM if "sigterm" in case else signal.SIGKILL)
+            launcher.wait(60)
+            wait_for(lambda: not trainers(data))
+        finally:
+            launcher.kill()
+            for process in trainers(data):
+                process.kill()
+    run = only_run()
+    # On Ctrl-C, mlflow run itself has the last word and writes FAILED over our KILLED.
+    assert run.info.status == ("FAILED" if case == "ctrl-c" else "KILLED")
+    reason = run.data.tags["failure"]
+    assert reason == ("SIGINT received" if case == "ctrl-c" else "mlflow run is gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_ends_killed(
+    make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    options = [f"--{k}={v}" for k, v in {**LONG, "data": str(make_catalog())}.items()]
+    command = [sys.executable, "-m", "shopee_mlflow", "train", *options]
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as trainer:
+        try:
+            wait_for(is_training)
+            trainer.send_signal(number)
+            _, errors = trainer.communicate(timeout=60)
+        finally:
+            trainer.kill()
+    assert trainer.returncode == 130
+    assert f"stopped: {number.name} received" in errors
+    run = only_run()
+    assert run.info.status == "KILLED"
+    assert run.data.tags["failure"] == f"{number.name} received"
