@@ -96,6 +96,48 @@ def experiments_command(files: str, **options: str | None) -> None:
     sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
 
 
+@_verb("evaluate")
+@click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
+@click.option("--data", default="auto", help="Labelled catalogue: folder or CSV.")
+@click.option("--images", default="auto", help="Folder of the photos; auto: beside the CSV.")
+@click.option("--run", help="Training run whose test split is scored.")
+@click.option("--experiment", default="shopee", help="MLflow experiment of the evaluation.")
+def evaluate_command(**options: Any) -> None:
+    """Score a logged model on a labelled catalogue, or on the test split of a training run."""
+    from .verbs.evaluate import evaluate
+
+    evaluate(**options)
+
+
+@_verb("predict")
+@click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
+@click.option("--source", required=True, help="A photo, a folder, a pattern, or a CSV.")
+@click.option("--images", help="Folder of a CSV's photos; default: train_images beside it.")
+@click.option(
+    "--out", default="predictions.csv", show_default=True, type=click.Path(path_type=Path)
+)
+@click.option("--top-k", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--workers", default=0, show_default=True, type=click.IntRange(0), help="0: all cores."
+)
+def predict_command(out: Path, **options: Any) -> None:
+    """Classify photos into a CSV; interrupted, the same call goes on where it stopped."""
+    from .verbs.predict import predict
+
+    predict(out=out, **options)
+
+
+@_verb("register")
+@click.option("--run", required=True, help="Run whose model is registered.")
+@click.option("--name", default="shopee-classifier", show_default=True)
+@click.option("--promote", default=False, help="true: make it the champion whatever it scored.")
+def register_command(run: str, name: str, promote: bool) -> None:
+    """Register the model of a run; the champion moves only for a better one on the same split."""
+    from .verbs.register import register
+
+    register(run, name, promote=promote)
+
+
 @_verb("sample")
 @click.option("--px", default=256, show_default=True, help="Side of the photos in pixels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the cache folder.")

@@ -128,6 +128,13 @@ class TrainConfig(DataConfig):
         "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it, else fp32",
         choices=(AUTO, "fp32", "bf16", "fp16"),
     )
+    serialization: str = option(
+        "pickle",
+        "pickle: the model can be trained on; pt2: a program that loads without running code",
+        choices=("pickle", "pt2"),
+    )
+    register: bool = option(False, "register the model as shopee-classifier when the run has ended")
+    promote: bool = option(False, "make it the champion even where it is not known to be better")
     experiment: str = option("shopee", "MLflow experiment that the run belongs to")
     run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name")
     config: str = option(NONE, "YAML file of options; the command line goes before it")
@@ -285,6 +292,8 @@ def _contradictions(values: Mapping[str, Any], cls: type[DataConfig]) -> list[st
                 f"warmup_epochs={as_text(config.warmup_epochs)}: must be at most "
                 f"epochs={config.epochs}"
             )
+        if config.promote and not config.register:
+            problems.append("promote=true: needs register=true")
         if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
             problems.append(f"weights={config.weights}: no such file, looked for from {Path.cwd()}")
     if config.data == SAMPLE and config.images != AUTO:

@@ -12,6 +12,7 @@ from conftest import MakeCatalog
 from shopee_mlflow import cli
 from shopee_mlflow.config import TrainConfig, as_params
 
+
 def run(*arguments: str) -> int:
     """The exit code of a command."""
     try:

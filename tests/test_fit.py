@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_cosine_with_warmup() -> None:
     factor = learning_rate_curve(config, steps_per_epoch=5)
     curve = [factor(step) for step in range(50)]
     assert curve[0] == pytest.approx(1 / 11)
-    assert all(a < b for a, b in zip(curve[:10], curve[1:11], strict=True))
+    assert all(a < b for a, b in pairwise(curve[:11]))
     assert curve[10] == 1.0
     assert curve[30] == pytest.approx(0.5)
     assert curve[-1] < 0.01

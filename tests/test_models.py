@@ -1,4 +1,4 @@
-"""Architectures: every name builds, takes any photo tensor and has our head; weights fit or say why."""
+"""Architectures: every name builds and has our head; weights fit or say why."""
 
 from __future__ import annotations
 

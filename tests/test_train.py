@@ -20,6 +20,7 @@ from shopee_mlflow.config import as_params, resolve
 from shopee_mlflow.errors import CatalogError, ModelError, TrainingError
 from shopee_mlflow.tracking.flavor import ABOUT_FILE
 
+
 def tiny(folder: Path, **options: Any) -> TrainConfig:
     """A training that ends in a moment."""
     given = {"data": str(folder), "model": "cnn", "image_size": 32, "epochs": 2, "batch_size": 8}

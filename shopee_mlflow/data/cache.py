@@ -13,8 +13,9 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,21 +137,29 @@ def _build(
     _check_disk(target.parent, int(np.prod(shape)))
     own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        values = np.lib.format.open_memmap(own, mode="w+", dtype=np.uint8, shape=shape)
+        with _writing_to(target.parent):
+            values = np.lib.format.open_memmap(own, mode="w+", dtype=np.uint8, shape=shape)
         bad = _decode_into(values, files, workers, progress)
-        values.flush()
-        about = {"crc32": _checksum(own), "bad": bad}
-        own.replace(target)
-        own.write_text(json.dumps(about), encoding="utf-8")
-        own.replace(target.with_suffix(".json"))
-    except OSError as error:
-        raise CatalogError(
-            f"The cache folder {target.parent} cannot be written to ({error.strerror or error}). "
-            f"Name another one with {CACHE_VARIABLE}, or set cache=false."
-        ) from error
+        with _writing_to(target.parent):
+            values.flush()
+            about = {"crc32": _checksum(own), "bad": bad}
+            own.replace(target)
+            own.write_text(json.dumps(about), encoding="utf-8")
+            own.replace(target.with_suffix(".json"))
     finally:
         own.unlink(missing_ok=True)
     return Pixels(_map(target), bad)
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(
+            f"The cache folder {folder} cannot be written to ({error.strerror or error}). "
+            f"Name another one with {CACHE_VARIABLE}, or set cache=false."
+        ) from error
 
 
 def _map(target: Path) -> np.ndarray:
@@ -192,17 +201,13 @@ def _in_threads(
     workers: int,
     progress: Progress | None = None,
 ) -> list[_Out]:
-    """The results in the order of the items; an error or Ctrl-C leaves out what has not begun."""
-    results = []
+    results: list[_Out] = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        try:
-            for result in pool.map(work, items):
-                results.append(result)
-                if progress:
-                    progress(len(results), len(items))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        # Left by an error or Ctrl-C, map cancels what has not begun.
+        for result in pool.map(work, items):
+            results.append(result)
+            if progress:
+                progress(len(results), len(items))
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _find(data: str, images: str | None) -> tuple[Path, Path]:
     return csv, folder
 
 
-def read_catalog(csv: Path | str) -> pd.DataFrame:
+def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.DataFrame:
     """Read a catalogue as text: a frame with the columns of :data:`COLUMNS` that are there.
 
     A byte-order mark, any line ends and quoted commas are understood. Values are stripped;
@@ -134,10 +134,10 @@ def read_catalog(csv: Path | str) -> pd.DataFrame:
         raise CatalogError(f"{path}: is no valid CSV ({str(error).strip()}).") from error
     frame = frame.rename(columns=lambda name: str(name).strip())
     frame = frame.loc[:, ~frame.columns.duplicated()]
-    _check_columns(path, frame)
+    _check_columns(path, frame, required)
     present = [name for name in COLUMNS if name in frame]
     frame = frame[present].fillna("").apply(lambda column: column.str.strip())
-    for name in REQUIRED:
+    for name in required:
         if frame[name].str.contains(_UNDECODABLE, regex=False).any():
             raise CatalogError(f"{path}: column {name} is not UTF-8; save the file as UTF-8.")
     return frame
@@ -185,7 +185,7 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
     :returns: the frame with a column ``file`` of Path.
     """
     root = folder.resolve()
-    files = frame["image"].map(lambda name: _inside(root, name))
+    files = frame["image"].map(lambda name: inside_folder(root, name))
     frame = frame.assign(file=files)
     frame = cleaning.keep(
         frame, files.notna(), "unsafe_paths", "whose path leaves the folder of photos"
@@ -267,7 +267,7 @@ def fill_phashes(
     return frame.assign(image_phash=pd.concat([phashes[valid], computed]))
 
 
-def _inside(root: Path, name: str) -> Path | None:
+def inside_folder(root: Path, name: str) -> Path | None:
     """The file's real path when it lies in the folder, symbolic links followed; else None."""
     if "\0" in name:
         return None
@@ -286,11 +286,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _check_columns(path: Path, frame: pd.DataFrame) -> None:
+def _check_columns(path: Path, frame: pd.DataFrame, required: Sequence[str]) -> None:
     if not isinstance(frame.index, pd.RangeIndex):
         # pandas takes the surplus for row names and would shift every column.
         raise CatalogError(f"{path}: is no valid CSV (rows have more fields than the header).")
-    missing = [name for name in REQUIRED if name not in frame]
+    missing = [name for name in required if name not in frame]
     if missing and any(mark in name for name in frame.columns for mark in _NOT_UTF8):
         raise CatalogError(f"{path}: the header is not UTF-8; save the file as UTF-8.")
     if missing:

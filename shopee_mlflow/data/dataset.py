@@ -76,7 +76,7 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     :raises CatalogError: when the catalogue cannot be used; nothing is trained before.
     """
     watch = watch or _unwatched
-    csv, folder = _locate(config, watch)
+    csv, folder = locate_catalog(config, watch)
     rows = read_catalog(csv)
     cleaning = Cleaning(rows=len(rows))
     frame = select_rows(rows, config.top_k, cleaning)
@@ -107,7 +107,8 @@ def _unwatched(title: str) -> None:  # noqa: ARG001 - a watch that watches nothi
     return None
 
 
-def _locate(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
+def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
+    """The CSV and the folder of photos that the options name; the sample is drawn if need be."""
     if config.data == SAMPLE:
         folder = sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue"))
         return find_catalog(str(folder))

@@ -18,6 +18,8 @@ from ..errors import ImageError
 # Only raster formats that shops use: no EPS or PDF, whose decoders run other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
 # Larger than any camera's photo; above it a small file could fill the memory.
 MAX_PIXELS = 120_000_000
 

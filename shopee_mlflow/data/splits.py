@@ -69,10 +69,11 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     _fill_up(result, groups, labels, need.sum(axis=1))
     missing = [name for split, name in enumerate(SPLITS) if split not in result]
     if missing:
+        count = sets.nunique()
         raise CatalogError(
-            f"{len(frame):,} photos in {sets.nunique():,} sets of copies are too few for a split: "
-            f"nothing is left for {' and '.join(missing)}. Add photos, or use split=random if "
-            "copies on both sides are what you want."
+            f"{len(frame):,} photos in {count:,} {'set' if count == 1 else 'sets'} of copies are "
+            f"too few for a split: nothing is left for {' and '.join(missing)}. Add photos, or "
+            "use split=random if copies on both sides are what you want."
         )
     return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 
 from ..data.batches import PLAIN, VARIANTS, Source
 from ..errors import ModelError
+from .inference import fuse_layers
 from .models import ProductClassifier
 
 BACKBONE = "backbone"
@@ -58,7 +58,7 @@ class FrozenPrefix(nn.Module):
 
     def fused(self) -> nn.Module:
         """A copy for fast inference, convolutions and batch norms merged; same values to ~1e-5."""
-        return FrozenPrefix(self._model[0], _fuse(self.layers))
+        return FrozenPrefix(self._model[0], fuse_layers(self.layers))
 
 
 class ActivationSource:
@@ -204,11 +204,3 @@ def _split_graph(model: ProductClassifier, stage: str) -> tuple[nn.Module, nn.Mo
         part.graph.eliminate_dead_code()
         part.recompile()
     return parts
-
-
-def _fuse(layers: nn.Module) -> nn.Module:
-    """Merge batch norms into convolutions on a copy; as it is where the graph cannot be traced."""
-    try:
-        return fuse(layers.eval())
-    except (fx.proxy.TraceError, TypeError, RuntimeError):
-        return layers

@@ -67,3 +67,28 @@ def _write_counts(axes: Axes, values: np.ndarray, share: np.ndarray) -> None:
             fontsize=8,
             color="white" if share[row, column] > 0.5 else "black",
         )
+
+
+def mistakes_figure(
+    pixels: np.ndarray, predictions: pd.DataFrame, rows: np.ndarray, most: int = 20
+) -> Figure:
+    """A gallery of photos that were put into the wrong label group, the surest first.
+
+    :param pixels: (N, S, S, 3) uint8.
+    :param predictions: row for row label_group, predicted, probability.
+    :param rows: the mistakes, in the order in which to show them.
+    """
+    shown = rows[:most]
+    columns = 5
+    lines = max(-(-len(shown) // columns), 1)
+    figure = Figure(figsize=(2.6 * columns, 3.0 * lines), layout="constrained")
+    figure.suptitle(f"{len(rows)} mistakes" + (f", the {most} surest" if len(rows) > most else ""))
+    for place, axes in enumerate(np.ravel(figure.subplots(lines, columns, squeeze=False))):
+        axes.set_axis_off()
+        if place < len(shown):
+            row = predictions.iloc[shown[place]]
+            axes.imshow(pixels[shown[place]])
+            # Labels come from strangers: a dollar sign must not start mathematics.
+            said = f"{row['predicted']} ({row['probability']:.0%})\nis {row['label_group']}"
+            axes.set_title(said, fontsize=9, parse_math=False)
+    return figure

@@ -20,47 +20,99 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import mlflow.artifacts
+import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import (
+    AnyType,
+    ColSpec,
+    DataType,
+    ParamSchema,
+    ParamSpec,
+    Schema,
+    TensorSpec,
+)
 
 from ..data.images import pixels_from_array, read_pixels
-from ..errors import ImageError
+from ..errors import ImageError, TrackingError
 from ..modeling.models import ProductClassifier
 
 ABOUT_FILE = "product_classifier.json"
+PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
+PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
 _BATCH = 32
 
 
-def save_model(path: str, mlflow_model: Model, classifier: ProductClassifier) -> None:
+def save_model(
+    path: str, mlflow_model: Model, classifier: ProductClassifier, serialization: str = PICKLE
+) -> None:
     """Write a classifier as an MLflow model; the form that ``mlflow.models.Model.log`` calls.
 
     The weights are stored for the CPU whatever device they are on, and the code goes along.
+
+    :param serialization: ``pickle`` keeps the module itself, which can be trained on; ``pt2``
+        keeps a program for photos of ``image_size``, which loads without running any code.
     """
     portable = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
     portable.requires_grad_(True)
     with _without_pickle_advice():
-        mlflow.pytorch.save_model(
-            portable,
-            path,
-            mlflow_model=mlflow_model,
-            code_paths=[str(Path(__file__).parents[1])],
-            pip_requirements=pip_requirements(),
-            signature=signature(),
-            serialization_format="pickle",
-        )
+        if serialization == PICKLE:
+            _save_pickle(portable, path, mlflow_model)
+        else:
+            _save_program(portable, path, mlflow_model)
     about = {
         "classes": portable.classes,
         "image_size": portable.image_size,
         "architecture": portable.architecture,
+        "probe": _probe_logits(portable, portable.image_size),
     }
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+    mlflow_model.signature = signature()
     mlflow_model.flavors["python_function"]["loader_module"] = __name__
     mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def _save_pickle(model: ProductClassifier, path: str, mlflow_model: Model) -> None:
+    mlflow.pytorch.save_model(
+        model,
+        path,
+        mlflow_model=mlflow_model,
+        code_paths=[str(PACKAGE)],
+        pip_requirements=pip_requirements(),
+        signature=signature(),
+        serialization_format="pickle",
+    )
+
+
+def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> None:
+    side = model.image_size
+    mlflow.pytorch.save_model(
+        model,
+        path,
+        mlflow_model=mlflow_model,
+        code_paths=[str(PACKAGE)],
+        pip_requirements=pip_requirements(),
+        # What torch.export is to keep variable: the number of photos.
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, side, side))])
+        ),
+        # As a tensor it traces the program and is not written into the model as JSON.
+        input_example=torch.zeros(2, 3, side, side, dtype=torch.uint8),
+        serialization_format="pt2",
+    )
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module=__name__,
+        data="data",
+        code="code",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+    )
 
 
 def pip_requirements() -> list[str]:
@@ -86,8 +138,45 @@ def signature() -> ModelSignature:
 def _load_pyfunc(path: str) -> PhotoClassifier:
     """Called by MLflow with the model's data folder."""
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
-    model = mlflow.pytorch._load_pyfunc(path).pytorch_model
-    return PhotoClassifier(model.eval(), about["classes"], about["image_size"])
+    model = mlflow.pytorch.load_model(str(Path(path).parent))
+    return PhotoClassifier(model, about["classes"], about["image_size"])
+
+
+def check_probe(uri: str) -> None:
+    """Load a logged model and compare its logits with those it had when it was saved.
+
+    :raises TrackingError: when it is no model of this project, or its logits differ.
+    """
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    model, about = load_folder(folder, uri)
+    now, then = _probe_logits(model, about["image_size"]), about["probe"]
+    if not np.allclose(now, then, rtol=1e-3, atol=1e-3):
+        raise TrackingError(
+            f"{uri}: loaded back, it gives other logits than when it was saved (largest "
+            f"difference {np.abs(np.subtract(now, then)).max():.3g}). No alias has moved."
+        )
+
+
+def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The module and what is known of it: classes, image_size, architecture, probe.
+
+    :raises TrackingError: when the folder holds a model of another kind.
+    """
+    about = folder / "data" / ABOUT_FILE
+    if not about.is_file():
+        raise TrackingError(f"{uri}: is no model of this project (it holds no {ABOUT_FILE}).")
+    return mlflow.pytorch.load_model(str(folder)), json.loads(about.read_text(encoding="utf-8"))
+
+
+def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
+    """Logits of two fixed made-up photos, by which a model is known again."""
+    ramp = torch.arange(side) * 255 // max(side - 1, 1)
+    photo = torch.stack(
+        [ramp.expand(side, side), ramp.expand(side, side).T, (ramp // 2).expand(side, side)]
+    )
+    photos = torch.stack([photo, 255 - photo]).to(torch.uint8)
+    with torch.inference_mode():
+        return model(photos).double().tolist()
 
 
 class PhotoClassifier:

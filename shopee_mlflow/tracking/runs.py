@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_EXPERIMENT = "shopee"
 MODEL_NAME = "model"
+MANIFEST_FILE = "data/manifest.csv"
 FAILURE_TAG = "failure"
 _SYSTEM_METRICS_SECONDS = 5
 _PARAMS_AT_ONCE = 100
@@ -93,13 +94,19 @@ class RunLog:
             )
         mlflow.log_input(dataset, context="training")
 
-    def log_model(self, model: ProductClassifier, metrics: Mapping[str, float]) -> str:
+    def log_model(
+        self,
+        model: ProductClassifier,
+        metrics: Mapping[str, float],
+        serialization: str = flavor.PICKLE,
+    ) -> str:
         """Log the classifier as a LoggedModel with its metrics; returns its model id."""
         info = Model.log(
             artifact_path=None,
             name=MODEL_NAME,
             flavor=flavor,
             classifier=model,
+            serialization=serialization,
             model_type="classifier",
             params={"architecture": model.architecture, "image_size": str(model.image_size)},
         )
@@ -141,6 +148,26 @@ def open_run(
             raise
         else:
             mlflow.end_run("FINISHED")
+
+
+def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The split manifest that a training run has logged, and its parameters as they were meant.
+
+    :raises TrackingError: when the run is not there or has none.
+    """
+    try:
+        run = mlflow.get_run(run_id)
+        with tempfile.TemporaryDirectory() as folder:
+            file = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=MANIFEST_FILE, dst_path=folder
+            )
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"run={run_id}: no training run with a manifest in "
+            f"{mlflow.get_tracking_uri()} ({error})"
+        ) from error
+    return table, {name: "".join(shlex.split(v)) for name, v in run.data.params.items()}
 
 
 def fail_adopted_run(reason: str) -> None:

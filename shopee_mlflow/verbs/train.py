@@ -21,7 +21,8 @@ from ..modeling.freezing import ActivationSource, Cut, cut_model
 from ..modeling.metrics import class_report, confusion, score, softmax
 from ..modeling.models import ProductClassifier
 from ..reports.figures import confusion_figure, learning_curves
-from ..tracking.runs import RunLog, machine_tags, open_run
+from ..tracking.runs import MANIFEST_FILE, RunLog, machine_tags, open_run
+from .register import register
 
 _EVALUATION_BATCH = 64
 
@@ -92,8 +93,10 @@ def train(
         }
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
         log_results(run, dataset, history, labels, logits, scores)
-        model_id = run.log_model(model, scores)
+        model_id = run.log_model(model, scores, config.serialization)
         say(*summary(scores, len(labels), run, time.monotonic() - started))
+    if config.register:
+        register(run.run_id, promote=config.promote)
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
 
 
@@ -178,7 +181,7 @@ def _epochs_without_progress(epochs: list[Epoch]) -> int:
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     """The manifest, the record of cleaning and the dataset's fingerprint."""
     manifest = dataset.manifest()
-    run.log_table(manifest, "data/manifest.csv")
+    run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", "data/cleaning.txt")
     run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
     run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})

@@ -1,0 +1,151 @@
+"""The model registry: register a run's model, compare it with the champion, move the alias.
+
+The alias ``champion`` only ever names a version that was loaded back and checked, and that is
+better than the one before on the very same test photos, unless a person insists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from ..errors import TrackingError
+from .flavor import check_probe, load_folder
+
+REGISTERED_NAME = "shopee-classifier"
+CHAMPION, CHALLENGER = "champion", "challenger"
+_METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
+_TAGS = ("data_digest", "git_commit", "classes")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model of this project, loaded.
+
+    :ivar module: uint8 or float photos -> logits, in eval mode, on the CPU.
+    :ivar identity: changes when another model stands behind the same name.
+    """
+
+    module: torch.nn.Module
+    classes: list[str]
+    image_size: int
+    identity: str
+
+
+def load_classifier(uri: str) -> LoadedModel:
+    """Load a model by any MLflow URI: ``models:/name@alias``, ``models:/name/3``, ``models:/id``,
+    ``runs:/id/model``, or a folder.
+
+    :raises TrackingError: when there is none, or it is of another kind.
+    """
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError, ValueError) as error:
+        message = getattr(error, "message", None) or str(error)
+        raise TrackingError(
+            f"model={uri}: cannot be loaded from {mlflow.get_tracking_uri()}: {message} "
+            f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
+        ) from error
+    module, about = load_folder(folder, uri)
+    identity = Model.load(str(folder)).model_uuid or uri
+    return LoadedModel(module, about["classes"], about["image_size"], str(identity))
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A registered version, the alias it got, and why, in words."""
+
+    name: str
+    version: str
+    alias: str
+    reason: str
+
+    @property
+    def uri(self) -> str:
+        """What ``mlflow.pytorch.load_model`` and the others take."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+def register_model(
+    run_id: str, name: str = REGISTERED_NAME, *, promote: bool = False
+) -> Registration:
+    """Register the model that a run has logged, and give it an alias.
+
+    It becomes the champion when there is none, when its test accuracy is higher than the
+    champion's on the same split (equal data digest), or when ``promote`` insists; else the
+    challenger.
+
+    :raises TrackingError: for an unknown run, a run without a model of this project, or a
+        registry that does not answer; the aliases are then as before.
+    """
+    client = MlflowClient()
+    with _told(f"run {run_id} cannot be registered as {name}"):
+        run = client.get_run(run_id)
+        model_ids = [m.model_id for m in run.outputs.model_outputs] if run.outputs else []
+        if not model_ids:
+            raise TrackingError(
+                f"run {run_id} has logged no model (its status is {run.info.status}); register a "
+                "run that has ended well."
+            )
+        champion = find_version(client, name, CHAMPION)
+        facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
+        facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
+        version = mlflow.register_model(f"models:/{model_ids[-1]}", name, tags=facts)
+        # The URI by number: what is checked is what the alias will name.
+        check_probe(f"models:/{name}/{version.version}")
+        alias, reason = decide(facts, champion, promote)
+        client.set_registered_model_alias(name, alias, version.version)
+    return Registration(name, str(version.version), alias, reason)
+
+
+def decide(
+    candidate: dict[str, str], champion: ModelVersion | None, promote: bool
+) -> tuple[str, str]:
+    """The alias for a candidate with these tags, and the reason in words."""
+    if champion is None:
+        return CHAMPION, "there was no champion"
+    insist = "register it with promote=true to make it the champion all the same"
+    if promote:
+        return CHAMPION, f"promote=true, before version {champion.version}"
+    mine, its = candidate.get("data_digest"), champion.tags.get("data_digest")
+    if not mine or mine != its:
+        return CHALLENGER, (
+            f"it cannot be compared with the champion (version {champion.version}): their splits "
+            f"differ (data_digest {mine} and {its}); {insist}"
+        )
+    new, old = (float(t.get("test_accuracy", "nan")) for t in (candidate, champion.tags))
+    if new > old:
+        return CHAMPION, f"test accuracy {new:.1%}, before {old:.1%} of version {champion.version}"
+    return CHALLENGER, (
+        f"test accuracy {new:.1%} is not higher than {old:.1%} of the champion (version "
+        f"{champion.version}); {insist}"
+    )
+
+
+def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias names, or None where the name or the alias is not there."""
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(
+            f"{what}: {error.message} No alias has moved. The model is still in its run."
+        ) from error

@@ -1,0 +1,176 @@
+"""Evaluate a logged model: on the test split of its run, or on a labelled catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..config import AUTO, DataConfig, resolve
+from ..console import say, watch
+from ..data.cache import hash_files, load_pixels
+from ..data.catalog import (
+    Cleaning,
+    drop_bad_images,
+    find_catalog,
+    inside_folder,
+    locate_files,
+    read_catalog,
+    select_rows,
+)
+from ..data.dataset import locate_catalog
+from ..data.splits import TEST
+from ..errors import CatalogError
+from ..modeling.inference import FastClassifier
+from ..modeling.metrics import class_report, confusion, score, softmax
+from ..reports.figures import confusion_figure, mistakes_figure
+from ..tracking.registry import LoadedModel, load_classifier
+from ..tracking.runs import RunLog, machine_tags, open_run, read_manifest
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave.
+
+    :ivar scores: test_accuracy, test_accuracy_low, test_accuracy_high, test_loss.
+    :ivar predictions: image, label_group, predicted, probability of every photo.
+    """
+
+    run_id: str
+    scores: dict[str, float]
+    predictions: pd.DataFrame = field(repr=False)
+
+
+def evaluate(
+    model: str,
+    *,
+    data: str = AUTO,
+    images: str = AUTO,
+    run: str | None = None,
+    experiment: str = "shopee",
+) -> Evaluation:
+    """Score a model on labelled photos and log scores, tables and figures as a run of its own.
+
+    :param model: an MLflow model URI.
+    :param data: a labelled catalogue; with ``run``, where its photos lie now (auto: as the run).
+    :param run: id of a training run: its test split is scored, exactly as its manifest lists it.
+    :raises ShopeeError: when the photos or the model are not there, when the run's photos have
+        changed, or when the labels are unknown to the model.
+    """
+    with open_run("evaluate", experiment) as log:
+        loaded = load_classifier(model)
+        frame = _test_split(run, data, images) if run else _catalogue(data, images)
+        _check_labels(frame, loaded)
+        frame, pixels = _decode(frame, loaded)
+        labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
+        logits = predict_pixels(loaded.module, pixels)
+        scores = {f"test_{name}": value for name, value in score(labels, logits).items()}
+        log.log_tags({"model": model, "model_id": loaded.identity, **machine_tags("cpu")})
+        predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
+        say(
+            f"accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos, 95 % interval "
+            f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%} "
+            f"(run {log.run_id})"
+        )
+    return Evaluation(log.run_id, scores, predictions)
+
+
+def predict_pixels(module: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """Logits (N, C) float32 of decoded photos (N, S, S, 3) uint8."""
+    network = FastClassifier(module)
+    parts = [
+        network(torch.from_numpy(np.ascontiguousarray(pixels[i : i + _BATCH])).permute(0, 3, 1, 2))
+        for i in range(0, len(pixels), _BATCH)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _catalogue(data: str, images: str) -> pd.DataFrame:
+    """Every labelled photo of a catalogue, cleaned but for its groups: none is too small here."""
+    if data == AUTO:
+        raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
+    csv, folder = find_catalog(data, None if images == AUTO else images)
+    rows = read_catalog(csv)
+    cleaning = Cleaning(rows=len(rows))
+    frame = locate_files(select_rows(rows, 0, cleaning), folder, cleaning)
+    say(*cleaning.lines())
+    return frame
+
+
+def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
+    """The test photos of a run, found again and proved unchanged."""
+    manifest, params = read_manifest(run)
+    given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
+    names = ("data", "images", "sample_px")
+    config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
+    _, folder = locate_catalog(config, watch)
+    test = manifest[manifest["split"] == TEST].reset_index(drop=True)
+    files = [inside_folder(folder.resolve(), name) for name in test["image"]]
+    contents = hash_files([file or Path("missing") for file in files])
+    changed = [
+        n for n, a, b in zip(test["image"], contents, test["content"], strict=True) if a != b
+    ]
+    if changed:
+        raise CatalogError(
+            f"{len(changed)} of the {len(test)} test photos of run {run} are missing from {folder} "
+            f"or have changed: {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}. Name "
+            "the folder that the run was trained on with data."
+        )
+    return test.assign(file=pd.Series(files, index=test.index, dtype=object))
+
+
+def _check_labels(frame: pd.DataFrame, loaded: LoadedModel) -> None:
+    unknown = sorted(set(frame["label_group"]) - set(loaded.classes))
+    if unknown:
+        raise CatalogError(
+            f"{len(unknown)} label groups are unknown to the model, which knows "
+            f"{len(loaded.classes)}: "
+            f"{', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}. "
+            "Leave their rows out, or evaluate a model that was trained on them."
+        )
+
+
+def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.ndarray]:
+    files = list(frame["file"])
+    contents = list(frame["content"]) if "content" in frame else hash_files(files)
+    decoded = load_pixels(files, contents, loaded.image_size, progress=watch("decoding photos"))
+    cleaning = Cleaning(rows=len(frame))
+    frame = drop_bad_images(frame, decoded.bad, "skip", cleaning)
+    if frame.empty:
+        raise CatalogError("None of the photos decodes.")
+    if decoded.bad:
+        say(*cleaning.lines())
+    return frame.reset_index(drop=True), decoded.values[frame.index.to_numpy()]
+
+
+def _log(
+    log: RunLog,
+    frame: pd.DataFrame,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    classes: list[str],
+    scores: dict[str, float],
+) -> pd.DataFrame:
+    probabilities = softmax(logits)
+    predicted = probabilities.argmax(axis=1)
+    table = frame[["image", "label_group"]].assign(
+        predicted=[classes[i] for i in predicted],
+        probability=probabilities.max(axis=1).round(6),
+    )
+    counts = confusion(labels, predicted, classes)
+    log.log_metrics(scores)
+    log.log_table(table, "test/predictions.csv")
+    log.log_table(counts, "test/confusion_matrix.csv", index=True)
+    log.log_table(class_report(labels, predicted, classes), "test/report.csv")
+    title = f"Accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos"
+    log.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
+    wrong = table[table["label_group"] != table["predicted"]]
+    worst = wrong.sort_values("probability", ascending=False).index.to_numpy()
+    log.log_figure(mistakes_figure(pixels, table, worst), "test/mistakes.png")
+    return table
