@@ -88,7 +88,8 @@ def train_command(**options: str | None) -> None:
 def experiments_command(files: str, **options: str | None) -> None:
     """Run several experiment files, each a run of its own, and print the comparison.
 
-    Options given here go before those in the files, for instance --epochs 5.
+    Options given here go before those in the files, for instance --epochs 5; --weights is for
+    the pretrained ones only.
     """
     from .verbs.experiments import original_table, run_experiments
 
@@ -136,6 +137,16 @@ def register_command(run: str, name: str, promote: bool) -> None:
     from .verbs.register import register
 
     register(run, name, promote=promote)
+
+
+@_verb("export")
+@click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
+@click.option("--out", default="model.onnx", show_default=True, type=click.Path(path_type=Path))
+def export_command(model: str, out: Path) -> None:
+    """Write a logged model as an ONNX file, checked against torch."""
+    from .verbs.export import export
+
+    export(model, out)
 
 
 @_verb("sample")

@@ -29,6 +29,8 @@ def show_log_messages() -> None:
     logger = logging.getLogger(__package__)
     if not any(isinstance(h, _ToStderr) for h in logger.handlers):
         logger.addHandler(handler)
+        # Of its own: MLflow raises the root's level, and our messages would be lost with it.
+        logger.setLevel(logging.INFO)
         logger.propagate = False
 
 

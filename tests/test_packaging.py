@@ -13,10 +13,39 @@ from shopee_mlflow.cli import cli
 ROOT = Path(__file__).parents[1]
 
 
+# Modules that need an extra of setup.cfg besides what is always installed.
+EXTRAS = {"verbs/export.py": "onnx"}
+
+
 def setup_requirements() -> list[str]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return sorted(parser["options"]["install_requires"].split())
+
+
+def extra_requirements(extra: str) -> list[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return sorted(parser["options.extras_require"][extra].split())
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=]", requirement)[0] for requirement in requirements}
+
+
+def test_those_who_develop_have_every_extra() -> None:
+    for extra in EXTRAS.values():
+        assert set(extra_requirements(extra)) <= set(extra_requirements("dev"))
+
+
+def test_an_extra_is_imported_where_it_is_needed_only() -> None:
+    """A module's top is imported by everybody; the import of an extra stands in a function."""
+    import ast
+
+    for file, extra in EXTRAS.items():
+        tops = ast.parse((ROOT / "shopee_mlflow" / file).read_text()).body
+        found = {a.name for node in tops if isinstance(node, ast.Import) for a in node.names}
+        assert not found & names_of(extra_requirements(extra))
 
 
 def test_conda_and_setup_name_the_same_packages() -> None:
@@ -39,8 +68,11 @@ def test_each_import_is_a_declared_dependency() -> None:
     import sys
 
     names = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
-    declared = {re.split(r"[<>=]", r)[0] for r in setup_requirements()}
-    for file in (ROOT / "shopee_mlflow").rglob("*.py"):
+    package = ROOT / "shopee_mlflow"
+    for file in package.rglob("*.py"):
+        declared = names_of(setup_requirements())
+        if extra := EXTRAS.get(file.relative_to(package).as_posix()):
+            declared |= names_of(extra_requirements(extra))
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 tops = [alias.name.split(".")[0] for alias in node.names]

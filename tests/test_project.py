@@ -94,6 +94,42 @@ def test_mlflow_run_and_python_m_log_the_same(
     assert by_project.info.run_name == by_hand.info.run_name == "cnn"
 
 
+CONDA = """#!/usr/bin/env bash
+# Stands in for conda, which this machine need not have: it notes the environment that mlflow asks
+# for, and its activation puts the Python of the tests first.
+echo "$@" >> "{log}"
+case "$*" in
+    *"env list"*) echo '{{"envs": []}}' ;;
+    *info*) echo '{{"conda_version": "24.0.0"}}' ;;
+esac
+"""
+ACTIVATE = """conda() {{ if [ "$1" = activate ]; then export PATH="{bin}:$PATH"; fi; }}
+"""
+
+
+def test_without_an_env_manager_conda_builds_the_environment(
+    make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path
+) -> None:
+    log = tmp_path / "conda.log"
+    (tmp_path / "conda/bin").mkdir(parents=True)
+    (tmp_path / "conda/etc/profile.d").mkdir(parents=True)
+    (tmp_path / "conda/bin/conda").write_text(CONDA.format(log=log))
+    (tmp_path / "conda/bin/conda").chmod(0o755)
+    activate = ACTIVATE.format(bin=Path(sys.executable).parent)
+    (tmp_path / "conda/etc/profile.d/conda.sh").write_text(activate)
+    command = project(**QUICK, data=str(make_catalog()))
+    at = command.index("--env-manager")
+    del command[at : at + 2]
+    done = call(command, {**env, "MLFLOW_CONDA_HOME": str(tmp_path / "conda")}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    asked = log.read_text()
+    assert "env create" in asked
+    assert str(ROOT / "conda.yaml") in asked
+    # Without --experiment-name, mlflow run chooses the experiment Default, and we say so.
+    assert "call: mlflow run --experiment-name shopee" in done.stderr
+    assert only_run("Default").info.status == "FINISHED"
+
+
 def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_path: Path) -> None:
     done = call(project("--experiment-name", "shopee", lernrate="3"), env, tmp_path)
     assert done.returncode != 0

@@ -50,8 +50,9 @@ def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
     if len(classes) > _NAMED_CLASSES:
         return figure
     short = [name if len(name) <= 14 else name[:13] + "…" for name in classes]
-    axes.set_xticks(range(len(classes)), short, rotation=90)
-    axes.set_yticks(range(len(classes)), short)
+    # Labels come from strangers: a dollar sign must not start mathematics.
+    axes.set_xticks(range(len(classes)), short, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(classes)), short, parse_math=False)
     _write_counts(axes, values, share)
     return figure
 
@@ -88,7 +89,6 @@ def mistakes_figure(
         if place < len(shown):
             row = predictions.iloc[shown[place]]
             axes.imshow(pixels[shown[place]])
-            # Labels come from strangers: a dollar sign must not start mathematics.
             said = f"{row['predicted']} ({row['probability']:.0%})\nis {row['label_group']}"
             axes.set_title(said, fontsize=9, parse_math=False)
     return figure

@@ -7,16 +7,13 @@ nothing else of the environment in which the model was trained.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import copy
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import pickle
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,8 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
-import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import (
     AnyType,
@@ -37,15 +34,26 @@ from mlflow.types.schema import (
     TensorSpec,
 )
 
-from ..data.images import pixels_from_array, read_pixels
-from ..errors import ImageError, TrackingError
+from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
+from .photos import PhotoClassifier
 
 ABOUT_FILE = "product_classifier.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
 PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
-_BATCH = 32
+# What torch and pickle answer to files that are cut off, or were written by other code.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+)
 
 
 def save_model(
@@ -135,11 +143,16 @@ def signature() -> ModelSignature:
     )
 
 
-def _load_pyfunc(path: str) -> PhotoClassifier:
-    """Called by MLflow with the model's data folder."""
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PhotoClassifier:
+    """Called by MLflow with the model's data folder.
+
+    It answers on the device that ``model_config={"device": ...}`` names, by default on the CPU;
+    programs (pt2) know the CPU only.
+    """
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
     model = mlflow.pytorch.load_model(str(Path(path).parent))
-    return PhotoClassifier(model, about["classes"], about["image_size"])
+    device = (model_config or {}).get("device") or "cpu"
+    return PhotoClassifier(model, about["classes"], about["image_size"], device)
 
 
 def check_probe(uri: str) -> None:
@@ -150,7 +163,8 @@ def check_probe(uri: str) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     model, about = load_folder(folder, uri)
     now, then = _probe_logits(model, about["image_size"]), about["probe"]
-    if not np.allclose(now, then, rtol=1e-3, atol=1e-3):
+    # Relative to the largest logit: another device adds up in another order.
+    if not np.allclose(now, then, rtol=0, atol=1e-3 * float(np.abs(then).max())):
         raise TrackingError(
             f"{uri}: loaded back, it gives other logits than when it was saved (largest "
             f"difference {np.abs(np.subtract(now, then)).max():.3g}). No alias has moved."
@@ -160,12 +174,21 @@ def check_probe(uri: str) -> None:
 def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The module and what is known of it: classes, image_size, architecture, probe.
 
-    :raises TrackingError: when the folder holds a model of another kind.
+    :raises TrackingError: when the folder holds a model of another kind, or one that is damaged
+        or may not be loaded here.
     """
-    about = folder / "data" / ABOUT_FILE
-    if not about.is_file():
-        raise TrackingError(f"{uri}: is no model of this project (it holds no {ABOUT_FILE}).")
-    return mlflow.pytorch.load_model(str(folder)), json.loads(about.read_text(encoding="utf-8"))
+    file = folder / "data" / ABOUT_FILE
+    if not file.is_file():
+        raise TrackingError(f"model={uri}: is no model of this project (it holds no {ABOUT_FILE}).")
+    try:
+        about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return mlflow.pytorch.load_model(str(folder)), about
+    except MlflowException as error:
+        raise TrackingError(f"model={uri}: may not be loaded here: {error.message}") from error
+    except _DAMAGE as error:
+        raise TrackingError(
+            f"model={uri}: is damaged ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
@@ -177,99 +200,6 @@ def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
     photos = torch.stack([photo, 255 - photo]).to(torch.uint8)
     with torch.inference_mode():
         return model(photos).double().tolist()
-
-
-class PhotoClassifier:
-    """Photos in any of their forms -> label groups with probabilities, one row a photo."""
-
-    def __init__(self, model: torch.nn.Module, classes: Sequence[str], image_size: int) -> None:
-        self.model = model
-        self.classes = list(classes)
-        self.image_size = image_size
-
-    def predict(
-        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
-        """Classify the photos of the column ``image``.
-
-        :param model_input: column ``image`` with file paths, the file's bytes, its base64 text, or
-            arrays (H, W, 3) uint8; forms may be mixed.
-        :param params: ``top_k``: how many of the best label groups to give.
-        :returns: label_group, probability and error, a row a photo; with ``top_k`` above 1 also
-            ``label_groups`` and ``probabilities``, the best first. A photo that cannot be read
-            has the reason in ``error`` and nothing else; the others have their answers.
-        """
-        k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.classes))
-        rows: list[dict[str, Any]] = []
-        with ThreadPoolExecutor() as pool:
-            for part in _in_batches(_column(model_input), _BATCH):
-                pixels = list(pool.map(self._pixels_or_error, part))
-                rows += self._classify(pixels, k)
-        return pd.DataFrame(rows, index=getattr(model_input, "index", None))
-
-    def _pixels_or_error(self, photo: Any) -> np.ndarray | str:
-        try:
-            return read_photo(photo, self.image_size)
-        except ImageError as error:
-            return str(error)
-
-    def _classify(self, pixels: Sequence[np.ndarray | str], k: int) -> list[dict[str, Any]]:
-        good = [p for p in pixels if isinstance(p, np.ndarray)]
-        answers = iter(self._answers(good, k) if good else [])
-        empty: dict[str, Any] = {"label_group": None, "probability": float("nan")}
-        if k > 1:
-            empty |= {"label_groups": [], "probabilities": []}
-        return [
-            next(answers) if isinstance(p, np.ndarray) else {**empty, "error": p} for p in pixels
-        ]
-
-    def _answers(self, pixels: Sequence[np.ndarray], k: int) -> Iterator[dict[str, Any]]:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            probabilities = torch.softmax(self.model(images).double(), dim=1)
-        values, positions = (part.tolist() for part in probabilities.topk(k, dim=1))
-        for value, position in zip(values, positions, strict=True):
-            names = [self.classes[i] for i in position]
-            row = {"label_group": names[0], "probability": value[0]}
-            if k > 1:
-                row |= {"label_groups": names, "probabilities": value}
-            yield {**row, "error": None}
-
-
-def read_photo(photo: Any, size: int) -> np.ndarray:
-    """One photo in any form that callers send -> (size, size, 3) uint8, by the project's one path.
-
-    :param photo: a file path, the file's bytes, its base64 text, or an array (H, W, 3) uint8.
-    :raises ImageError: when it is none of these, or does not decode.
-    """
-    if isinstance(photo, (bytes, bytearray, memoryview)):
-        return read_pixels(bytes(photo), size)
-    if isinstance(photo, (np.ndarray, list)):
-        return pixels_from_array(np.asarray(photo), size)
-    if isinstance(photo, Path):
-        return read_pixels(photo, size)
-    if not isinstance(photo, str) or not photo:
-        raise ImageError(f"an image is a path, bytes, base64 text or an array, not {photo!r:.60}")
-    # A path is never a whole encoded photo, and what is longer than any path is base64.
-    if len(photo) < 4096 and Path(photo).is_file():
-        return read_pixels(Path(photo), size)
-    try:
-        return read_pixels(base64.b64decode(photo, validate=True), size)
-    except binascii.Error:
-        raise ImageError(f"no such file, and no base64 text: {photo[:60]!r}") from None
-
-
-def _column(frame: Any) -> list[Any]:
-    if isinstance(frame, pd.DataFrame) and "image" in frame:
-        return frame["image"].tolist()
-    found = list(frame.columns) if isinstance(frame, pd.DataFrame) else type(frame).__name__
-    raise ValueError(f"predict takes a DataFrame with a column 'image'; got {found}")
-
-
-def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 @contextmanager

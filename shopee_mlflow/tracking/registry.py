@@ -6,6 +6,8 @@ better than the one before on the very same test photos, unless a person insists
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +25,11 @@ from .flavor import check_probe, load_folder
 
 REGISTERED_NAME = "shopee-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
+REFUSED_TAG = "refused"
 _METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
 _TAGS = ("data_digest", "git_commit", "classes")
+# Requests to the server: how often to ask again, and seconds to wait for each answer.
+_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def load_classifier(uri: str) -> LoadedModel:
     :raises TrackingError: when there is none, or it is of another kind.
     """
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        with _bounded_requests():
+            folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
@@ -88,7 +94,7 @@ def register_model(
         registry that does not answer; the aliases are then as before.
     """
     client = MlflowClient()
-    with _told(f"run {run_id} cannot be registered as {name}"):
+    with _bounded_requests(), _told(f"run {run_id} cannot be registered as {name}"):
         run = client.get_run(run_id)
         model_ids = [m.model_id for m in run.outputs.model_outputs] if run.outputs else []
         if not model_ids:
@@ -100,11 +106,19 @@ def register_model(
         facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
         facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
         version = mlflow.register_model(f"models:/{model_ids[-1]}", name, tags=facts)
-        # The URI by number: what is checked is what the alias will name.
-        check_probe(f"models:/{name}/{version.version}")
+        _check(client, version)
         alias, reason = decide(facts, champion, promote)
         client.set_registered_model_alias(name, alias, version.version)
     return Registration(name, str(version.version), alias, reason)
+
+
+def _check(client: MlflowClient, version: ModelVersion) -> None:
+    """Load a version back by its number, since that is what the alias will name."""
+    try:
+        check_probe(f"models:/{version.name}/{version.version}")
+    except TrackingError as error:
+        client.set_model_version_tag(version.name, version.version, REFUSED_TAG, str(error))
+        raise
 
 
 def decide(
@@ -123,6 +137,11 @@ def decide(
             f"differ (data_digest {mine} and {its}); {insist}"
         )
     new, old = (float(t.get("test_accuracy", "nan")) for t in (candidate, champion.tags))
+    if math.isnan(new) or math.isnan(old):
+        return CHALLENGER, (
+            f"it cannot be compared with the champion (version {champion.version}): one of them "
+            f"has no test accuracy; {insist}"
+        )
     if new > old:
         return CHAMPION, f"test accuracy {new:.1%}, before {old:.1%} of version {champion.version}"
     return CHALLENGER, (
@@ -139,6 +158,22 @@ def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | 
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+@contextmanager
+def _bounded_requests() -> Iterator[None]:
+    """A server that does not answer is told of within a minute or so; what the user has set holds.
+
+    MLflow itself would go on for four minutes at a refused connection, and longer at a silent one.
+    Nothing is lost meanwhile: the model is in its run.
+    """
+    unset = {name: value for name, value in _BOUNDS.items() if name not in os.environ}
+    os.environ.update(unset)
+    try:
+        yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 @contextmanager

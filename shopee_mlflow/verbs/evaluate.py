@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import AUTO, DataConfig, resolve
+from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
 from ..data.cache import hash_files, load_pixels
 from ..data.catalog import (
@@ -62,15 +62,16 @@ def evaluate(
     :raises ShopeeError: when the photos or the model are not there, when the run's photos have
         changed, or when the labels are unknown to the model.
     """
+    loaded = load_classifier(model)
     with open_run("evaluate", experiment) as log:
-        loaded = load_classifier(model)
+        log.log_params({"model": model, "data": data, "images": images, "run": run or NONE})
+        log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
         frame = _test_split(run, data, images) if run else _catalogue(data, images)
         _check_labels(frame, loaded)
         frame, pixels = _decode(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = predict_pixels(loaded.module, pixels)
         scores = {f"test_{name}": value for name, value in score(labels, logits).items()}
-        log.log_tags({"model": model, "model_id": loaded.identity, **machine_tags("cpu")})
         predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
         say(
             f"accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos, 95 % interval "

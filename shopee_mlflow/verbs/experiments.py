@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import TrainConfig, resolve
+from ..config import TrainConfig, read_yaml, resolve
 from ..console import duration, say
 from ..errors import ConfigError, ShopeeError
+from ..modeling.architectures import PRETRAINED
 from ..tracking.runs import open_run
 from .train import train
 
@@ -42,17 +43,27 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     :param typed: options for all of them, going before those in the files.
     :returns: how many failed.
     """
-    configs = {file.stem: resolve(TrainConfig, {**typed, "config": str(file)}) for file in files}
+    options = {file.stem: _options_for(file, typed) for file in files}
+    configs = {name: resolve(TrainConfig, given) for name, given in options.items()}
     experiment = next(iter(configs.values())).experiment
     rows: list[dict[str, Any]] = []
     with open_run("experiments", experiment) as parent:
         for name, config in configs.items():
             say(f"--- {name} ({len(rows) + 1} of {len(configs)})")
-            rows.append(_run_one(name, config, typed))
+            rows.append(_run_one(name, config, options[name]))
         table = pd.DataFrame(rows)
         parent.log_table(table, "comparison.csv")
         say("", table.to_string(index=False, na_rep=""))
     return sum(row["failure"] != "" for row in rows)
+
+
+def _options_for(file: Path, typed: Mapping[str, str]) -> dict[str, str]:
+    """Options for one file; ``weights`` replaces a download, so only those that have one get it."""
+    given = {**typed, "config": str(file)}
+    model = str(read_yaml(file).get("model", ""))
+    if not typed.get("model", model).endswith(PRETRAINED):
+        given.pop("weights", None)
+    return given
 
 
 def _run_one(name: str, config: TrainConfig, typed: Mapping[str, str]) -> dict[str, Any]:

@@ -60,11 +60,12 @@ def predict(
     :raises ShopeeError: when the model or the source is not there.
     """
     photos, key = find_photos(source, images)
+    _check_place(out, source)
     loaded = load_classifier(model)
     k = min(top_k, len(loaded.classes))
     partial = out.with_name(f"{out.name}.{_fingerprint(loaded.identity, key, k, photos)}.partial")
     header = [key, "label_group", "probability", *_more_columns(k), "error"]
-    done, bad = _resume(partial, header)
+    done, bad = _resume(partial, header, photos)
     if done:
         say(
             f"{done:,} of {len(photos):,} photos are in {partial.name} already; going on from there"
@@ -72,7 +73,7 @@ def predict(
     progress = watch("classifying photos")
     with partial.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if not done:
+        if not partial.stat().st_size:
             writer.writerow(header)
         for rows in _answers(photos[done:], loaded, k, workers):
             writer.writerows(rows)
@@ -85,6 +86,18 @@ def predict(
     return bad
 
 
+def _check_place(out: Path, source: str) -> None:
+    """Before any photo is classified: can the answers be put there?"""
+    if out.is_dir():
+        raise CatalogError(f"out={out}: is a folder; name a file, such as {out / 'answers.csv'}.")
+    if out.exists() and out.resolve() == Path(source).expanduser().resolve():
+        raise CatalogError(f"out={out}: is the source itself; name another file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatalogError(f"out={out}: cannot be written ({error.strerror or error}).") from error
+
+
 def find_photos(source: str, images: str | None = None) -> tuple[list[Photo], str]:
     """The photos that ``source`` names, in a fixed order, and the name of their column.
 
@@ -94,19 +107,24 @@ def find_photos(source: str, images: str | None = None) -> tuple[list[Photo], st
     key = "image"
     if place.is_dir():
         files = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES)
-        photos = [Photo(f.relative_to(place).as_posix(), f) for f in files]
+        photos = [Photo(_text(f.relative_to(place).as_posix()), f) for f in files]
     elif place.suffix.lower() == ".csv":
         photos, key = _from_csv(place, images)
     elif place.is_file():
-        photos = [Photo(source, place)]
+        photos = [Photo(_text(source), place)]
     elif has_magic(source):
         names = sorted(glob(str(place), recursive=True))  # noqa: PTH207 - from any folder
-        photos = [Photo(name, Path(name)) for name in names if Path(name).is_file()]
+        photos = [Photo(_text(name), Path(name)) for name in names if Path(name).is_file()]
     else:
         raise CatalogError(f"{source}: no such photo, folder or CSV, looked for from {Path.cwd()}.")
     if not photos:
         raise CatalogError(f"{source}: holds no photo ({', '.join(SUFFIXES)}).")
     return photos, key
+
+
+def _text(name: str) -> str:
+    """File names need not be UTF-8, the answers are."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _from_csv(path: Path, images: str | None) -> tuple[list[Photo], str]:
@@ -129,26 +147,44 @@ def _fingerprint(model: str, key: str, k: int, photos: Iterable[Photo]) -> str:
     """Changes when the answers would: a partial file of another call is never gone on with."""
     sha = hashlib.sha256(f"{model}\n{key}\n{k}\n".encode())
     for photo in photos:
-        sha.update(f"{photo.name}\0{photo.file}\n".encode())
+        sha.update(_text(f"{photo.name}\0{photo.file}\n").encode())
     return sha.hexdigest()[:12]
 
 
-def _resume(partial: Path, header: list[str]) -> tuple[int, int]:
-    """How many whole rows stand in the partial file, and how many of them are errors.
+def _resume(partial: Path, header: list[str], photos: list[Photo]) -> tuple[int, int]:
+    """How many photos the partial file answers, and how many of them with an error.
 
-    A last row that was cut off in writing is taken out of the file.
+    What follows the last whole batch is taken out of the file: a batch of other photos can round
+    an answer differently, and the file is to be the one of a call that nobody interrupted.
     """
     if not partial.is_file():
         return 0, 0
-    with partial.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-    with partial.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    if rows[:1] != [header]:
-        partial.unlink()
-        return 0, 0
-    return len(rows) - 1, sum(row[-1] != "" for row in rows[1:])
+    done = bad = 0
+    whole = partial.with_suffix(".whole")
+    with (
+        partial.open(encoding="utf-8", errors="replace", newline="") as old,
+        whole.open("w", encoding="utf-8", newline="") as new,
+    ):
+        writer = csv.writer(new, lineterminator="\n")
+        # A last line without its end was cut off in writing.
+        rows = csv.reader(line for line in old if line.endswith("\n"))
+        if next(rows, None) == header:
+            writer.writerow(header)
+            while batch := _whole_batch(rows, photos[done : done + _BATCH], len(header)):
+                writer.writerows(batch)
+                done += len(batch)
+                bad += sum(row[-1] != "" for row in batch)
+    whole.replace(partial)
+    return done, bad
+
+
+def _whole_batch(
+    rows: Iterator[list[str]], photos: list[Photo], columns: int
+) -> list[list[str]] | None:
+    batch = list(islice(rows, len(photos)))
+    fits = all(len(row) == columns for row in batch)
+    names = [row[0] for row in batch if row]
+    return batch if fits and names == [photo.name for photo in photos] else None
 
 
 def _answers(
@@ -159,12 +195,13 @@ def _answers(
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
 
         def decode(photo: Photo) -> np.ndarray | str:
+            """Pixels, or the reason in one line why there are none."""
             if photo.file is None:
                 return "its path leaves the folder of photos"
             try:
                 return read_pixels(photo.file, loaded.image_size)
             except ImageError as error:
-                return str(error)
+                return " ".join(str(error).split())
 
         for part, pixels in _ahead(pool, decode, photos):
             yield _rows(part, pixels, network, loaded.classes, k)

@@ -1,0 +1,137 @@
+"""Export a logged model as an ONNX file, checked against torch before it is put in place."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..console import say
+from ..errors import ModelError
+from ..tracking.registry import LoadedModel, load_classifier
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# None of them is the number of photos that the program is traced with.
+_CHECKED_BATCHES = (1, 3, 5)
+_TOLERANCE = 1e-3
+
+
+def export(model: str, out: Path) -> Path:
+    """Write a model as ONNX: ``images`` (N, 3, S, S) uint8 -> ``logits`` (N, classes) float32.
+
+    The file's metadata holds ``classes`` (JSON list, in the order of the logits), ``image_size``
+    and ``mlflow_model``. Photos are resized to S before; N is free.
+
+    :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
+    :raises ShopeeError: when the model is not there, packages are missing, the model cannot be
+        written as ONNX, or its answers differ from torch's; ``out`` is then as it was.
+    """
+    _check_packages()
+    if out.is_dir():
+        raise ModelError(f"out={out}: is a folder; name a file, such as {out / 'model.onnx'}.")
+    loaded = load_classifier(model)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+            file = Path(folder) / "model.onnx"
+            _write(loaded, file)
+            difference = _check(loaded, file)
+            file.replace(out)
+    except OSError as error:
+        raise ModelError(f"out={out}: cannot be written ({error.strerror or error}).") from error
+    say(
+        f"{out}: {out.stat().st_size / 2**20:,.1f} MiB, {len(loaded.classes):,} label groups; "
+        f"largest relative difference from torch {difference:.1g}"
+    )
+    return out
+
+
+def _check_packages() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"export needs {', '.join(missing)}; install with: pip install {' '.join(missing)}"
+        )
+
+
+def _write(loaded: LoadedModel, file: Path) -> None:
+    import onnx
+
+    side = loaded.image_size
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            loaded.module,
+            (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("photos")},),
+            verbose=False,
+        )
+    assert program is not None
+    network = program.model_proto
+    about = {
+        "classes": json.dumps(loaded.classes, ensure_ascii=False),
+        "image_size": str(side),
+        "mlflow_model": loaded.identity,
+    }
+    onnx.helper.set_model_props(network, about)
+    onnx.save_model(network, str(file))
+
+
+def _check(loaded: LoadedModel, file: Path) -> float:
+    """The largest difference of the logits from torch's, for several numbers of photos."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    differences = []
+    for count in _CHECKED_BATCHES:
+        photos = _made_up_photos(count, loaded.image_size)
+        (logits,) = session.run(["logits"], {"images": photos})
+        with torch.inference_mode():
+            expected = loaded.module(torch.from_numpy(photos)).numpy()
+        # Relative to the largest logit: an untrained network's are tiny.
+        scale = float(np.abs(expected).max()) or 1.0
+        differences.append(float(np.abs(logits - expected).max()) / scale)
+    if not max(differences) <= _TOLERANCE:  # not a number is no agreement either
+        raise ModelError(
+            f"The ONNX model gives other logits than torch (largest relative difference "
+            f"{max(differences):.3g}); it was not written."
+        )
+    return max(differences)
+
+
+def _made_up_photos(count: int, side: int) -> np.ndarray:
+    """(count, 3, side, side) uint8, soft patches of colour.
+
+    Not noise: networks trained on photos answer it with activations so large that rounding alone
+    shows in the logits.
+    """
+    patches = torch.randint(0, 256, (count, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(patches.float(), size=(side, side), mode="bilinear")
+    photos: np.ndarray = smooth.round().to(torch.uint8).numpy()
+    return photos
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter reports its steps, and libraries warn of their own deprecations."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,303 @@
+"""Predict: what it finds, what it writes, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_csv
+from small_run import SmallRun, small_run
+
+from shopee_mlflow import cli
+from shopee_mlflow.data.images import read_pixels
+from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.verbs import predict as verb
+from shopee_mlflow.verbs.predict import find_photos, predict
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "_BATCH", 4)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the photos that get decoded, as they are."""
+    names: list[str] = []
+
+    def note(source: Path, size: int) -> np.ndarray:
+        names.append(source.name)
+        return read_pixels(source, size)
+
+    monkeypatch.setattr(verb, "read_pixels", note)
+    return names
+
+
+def rows_of(file: Path) -> list[list[str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.reader(lines))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if file.suffix != ".csv"]
+
+
+def test_a_folder_a_pattern_and_a_photo(run: SmallRun, tmp_path: Path) -> None:
+    folder = run.shop / "train_images"
+    out = tmp_path / "new" / "out.csv"
+    assert predict(run.uri, str(folder), out) == 0
+    header, *rows = rows_of(out)
+    assert header == ["image", "label_group", "probability", "error"]
+    assert [row[0] for row in rows] == [file.name for file in run.photos]
+    assert all(row[1] in run.result.dataset.classes and row[3] == "" for row in rows)
+    assert all(1 / 3 - 1e-6 <= float(row[2]) <= 1 for row in rows)
+    assert leftovers(out.parent) == []
+
+    predict(run.uri, str(folder / "g1*.png"), out)
+    by_pattern = rows_of(out)[1:]
+    assert [Path(row[0]).name for row in by_pattern] == [f"g1n{i:02}.png" for i in range(12)]
+    assert [row[1:] for row in by_pattern] == [row[1:] for row in rows[12:24]]
+    predict(run.uri, str(run.photos[5]), out)
+    assert rows_of(out)[1:] == [[str(run.photos[5]), *rows[5][1:]]]
+
+
+def test_a_catalogue_is_answered_by_posting_in_its_own_order(run: SmallRun, tmp_path: Path) -> None:
+    names = ["g2n03.png", "g0n01.png", "g2n03.png"]
+    postings = [(f"posting {i}", name) for i, name in enumerate(names)]
+    table = write_csv(tmp_path / "list.csv", ("posting_id", "image"), postings)
+    predict(run.uri, str(table), tmp_path / "out.csv", images=str(run.shop / "train_images"))
+    header, *rows = rows_of(tmp_path / "out.csv")
+    assert header[0] == "posting_id"
+    assert [row[0] for row in rows] == ["posting 0", "posting 1", "posting 2"]
+    assert rows[0][1:] == rows[2][1:]
+    without = write_csv(tmp_path / "bare.csv", ("image",), [(name,) for name in names])
+    predict(run.uri, str(without), tmp_path / "out.csv", images=str(run.shop / "train_images"))
+    assert [row[0] for row in rows_of(tmp_path / "out.csv")] == ["image", *names]
+
+
+def test_bad_photos_and_unsafe_paths_are_told_of_in_their_rows(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shop" / "train_images"
+    folder.mkdir(parents=True)
+    shutil.copy(run.photos[0], folder / "good.png")
+    shutil.copy(run.photos[0], tmp_path / "outside.png")
+    (folder / "torn.png").write_bytes(run.photos[0].read_bytes()[:200])
+    (folder / "text.jpg").write_text("no photo")
+    names = ["torn.png", "good.png", "gone.png", "../../outside.png", "text.jpg", "good.png"]
+    table = write_csv(tmp_path / "shop/train.csv", ("image",), [(name,) for name in names])
+    assert predict(run.uri, str(table), tmp_path / "out.csv", top_k=2) == 4
+    _, *rows = rows_of(tmp_path / "out.csv")
+    assert [row[0] for row in rows] == names
+    errors = {row[0]: row[-1] for row in rows}
+    assert errors["good.png"] == ""
+    assert errors["gone.png"] == "No such file or directory"
+    assert errors["../../outside.png"] == "its path leaves the folder of photos"
+    assert errors["text.jpg"].startswith("no JPEG")
+    assert errors["torn.png"] != ""
+    assert all(row[1:5] == [""] * 4 for row in rows if row[-1])
+    assert rows[1][1:] == rows[5][1:]
+    assert "4 of them could not be read" in capsys.readouterr().out
+
+
+def test_the_best_k_have_columns_of_their_own(run: SmallRun, tmp_path: Path) -> None:
+    predict(run.uri, str(run.photos[0]), tmp_path / "out.csv", top_k=99)
+    header, row = rows_of(tmp_path / "out.csv")
+    assert header[1:] == [
+        *("label_group", "probability", "label_group_2", "probability_2"),
+        *("label_group_3", "probability_3", "error"),
+    ]
+    assert {row[1], row[3], row[5]} == set(run.result.dataset.classes)
+    probabilities = [float(row[i]) for i in (2, 4, 6)]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=2e-6)
+
+
+def stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = verb._ahead
+
+    def some(*args: Any) -> Iterator[Any]:
+        for number, batch in enumerate(whole(*args)):
+            if number == batches:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(verb, "_ahead", some)
+
+
+def interrupt(run: SmallRun, out: Path, **options: Any) -> Path:
+    """Classify eight photos of the folder, then stop; returns the partial file."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run.uri, str(run.shop / "train_images"), out, **options)
+    assert not out.exists()
+    (partial,) = out.parent.glob("*.partial")
+    assert len(rows_of(partial)) == 1 + 8
+    return partial
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_interrupted_it_goes_on_where_it_stopped(
+    run: SmallRun, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run.shop / "train_images")
+    predict(run.uri, folder, tmp_path / "whole.csv")
+    out = tmp_path / "out.csv"
+    interrupt(run, out)
+    decoded.clear()
+    predict(run.uri, folder, out)
+    assert sorted(decoded) == [file.name for file in run.photos[8:]]
+    assert "8 of 36 photos are in" in capsys.readouterr().out
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("cut", [1, 2, 9, 30, 100])
+def test_a_row_cut_off_in_writing_is_written_again(run: SmallRun, tmp_path: Path, cut: int) -> None:
+    folder = str(run.shop / "train_images")
+    predict(run.uri, folder, tmp_path / "whole.csv")
+    partial = interrupt(run, tmp_path / "out.csv")
+    partial.write_bytes(partial.read_bytes()[:-cut])
+    predict(run.uri, folder, tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_bad_photos_before_the_interruption_are_counted(run: SmallRun, tmp_path: Path) -> None:
+    names = ["gone.png", *(file.name for file in run.photos)]
+    table = write_csv(tmp_path / "list.csv", ("image",), [(name,) for name in names])
+    options = {"images": str(run.shop / "train_images")}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run.uri, str(table), tmp_path / "out.csv", **options)
+    assert predict(run.uri, str(table), tmp_path / "out.csv", **options) == 1
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_another_call_never_goes_on_with_the_file_of_this_one(
+    run: SmallRun, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, decoded: list[str]
+) -> None:
+    out = tmp_path / "out.csv"
+    partial = interrupt(run, out)
+    folder = str(run.shop / "train_images")
+    other = small_run(tmp_path_factory.getbasetemp(), "pt2")
+    for model, source, k in (
+        (other.uri, folder, 1),
+        (run.uri, f"{folder}/*.png", 1),
+        (run.uri, folder, 2),
+    ):
+        decoded.clear()
+        predict(model, source, out, top_k=k)
+        assert len(decoded) == 36
+        assert partial.exists()
+    partial.write_text("something,else\n1,2\n")
+    decoded.clear()
+    predict(run.uri, folder, out)
+    assert len(decoded) == 36
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_no_more_than_a_few_batches_are_ever_in_memory(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos decoded and not yet classified, the batch at work included."""
+    lock = threading.Lock()
+    waiting = most = 0
+
+    def decode(source: Path, size: int) -> np.ndarray:
+        nonlocal waiting, most
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        return read_pixels(source, size)
+
+    classify = verb._rows
+
+    def answer(photos: list[Any], *args: Any) -> list[list[str]]:
+        nonlocal waiting
+        rows = classify(photos, *args)
+        with lock:
+            waiting -= len(photos)
+        return rows
+
+    monkeypatch.setattr(verb, "read_pixels", decode)
+    monkeypatch.setattr(verb, "_rows", answer)
+    predict(run.uri, str(run.shop / "train_images"), tmp_path / "out.csv")
+    assert waiting == 0
+    assert 4 <= most <= verb._AHEAD * 4
+
+
+def test_the_number_of_workers_does_not_change_the_answers(run: SmallRun, tmp_path: Path) -> None:
+    for workers in (1, 5):
+        folder = str(run.shop / "train_images")
+        predict(run.uri, folder, tmp_path / f"{workers}.csv", workers=workers)
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "5.csv").read_bytes()
+
+
+def test_sources_that_hold_no_photo(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no photo")
+    for source, message in (
+        ("gone.jpg", "gone.jpg: no such photo, folder or CSV"),
+        ("gone.csv", "gone.csv: cannot be read"),
+        ("empty", "empty: holds no photo"),
+        ("empty/*.jpg", r"empty/\*.jpg: holds no photo"),
+    ):
+        with pytest.raises(CatalogError, match=message):
+            find_photos(source)
+    write_csv(tmp_path / "list.csv", ("image",), [("a.jpg",)])
+    with pytest.raises(CatalogError, match="train_images: no such folder"):
+        find_photos("list.csv")
+
+
+def test_photos_are_found_in_subfolders_whatever_their_names(run: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    odd = [b'deep/A, "b".PNG', b"line\nbreak.png", b"not-utf8-\xff.png"]
+    for name in odd:
+        shutil.copy(run.photos[0], str(folder).encode() + b"/" + name)
+    assert predict(run.uri, str(folder), tmp_path / "out.csv") == 0
+    names = [row[0] for row in rows_of(tmp_path / "out.csv")[1:]]
+    assert names == ['deep/A, "b".PNG', "line\nbreak.png", "not-utf8-\\udcff.png"]
+
+
+def test_exit_codes(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def code(*arguments: str) -> int:
+        try:
+            cli.main(["predict", "--model", run.uri, *arguments])
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+        return 0
+
+    photo = str(run.photos[0])
+    assert code("--source", photo, "--out", str(tmp_path / "out.csv"), "--top-k", "2") == 0
+    assert "1 photos in" in capsys.readouterr().out
+    shutil.copy(run.shop / "train.csv", tmp_path / "list.csv")
+    images = str(run.shop / "train_images")
+    for arguments, message in (
+        (["--source", "gone.jpg"], "gone.jpg: no such photo"),
+        (["--source", photo, "--model", "models:/none@champion"], "model=models:/none@champion"),
+        (["--source", photo, "--out", str(tmp_path)], "is a folder; name a file"),
+        (["--source", photo, "--out", f"{photo}/deep/out.csv"], "cannot be written"),
+        (["--source", "list.csv", "--images", images, "--out", "list.csv"], "the source itself"),
+        (["--source", photo, "--top-k", "0"], "top-k"),
+    ):
+        assert code(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert (tmp_path / "list.csv").read_bytes() == (run.shop / "train.csv").read_bytes()
