@@ -1,4 +1,4 @@
-"""Train, compare, tune and register product-photo classifiers with MLflow.
+"""Train, compare and register product-photo classifiers with MLflow.
 
 What the commands do, Python does::
 
@@ -31,6 +31,11 @@ _HOMES = {
     "build_model": "modeling.architectures",
     "score": "modeling.metrics",
     "wilson_interval": "modeling.metrics",
+    "Evaluation": "verbs.evaluate",
+    "evaluate": "verbs.evaluate",
+    "predict": "verbs.predict",
+    "load_classifier": "tracking.registry",
+    "register_model": "tracking.registry",
     "TrainResult": "verbs.train",
     "train": "verbs.train",
 }

@@ -40,7 +40,7 @@ class _Command(click.Command):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="shopee_mlflow")
 def cli() -> None:
-    """Train, compare, tune and register product-photo classifiers with MLflow."""
+    """Train, compare and register product-photo classifiers with MLflow."""
 
 
 def _verb(

@@ -51,7 +51,24 @@ def option(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from, and how it is split."""
+    """What is learned from, and how it is split.
+
+    Values are checked, and read where they are text, whenever one is made.
+
+    :raises ConfigError: with every value of the wrong kind or out of range.
+    """
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in dataclasses.fields(self):
+            try:
+                value = _parse(type(self), field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
+            except ValueError as error:
+                problems.append(str(error))
+        problems = problems or _contradictions(self)
+        if problems:
+            raise ConfigError(problems)
 
     data: str = option(
         SAMPLE,
@@ -166,8 +183,6 @@ def resolve(cls: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
                 values[name] = _parse(cls, name, raw)
             except ValueError as error:
                 problems.append(f"{error}{where}")
-    if not problems:
-        problems = _contradictions(values, cls)
     if problems:
         raise ConfigError(problems)
     return cls(**values)
@@ -282,12 +297,11 @@ def _within(value: Any, rules: Mapping[str, Any]) -> bool:
     )
 
 
-def _contradictions(values: Mapping[str, Any], cls: type[DataConfig]) -> list[str]:
+def _contradictions(config: DataConfig) -> list[str]:
     """Options that are fine alone and make no sense together."""
     problems = []
-    config = cls(**values)
     if isinstance(config, TrainConfig):
-        if "warmup_epochs" in values and config.warmup_epochs > config.epochs:
+        if config.warmup_epochs > config.epochs:
             problems.append(
                 f"warmup_epochs={as_text(config.warmup_epochs)}: must be at most "
                 f"epochs={config.epochs}"

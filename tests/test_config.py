@@ -131,3 +131,9 @@ def test_the_contract_names_are_there() -> None:
         "freeze weights seed device config"
     )
     assert set(contract.split()) <= set(as_params(TrainConfig()))
+
+
+def test_python_is_checked_like_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="2 problems") as caught:
+        TrainConfig(split="leak-free", epochs=0)
+    assert "split=leak-free: must be one of leak_free, random" in str(caught.value)

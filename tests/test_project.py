@@ -23,11 +23,11 @@ QUICK = {"model": "cnn", "image_size": "32", "epochs": "2", "batch_size": "8", "
 
 
 @pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A store of its own for each test, and this Python as ``python``, as in an active venv."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     store = f"sqlite:///{tmp_path}/runs.db"
-    mlflow.set_tracking_uri(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.search_experiments()  # makes the tables, which two processes must not do at once
     return {
         **os.environ,
@@ -138,6 +138,26 @@ def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_pat
     run = only_run()
     assert run.info.status == "FAILED"
     assert "lernrate: no such option" in run.data.tags["failure"]
+
+
+def test_each_experiment_is_a_run_of_its_own_under_mlflow_run(
+    make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text("model: cnn\n")
+    params = {k: v for k, v in QUICK.items() if k != "model"}
+    command = project("--experiment-name", "shopee", **params, data=str(make_catalog()))
+    command[command.index("train")] = "experiments"
+    command += ["-P", f"files={tmp_path}/one.yaml,{tmp_path}/two.yaml"]
+    done = call(command, env, tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = mlflow.search_runs(experiment_names=["shopee"])
+    assert list(runs["status"]) == ["FINISHED"] * 3
+    children = runs[runs["tags.mlflow.parentRunId"].notna()]
+    assert set(children["tags.mlflow.runName"]) == {"one", "two"}
+    assert children["metrics.test_accuracy"].notna().all()
+    parent = runs[runs["tags.mlflow.parentRunId"].isna()]
+    assert parent["metrics.test_accuracy"].isna().all()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:

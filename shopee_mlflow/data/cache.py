@@ -15,7 +15,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,9 +107,13 @@ def compute_phashes(
 def clear_cache() -> int:
     """Delete all decoded photos from the cache folder; returns the bytes set free."""
     freed = 0
-    for file in cache_folder().glob("pixels-*"):
-        freed += file.stat().st_size
-        file.unlink(missing_ok=True)
+    folder = cache_folder()
+    # Not the .tmp files, which another process may be writing.
+    for file in [*folder.glob("pixels-*.npy"), *folder.glob("pixels-*.json")]:
+        with suppress(FileNotFoundError):
+            size = file.stat().st_size
+            file.unlink()
+            freed += size
     return freed
 
 

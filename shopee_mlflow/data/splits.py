@@ -17,6 +17,7 @@ import pandas as pd
 from ..errors import CatalogError
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
+MODES = ("leak_free", "random")
 MANIFEST_COLUMNS = ("image", "label_group", "split", "content")
 
 
@@ -56,6 +57,8 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     :returns: for each row ``train``, ``val`` or ``test``.
     :raises CatalogError: when val or test would be empty.
     """
+    if mode not in MODES:
+        raise CatalogError(f"split={mode}: must be one of {', '.join(MODES)}")
     frame = frame.sort_values("image")
     sets = tie_copies(frame) if mode == "leak_free" else pd.Series(range(len(frame)), frame.index)
     labels, names = pd.factorize(frame["label_group"], sort=True)

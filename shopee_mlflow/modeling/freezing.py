@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,6 +21,8 @@ from .inference import fuse_layers
 from .models import ProductClassifier
 
 BACKBONE = "backbone"
+# Of the free memory, what activations may take: batches and the network need some, too.
+_MEMORY_SHARE = 0.8
 NOTHING = "none"
 
 
@@ -107,8 +110,24 @@ class ActivationSource:
         # Channels last in memory: rows are gathered as they lie, and CPU convolutions like it.
         rows = values.permute(0, 2, 3, 1) if values.ndim == 4 else values
         if self._store is None:
+            _check_memory(rows, total)
             self._store = rows.new_empty((total, *rows.shape[1:]))
         self._store[start : start + len(rows)] = rows
+
+
+def _check_memory(rows: Tensor, total: int) -> None:
+    """:raises ModelError: before the activations of all photos fill the memory."""
+    needed = total * rows[0].nbytes
+    if rows.device.type == "cuda":
+        free = torch.cuda.mem_get_info(rows.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if needed > _MEMORY_SHARE * free:
+        raise ModelError(
+            f"freeze: what the frozen layers give takes {needed / 2**30:,.1f} GiB for all photos "
+            f"and variants, and {free / 2**30:,.1f} GiB of memory are free. Freeze at a later "
+            "stage, set augment=false (a quarter of it), or lower image_size."
+        )
 
 
 def cut_model(model: ProductClassifier, freeze: str) -> Cut:

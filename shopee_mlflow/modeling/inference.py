@@ -23,7 +23,7 @@ def fuse_layers(layers: nn.Module) -> nn.Module:
 
 
 class FastClassifier(nn.Module):
-    """A classifier made ready for answering: photos -> probabilities.
+    """A classifier made ready for answering: photos -> logits.
 
     :param model: a :class:`ProductClassifier`, or an exported program of one.
     """

@@ -60,12 +60,19 @@ def _watch_launcher(finished: threading.Event, orphaned: threading.Event) -> Non
 
     def watch() -> None:
         while not finished.wait(_POLL_SECONDS):
-            if not launcher.is_running() or launcher.status() == psutil.STATUS_ZOMBIE:
+            if _is_gone(launcher):
                 orphaned.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _find_launcher() -> psutil.Process | None:

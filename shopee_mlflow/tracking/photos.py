@@ -88,7 +88,11 @@ def read_photo(photo: Any, size: int) -> np.ndarray:
     if isinstance(photo, (bytes, bytearray, memoryview)):
         return read_pixels(bytes(photo), size)
     if isinstance(photo, (np.ndarray, list)):
-        return pixels_from_array(np.asarray(photo), size)
+        try:
+            array = np.asarray(photo)
+        except ValueError:
+            raise ImageError("an array must have rows of equal length") from None
+        return pixels_from_array(array, size)
     if isinstance(photo, Path):
         return read_pixels(photo, size)
     if not isinstance(photo, str) or not photo:

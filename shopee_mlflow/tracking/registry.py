@@ -102,11 +102,14 @@ def register_model(
                 f"run {run_id} has logged no model (its status is {run.info.status}); register a "
                 "run that has ended well."
             )
-        champion = find_version(client, name, CHAMPION)
+        # Before it has a version, too: what is no model of this project leaves nothing behind.
+        check_probe(f"models:/{model_ids[-1]}")
         facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
         facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
         version = mlflow.register_model(f"models:/{model_ids[-1]}", name, tags=facts)
         _check(client, version)
+        # Read only now: another registration may have moved the alias meanwhile.
+        champion = find_version(client, name, CHAMPION)
         alias, reason = decide(facts, champion, promote)
         client.set_registered_model_alias(name, alias, version.version)
     return Registration(name, str(version.version), alias, reason)
@@ -116,7 +119,7 @@ def _check(client: MlflowClient, version: ModelVersion) -> None:
     """Load a version back by its number, since that is what the alias will name."""
     try:
         check_probe(f"models:/{version.name}/{version.version}")
-    except TrackingError as error:
+    except (TrackingError, MlflowException, OSError) as error:
         client.set_model_version_tag(version.name, version.version, REFUSED_TAG, str(error))
         raise
 
@@ -180,7 +183,8 @@ def _bounded_requests() -> Iterator[None]:
 def _told(what: str) -> Iterator[None]:
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
+        message = getattr(error, "message", None) or str(error)
         raise TrackingError(
-            f"{what}: {error.message} No alias has moved. The model is still in its run."
+            f"{what}: {message} No alias has moved. The model is still in its run."
         ) from error

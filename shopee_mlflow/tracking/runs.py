@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from sqlalchemy.exc import SQLAlchemyError
 
 from .. import __version__
 from ..errors import ShopeeError, TrackingError
@@ -38,6 +40,10 @@ MANIFEST_FILE = "data/manifest.csv"
 FAILURE_TAG = "failure"
 _SYSTEM_METRICS_SECONDS = 5
 _PARAMS_AT_ONCE = 100
+_LONGEST_REASON = 5000
+_END_PAUSES = (0.0, 0.5, 2.0)
+# A store on a disk fails with the errors of the disk and of the database.
+_STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -132,19 +138,21 @@ def open_run(
     with stop_on_signals():
         try:
             run = _start(experiment, name, nested)
-        except MlflowException as error:
-            raise TrackingError(
-                f"The tracking store {mlflow.get_tracking_uri()} does not answer as it should: "
-                f"{error.message}"
-            ) from error
+        except _STORE_ERRORS as error:
+            raise _store_error(error) from error
         log = RunLog(run)
         try:
             yield log
         except KeyboardInterrupt as reason:
-            _end("KILLED", str(reason) or "interrupted")
+            _end(log.run_id, "KILLED", str(reason) or "interrupted")
             raise
+        except MlflowException as error:
+            _end(log.run_id, "FAILED", error.message)
+            raise _store_error(error) from error
         except BaseException as error:
-            _end("FAILED", str(error) if isinstance(error, ShopeeError) else repr(error))
+            _end(
+                log.run_id, "FAILED", str(error) if isinstance(error, ShopeeError) else repr(error)
+            )
             raise
         else:
             mlflow.end_run("FINISHED")
@@ -174,9 +182,12 @@ def fail_adopted_run(reason: str) -> None:
     """Give the run that ``mlflow run`` has made for us the reason, when it never got opened."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
-        client = mlflow.MlflowClient()
-        client.set_tag(run_id, FAILURE_TAG, reason)
-        client.set_terminated(run_id, "FAILED")
+        try:
+            client = mlflow.MlflowClient()
+            client.set_tag(run_id, FAILURE_TAG, reason[:_LONGEST_REASON])
+            client.set_terminated(run_id, "FAILED")
+        except _STORE_ERRORS as error:
+            _log.warning("The reason could not be left in run %s: %s", run_id, error)
 
 
 def machine_tags(device: str) -> dict[str, str]:
@@ -218,6 +229,8 @@ def _start(experiment: str, name: str, nested: bool) -> MlflowRun:
         _choose_experiment(experiment)
         return mlflow.start_run(run_name=name, log_system_metrics=True)
     run = mlflow.start_run(run_id=adopted, log_system_metrics=True)
+    # Adopted once: MLflow would take the same run again for the first nested one.
+    del os.environ["MLFLOW_RUN_ID"]
     if _UNNAMED.fullmatch(run.info.run_name or ""):
         mlflow.set_tag("mlflow.runName", name)
     where = mlflow.get_experiment(run.info.experiment_id).name
@@ -239,11 +252,29 @@ def _choose_experiment(experiment: str) -> None:
         mlflow.set_experiment(experiment)
 
 
-def _end(status: str, reason: str) -> None:
-    try:
-        mlflow.set_tag(FAILURE_TAG, reason[:5000])
-    finally:
-        mlflow.end_run(status)
+def _end(run_id: str, status: str, reason: str) -> None:
+    """Mark a run as ended; tried again, since a signal may have cut a request to the store short.
+
+    What ended the run must not be hidden behind a store that is gone as well, hence the warning.
+    """
+    client = mlflow.MlflowClient()
+    for pause in _END_PAUSES:
+        time.sleep(pause)
+        try:
+            client.set_tag(run_id, FAILURE_TAG, reason[:_LONGEST_REASON])
+            client.set_terminated(run_id, status)
+            mlflow.end_run(status)
+            return
+        except _STORE_ERRORS as error:
+            failure = error
+    _log.warning("Run %s could not be marked as %s: %s", run_id, status, failure)
+
+
+def _store_error(error: Exception) -> TrackingError:
+    message = getattr(error, "message", None) or str(error)
+    return TrackingError(
+        f"The tracking store {mlflow.get_tracking_uri()} does not answer as it should: {message}"
+    )
 
 
 def _quieten() -> None:

@@ -107,7 +107,8 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
     """The test photos of a run, found again and proved unchanged."""
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
-    names = ("data", "images", "sample_px")
+    # Photos named anew are looked for there alone, not where the run once had them.
+    names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
     _, folder = locate_catalog(config, watch)
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)

@@ -17,6 +17,8 @@ from ..tracking.runs import open_run
 from .train import train
 
 _FOLDER = Path(__file__).parents[2] / "experiments"
+# Options that cannot be given for all experiments at once.
+_OWN = ("config", "run_name")
 _ORIGINAL = ("cnn", "cnn_augmented", "effnet", "effnet_pretrained", "effnet_pretrained_batch75")
 
 
@@ -43,6 +45,7 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     :param typed: options for all of them, going before those in the files.
     :returns: how many failed.
     """
+    _check_call(files, typed)
     options = {file.stem: _options_for(file, typed) for file in files}
     configs = {name: resolve(TrainConfig, given) for name, given in options.items()}
     experiment = next(iter(configs.values())).experiment
@@ -57,10 +60,20 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     return sum(row["failure"] != "" for row in rows)
 
 
+def _check_call(files: Sequence[Path], typed: Mapping[str, str]) -> None:
+    problems = [
+        f"{name}: each experiment has its own; leave it out" for name in _OWN if name in typed
+    ]
+    stems = [file.stem for file in files]
+    problems += [f"files: two are called {s}" for s in sorted(set(stems)) if stems.count(s) > 1]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _options_for(file: Path, typed: Mapping[str, str]) -> dict[str, str]:
     """Options for one file; ``weights`` replaces a download, so only those that have one get it."""
     given = {**typed, "config": str(file)}
-    model = str(read_yaml(file).get("model", ""))
+    model = str(read_yaml(file).get("model", TrainConfig.model))
     if not typed.get("model", model).endswith(PRETRAINED):
         given.pop("weights", None)
     return given
@@ -71,7 +84,7 @@ def _run_one(name: str, config: TrainConfig, typed: Mapping[str, str]) -> dict[s
     started = time.monotonic()
     try:
         result = train(config, typed, nested=True, name=name)
-    except ShopeeError as error:
+    except (ShopeeError, RuntimeError) as error:  # out of memory, for one, is a RuntimeError
         say(f"{name} failed: {error}")
         return {**row, "failure": str(error).splitlines()[0]}
     scores = result.scores

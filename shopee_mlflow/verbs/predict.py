@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,6 +95,8 @@ def _check_place(out: Path, source: str) -> None:
         raise CatalogError(f"out={out}: is the source itself; name another file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise CatalogError(f"out={out}: cannot be written ({error.strerror or error}).") from error
 
