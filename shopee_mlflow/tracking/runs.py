@@ -143,8 +143,8 @@ def open_run(
         log = RunLog(run)
         try:
             yield log
-        except KeyboardInterrupt as reason:
-            _end(log.run_id, "KILLED", str(reason) or "interrupted")
+        except KeyboardInterrupt as stopped:
+            _end(log.run_id, "KILLED", str(stopped) or "interrupted")
             raise
         except MlflowException as error:
             _end(log.run_id, "FAILED", error.message)
