@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -397,10 +398,12 @@ def test_progress_counts_every_photo_once(photos: list[Path]) -> None:
 def test_clear_cache_frees_the_pixels_alone(photos: list[Path], folder: Path) -> None:
     load(photos)
     (folder / "pixels-0.0.tmp").write_bytes(bytes(1000))
+    os.utime(folder / "pixels-0.0.tmp", (0, 0))
     (folder / "sample").mkdir()
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     assert clear_cache() == size > 4 * SIZE * SIZE * 3
     assert [file.name for file in folder.iterdir()] == ["sample"]
+    (folder / "pixels-1.1.tmp").write_bytes(b"another process writes this")
     assert clear_cache() == 0
     assert_same(load(photos), load(photos, cache=False))
 

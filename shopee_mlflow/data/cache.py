@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from .storage import CACHE_VARIABLE, cache_folder
 Progress = Callable[[int, int], None]
 
 # Left free on the disk when the cache file is made, in bytes.
+_LEFT_SECONDS = 3600
 _DISK_RESERVE = 200 * 2**20
 _CHUNK = 2**20
 
@@ -107,13 +109,13 @@ def compute_phashes(
 def clear_cache() -> int:
     """Delete all decoded photos from the cache folder; returns the bytes set free."""
     freed = 0
-    folder = cache_folder()
-    # Not the .tmp files, which another process may be writing.
-    for file in [*folder.glob("pixels-*.npy"), *folder.glob("pixels-*.json")]:
+    for file in cache_folder().glob("pixels-*"):
         with suppress(FileNotFoundError):
-            size = file.stat().st_size
-            file.unlink()
-            freed += size
+            about = file.stat()
+            # A .tmp file may be another process's work; only one that has been left is taken.
+            if file.suffix != ".tmp" or time.time() - about.st_mtime > _LEFT_SECONDS:
+                file.unlink()
+                freed += about.st_size
     return freed
 
 
