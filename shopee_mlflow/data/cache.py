@@ -31,8 +31,9 @@ from .storage import CACHE_VARIABLE, cache_folder
 
 Progress = Callable[[int, int], None]
 
-# Left free on the disk when the cache file is made, in bytes.
+# After this long without a write, in seconds, an unfinished file is taken for left behind.
 _LEFT_SECONDS = 3600
+# Left free on the disk when the cache file is made, in bytes.
 _DISK_RESERVE = 200 * 2**20
 _CHUNK = 2**20
 

@@ -33,7 +33,9 @@ def original_table() -> list[Path]:
         raise ConfigError(
             [f"files: {', '.join(missing)} not found; run this in a checkout or name files"]
         )
-    return files
+    # Named from here where that is possible: it is what the runs log, on every machine alike.
+    here = Path.cwd()
+    return [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
 
 
 def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
