@@ -32,9 +32,9 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "three_ways.py"
 SECONDS_TO_START = 120
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    return small_run(tmp_path_factory.getbasetemp())
+@pytest.fixture(scope="module", params=["pickle", "pt2"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory.getbasetemp(), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,8 @@ def test_curl_as_the_readme_shows_it(url: str, champion: str, run: SmallRun) -> 
     assert answer["probability"] == pytest.approx(here["probability"], abs=1e-6)
 
 
+# The example reads classes and image_size from the module, which a pt2 program has not.
+@pytest.mark.parametrize("run", ["pickle"], indirect=True)
 def test_the_example_gives_one_answer_in_three_ways(
     url: str, run: SmallRun, environment: dict[str, str], tmp_path: Path
 ) -> None:
