@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from small_run import SIZE, SmallRun, small_run
@@ -15,8 +16,6 @@ from shopee_mlflow.data.images import read_pixels
 from shopee_mlflow.errors import ModelError
 from shopee_mlflow.verbs import export as verb
 from shopee_mlflow.verbs.export import export
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
