@@ -162,8 +162,8 @@ def sample_command(px: int, out: Path | None) -> None:
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos from the cache folder; they are decoded again when needed."""
-    from .data.cache import clear_cache
+    """Delete decoded photos and activations from the cache folder; they are made when needed."""
+    from .data.arrays import clear_cache
     from .data.storage import cache_folder
 
     say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")

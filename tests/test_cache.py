@@ -18,12 +18,13 @@ import imagehash
 import numpy as np
 import pytest
 from conftest import draw_photo
+from filelock import FileLock
 from PIL import Image
 
 from shopee_mlflow.data import cache
+from shopee_mlflow.data.arrays import clear_cache
 from shopee_mlflow.data.cache import (
     Pixels,
-    clear_cache,
     compute_phashes,
     hash_files,
     load_pixels,
@@ -75,8 +76,10 @@ def assert_same(first: Pixels, second: Pixels) -> None:
     assert first.bad == second.bad
 
 
-def names(folder: Path) -> set[str]:
-    return {file.suffix for file in folder.iterdir()} if folder.exists() else set()
+def files_in(folder: Path) -> list[str]:
+    """Endings of the files there; locks are empty, and stay for the next process."""
+    there = folder.iterdir() if folder.exists() else ()
+    return sorted(file.suffix or file.name for file in there if file.suffix != ".lock")
 
 
 def test_second_call_maps_the_file_of_the_first(
@@ -193,8 +196,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing-in-it.json": lambda file: file.write_text("{}"),
     "no-checksum.json": lambda file: change_byte(file, b"crc32", b"crc31"),
     "other-checksum.json": lambda file: change_byte(file, b'"crc32": ', b'"crc32": 1'),
-    "bad-is-no-mapping.json": lambda file: file.write_text(
-        json.dumps({**json.loads(file.read_text()), "bad": [1]})
+    "about-is-no-mapping.json": lambda file: file.write_text(
+        json.dumps({**json.loads(file.read_text()), "about": [1]})
     ),
 }
 
@@ -244,7 +247,7 @@ def test_small_disk_is_an_error_with_two_ways_out(
     assert str(folder) in str(caught.value)
     assert "SHOPEE_MLFLOW_CACHE" in str(caught.value)
     assert "cache=false" in str(caught.value)
-    assert list(folder.iterdir()) == []
+    assert files_in(folder) == []
     assert_same(load(photos, cache=False), load(photos, cache=False))
 
 
@@ -257,7 +260,7 @@ def test_disk_that_fills_up_meanwhile_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(CatalogError, match=r"No space left.*SHOPEE_MLFLOW_CACHE, or set cache=f"):
         load(photos)
-    assert names(folder) <= {".npy"}
+    assert set(files_in(folder)) <= {".npy"}
 
 
 def test_cache_folder_that_cannot_be_made_names_the_variable(
@@ -305,7 +308,7 @@ def test_interrupted_build_leaves_nothing_and_stops(
         # The error, and with it every frame, is still alive: nothing may go on behind it.
         assert caught.value is not None
         assert len(calls) == stopped
-    assert list(folder.iterdir()) == []
+    assert files_in(folder) == []
     assert_same(load(files), load(files, cache=False))
 
 
@@ -317,12 +320,37 @@ def test_error_of_the_callback_is_its_own_and_leaves_nothing(
 
     with pytest.raises(BrokenPipeError):
         load(photos, progress=fail)
-    assert list(folder.iterdir()) == []
+    assert files_in(folder) == []
 
 
-def test_two_threads_that_build_at_once_both_get_the_right_pixels(
-    photos: list[Path], folder: Path
+def test_of_two_threads_one_decodes_and_the_other_waits(
+    photos: list[Path], decoded: list[Path], folder: Path
 ) -> None:
+    right = load(photos, cache=False)
+    decoded.clear()
+    second: list[Pixels] = []
+    waiting = threading.Thread(target=lambda: second.append(load(photos)))
+
+    def start_the_second(done: int, total: int) -> None:
+        if done == 1:
+            waiting.start()
+            time.sleep(0.1)
+
+    first = load(photos, progress=start_the_second)
+    waiting.join()
+    assert len(decoded) == 4
+    for result in (first, *second, load(photos)):
+        assert_same(right, result)
+    assert files_in(folder) == [".json", ".npy"]
+
+
+def test_without_file_locks_two_builds_at_once_do_no_harm(
+    photos: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     right = load(photos, cache=False)
     both_within = threading.Barrier(2, timeout=20)
     results: list[Pixels] = []
@@ -342,19 +370,19 @@ def test_two_threads_that_build_at_once_both_get_the_right_pixels(
     assert len(results) == 2
     for result in (*results, load(photos)):
         assert_same(right, result)
-    assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".npy"]
+    assert files_in(folder) == [".json", ".npy"]
 
 
 @pytest.mark.slow
-def test_two_processes_that_build_at_once_both_get_the_right_pixels(
+def test_two_processes_at_once_decode_once_and_both_get_the_right_pixels(
     photos: list[Path], folder: Path
 ) -> None:
     right = load(photos, cache=False)
     context = multiprocessing.get_context("spawn")
-    both_within = context.Barrier(2, timeout=60)
+    both_ready = context.Barrier(2, timeout=60)
     queue = context.Queue()
     processes = [
-        context.Process(target=build_and_send, args=(photos, both_within, queue)) for _ in range(2)
+        context.Process(target=build_and_send, args=(photos, both_ready, queue)) for _ in range(2)
     ]
     for process in processes:
         process.start()
@@ -363,19 +391,17 @@ def test_two_processes_that_build_at_once_both_get_the_right_pixels(
         process.join()
     queue.close()
     queue.join_thread()
-    for values, bad in results:
+    for values, bad, _ in results:
         assert_same(right, Pixels(values, bad))
-    assert_same(right, load(photos))
-    assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".npy"]
+    assert sorted(calls for *_, calls in results) == [0, 4]
+    assert files_in(folder) == [".json", ".npy"]
 
 
-def build_and_send(photos: list[Path], both_within: threading.Barrier, queue: Queue) -> None:
-    def meet(done: int, total: int) -> None:
-        if done == 1:
-            both_within.wait()
-
-    pixels = load(photos, progress=meet)
-    queue.put((np.array(pixels.values), pixels.bad))
+def build_and_send(photos: list[Path], both_ready: threading.Barrier, queue: Queue) -> None:
+    calls: list[int] = []
+    both_ready.wait()
+    pixels = load(photos, progress=lambda done, total: calls.append(done))
+    queue.put((np.array(pixels.values), pixels.bad, len(calls)))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 7])
@@ -402,7 +428,7 @@ def test_clear_cache_frees_the_pixels_alone(photos: list[Path], folder: Path) ->
     (folder / "sample").mkdir()
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     assert clear_cache() == size > 4 * SIZE * SIZE * 3
-    assert [file.name for file in folder.iterdir()] == ["sample"]
+    assert files_in(folder) == ["sample"]
     (folder / "pixels-1.1.tmp").write_bytes(b"another process writes this")
     assert clear_cache() == 0
     assert_same(load(photos), load(photos, cache=False))

@@ -86,16 +86,40 @@ def test_fused_layers_give_the_same(model: ProductClassifier, images: torch.Tens
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
 
 
-def test_cached_activations_are_those_of_the_augmented_photos(model: ProductClassifier) -> None:
+@pytest.mark.parametrize("name", [None, "some-key"])
+def test_kept_activations_are_those_of_the_augmented_photos(
+    model: ProductClassifier, name: str | None
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     photos = PixelSource(pixels)
     cut = cut_model(model.eval(), "features.4")
     assert cut.frozen is not None
     train_rows = np.array([0, 2, 5])
-    source = ActivationSource(cut.frozen, photos, np.arange(6), train_rows, batch_size=4)
+    source = ActivationSource(cut.frozen, photos, np.arange(6), train_rows, name=name)
+    assert source.mapped == (name is not None)
     rows, variants = np.array([5, 0, 2, 0, 4, 1]), np.array([1, 2, 3, 0, 0, 0])
     torch.testing.assert_close(source.take(rows, variants), cut.frozen(photos.take(rows, variants)))
     assert source.take(rows, variants).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
+    photos = PixelSource(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8))
+    cut = cut_model(model.eval(), "features.4")
+    assert cut.frozen is not None
+    seen: list[int] = []
+
+    def source(prefix: torch.nn.Module) -> ActivationSource:
+        def counted(images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return prefix(images)
+
+        return ActivationSource(counted, photos, np.arange(6), np.array([1]), name="found-again")
+
+    first, second = source(cut.frozen), source(cut.frozen)
+    # One photo tells the shape each time; all nine variants are computed once.
+    assert seen == [1, 9, 1]
+    rows, variants = np.arange(6), np.array([0, 3, 0, 0, 0, 0])
+    assert torch.equal(first.take(rows, variants), second.take(rows, variants))
 
 
 def test_an_unknown_stage_lists_those_there_are(model: ProductClassifier) -> None:

@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor, fx, nn
 
+from ..data.arrays import has_room, load_or_build
 from ..data.batches import PLAIN, VARIANTS, Source
 from ..errors import ModelError
 from .inference import fuse_layers
@@ -23,6 +24,7 @@ from .models import ProductClassifier
 BACKBONE = "backbone"
 # Of the free memory, what activations may take: batches and the network need some, too.
 _MEMORY_SHARE = 0.8
+_PREFIX_BATCH = 32
 NOTHING = "none"
 
 
@@ -76,50 +78,76 @@ class ActivationSource:
         photos: Source,
         plain_rows: np.ndarray,
         augmented_rows: np.ndarray,
-        batch_size: int = 32,
+        *,
+        name: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Run the prefix over all rows, and over every variant of ``augmented_rows``."""
+        """Run the prefix over all rows, and over every variant of ``augmented_rows``.
+
+        :param name: of the file in the cache folder, a digest of all that shapes the activations;
+            None keeps them in memory. What is on a GPU, or finds no room on the disk, stays in
+            memory too.
+        :raises ModelError: when they are to be kept in memory and are too large for it.
+        """
         wanted = [(row, PLAIN) for row in plain_rows]
         wanted += [(row, variant) for variant in VARIANTS[1:] for row in augmented_rows]
         rows, variants = np.array(wanted, dtype=np.int64).T
-        size = max(int(rows.max()), 0) + 1
-        self._place = np.full((len(VARIANTS), size), -1, dtype=np.int64)
+        self._place = np.full((len(VARIANTS), int(rows.max()) + 1), -1, dtype=np.int64)
         self._place[variants, rows] = np.arange(len(rows))
-        self._store: Tensor | None = None
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            values = prefix(photos.take(rows[part], variants[part]))
-            self._write(values, start, len(rows))
-            if progress:
-                progress(min(start + batch_size, len(rows)), len(rows))
+        first = _channels_last(prefix(photos.take(rows[:1], variants[:1])))
+        shape = (len(rows), *first.shape[1:])
+
+        def fill(store: Tensor) -> None:
+            for start in range(0, len(rows), _PREFIX_BATCH):
+                part = slice(start, start + _PREFIX_BATCH)
+                store[part] = _channels_last(prefix(photos.take(rows[part], variants[part])))
+                if progress:
+                    progress(min(start + _PREFIX_BATCH, len(rows)), len(rows))
+
+        self.mapped = name is not None and _fits_a_file(first, shape)
+        if self.mapped:
+            self._store = _in_file(f"activations-{name}", shape, fill)
+        else:
+            _check_memory(first, len(rows))
+            self._store = first.new_empty(shape)
+            fill(self._store)
 
     def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
         """Activations on the device, 4-dimensional ones in channels-last memory order."""
-        assert self._store is not None
         index = torch.from_numpy(self._place[variants, rows]).to(self._store.device)
         batch = self._store.index_select(0, index)
         return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
 
     @property
     def nbytes(self) -> int:
-        """Memory that the activations take."""
-        return 0 if self._store is None else self._store.nbytes
-
-    def _write(self, values: Tensor, start: int, total: int) -> None:
-        # Channels last in memory: rows are gathered as they lie, and CPU convolutions like it.
-        rows = values.permute(0, 2, 3, 1) if values.ndim == 4 else values
-        if self._store is None:
-            _check_memory(rows, total)
-            self._store = rows.new_empty((total, *rows.shape[1:]))
-        self._store[start : start + len(rows)] = rows
+        """Size of the activations."""
+        return self._store.nbytes
 
 
-def _check_memory(rows: Tensor, total: int) -> None:
+def _channels_last(values: Tensor) -> Tensor:
+    """As they are kept: rows are gathered as they lie, and CPU convolutions like this order."""
+    return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
+
+
+def _fits_a_file(example: Tensor, shape: tuple[int, ...]) -> bool:
+    known = example.device.type == "cpu" and example.dtype == torch.float32
+    return known and has_room(shape, np.float32)
+
+
+def _in_file(name: str, shape: tuple[int, ...], fill: Callable[[Tensor], None]) -> Tensor:
+    def fill_array(values: np.ndarray) -> dict[str, object]:
+        fill(torch.from_numpy(values))
+        return {}
+
+    stored, _ = load_or_build(name, shape, np.float32, fill_array, "the activations")
+    return torch.from_numpy(stored)
+
+
+def _check_memory(example: Tensor, total: int) -> None:
     """:raises ModelError: before the activations of all photos fill the memory."""
-    needed = total * rows[0].nbytes
-    if rows.device.type == "cuda":
-        free = torch.cuda.mem_get_info(rows.device)[0]
+    needed = total * example.nbytes
+    if example.device.type == "cuda":
+        free = torch.cuda.mem_get_info(example.device)[0]
     else:
         free = psutil.virtual_memory().available
     if needed > _MEMORY_SHARE * free:

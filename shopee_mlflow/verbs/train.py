@@ -8,23 +8,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..config import AUTO, TrainConfig, as_params
 from ..console import TrainingProgress, duration, say, watch
-from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset, load_dataset
 from ..data.splits import TEST, TRAIN, VAL
-from ..modeling.architectures import build_model, check_architecture
+from ..modeling.architectures import check_architecture
 from ..modeling.fit import Best, Epoch, Machine, choose_machine, fit, predict_logits
-from ..modeling.freezing import ActivationSource, Cut, cut_model
 from ..modeling.metrics import class_report, confusion, score, softmax
 from ..modeling.models import ProductClassifier
+from ..modeling.workbench import Prepared, Workbench
 from ..reports.figures import confusion_figure, learning_curves
 from ..tracking.runs import MANIFEST_FILE, RunLog, machine_tags, open_run
 from .register import register
-
-_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,10 @@ def train(
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
         log_data(run, dataset, config)
-        model = new_model(config, dataset.classes, machine)
+        bench = Workbench(dataset, machine)
+        model = bench.new_model(config)
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
-        part = prepare(model, dataset, config, machine)
+        part = bench.prepare(model, config)
         best = Best(part.cut.rest)
         epochs = run_epochs(run, part, best, config, machine)
         best.restore()
@@ -100,59 +97,9 @@ def train(
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model cut where it is frozen, and the batches for what is trained of it."""
-
-    cut: Cut
-    train: Batches
-    val: Batches
-    test: Batches
-
-
 def run_name(config: TrainConfig) -> str:
     """The run's name in MLflow: the one asked for, else the model's."""
     return config.model if config.run_name == AUTO else config.run_name
-
-
-def new_model(config: TrainConfig, classes: list[str], machine: Machine) -> ProductClassifier:
-    """A model on the device, in the memory order that convolutions like; seeded."""
-    torch.manual_seed(config.seed)
-    weights = None if config.weights == AUTO else config.weights
-    model = build_model(config.model, classes, config.image_size, weights)
-    return model.to(machine.device).to(memory_format=torch.channels_last)
-
-
-def prepare(
-    model: ProductClassifier, dataset: Dataset, config: TrainConfig, machine: Machine
-) -> Prepared:
-    """Cut the model at ``freeze`` and make the batches of each split.
-
-    Where a prefix is frozen, its activations are computed here, once for each photo and variant.
-    """
-    cut = cut_model(model, config.freeze)
-    source: Source = PixelSource(dataset.pixels, machine.device)
-    if cut.frozen is not None:
-        source = _activations(cut, source, dataset, config, machine)
-
-    def batches(split: str, size: int, learn: bool = False) -> Batches:
-        return Batches(
-            source,
-            dataset.rows(split),
-            dataset.frame["label"].to_numpy(np.int64),
-            size,
-            machine.device,
-            shuffle=learn,
-            augment=learn and config.augment,
-            seed=config.seed,
-        )
-
-    return Prepared(
-        cut,
-        train=batches(TRAIN, config.batch_size, learn=True),
-        val=batches(VAL, _EVALUATION_BATCH),
-        test=batches(TEST, _EVALUATION_BATCH),
-    )
 
 
 def run_epochs(
@@ -220,23 +167,6 @@ def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: floa
         f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
         f"run {run.run_id}, {duration(seconds)} in all. See it with: mlflow ui",
     ]
-
-
-def _activations(
-    cut: Cut, photos: Source, dataset: Dataset, config: TrainConfig, machine: Machine
-) -> ActivationSource:
-    assert cut.frozen is not None
-    train = dataset.rows(TRAIN) if config.augment else np.array([], dtype=np.int64)
-    with machine.autocast(), torch.no_grad():
-        source = ActivationSource(
-            cut.frozen.fused(),
-            photos,
-            plain_rows=np.arange(len(dataset.frame)),
-            augmented_rows=train,
-            progress=watch("computing what the frozen layers give"),
-        )
-    say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB")
-    return source
 
 
 def _trainable(model: ProductClassifier, config: TrainConfig) -> str:

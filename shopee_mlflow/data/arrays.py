@@ -1,0 +1,160 @@
+"""Arrays that are costly to make are made once: a file in the cache folder, mapped into memory.
+
+The caller's name for a file holds a digest of everything that shapes the array, so a stale file
+is never met. The description beside it is written last and holds a checksum, so an interrupted or
+damaged file is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from ..errors import CatalogError
+from .storage import CACHE_VARIABLE, cache_folder
+
+# Fills an empty array, and returns what else there is to remember, as JSON knows it.
+Fill = Callable[[np.ndarray], dict[str, Any]]
+
+# After this long without a write, in seconds, an unfinished file is taken for left behind.
+_LEFT_SECONDS = 3600
+# Left free on the disk when a file is made, in bytes.
+_DISK_RESERVE = 200 * 2**20
+_CHUNK = 2**20
+
+
+def load_or_build(
+    name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike, fill: Fill, what: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The array of this name, mapped from its file; made by ``fill`` where there is none yet.
+
+    Of several processes that want the same one, the first makes it and the others wait.
+
+    :param what: the array's contents in words, for errors.
+    :returns: the array, copy on write, and what ``fill`` returned when it was made.
+    :raises CatalogError: when the disk of the cache folder is too small or cannot be written.
+    """
+    target = cache_folder() / f"{name}.npy"
+    there = _read(target)
+    if there:
+        return there
+    with _one_builder(target):
+        return _read(target) or _build(target, shape, np.dtype(dtype), fill, what)
+
+
+def has_room(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> bool:
+    """Whether the cache folder's disk can take an array of this size."""
+    needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return shutil.disk_usage(cache_folder()).free >= needed + _DISK_RESERVE
+
+
+def clear_cache() -> int:
+    """Delete all arrays from the cache folder; returns the bytes set free."""
+    freed = 0
+    for kind in ("pixels", "activations"):
+        for file in cache_folder().glob(f"{kind}-*"):
+            with suppress(FileNotFoundError):
+                about = file.stat()
+                # A .tmp file may be another process's work; only one that has been left is taken.
+                if file.suffix != ".tmp" or time.time() - about.st_mtime > _LEFT_SECONDS:
+                    file.unlink()
+                    freed += about.st_size
+    return freed
+
+
+@contextmanager
+def _one_builder(target: Path) -> Iterator[None]:
+    """Held by the process that makes the file; the system lets go of it when a process dies."""
+    lock = FileLock(target.with_suffix(".lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        # A file system without locks: two builds at once do work twice, and no harm.
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(target: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """The array and its description, or None where they are absent or not what was written."""
+    try:
+        stored = json.loads(target.with_suffix(".json").read_text("utf-8"))
+        if _checksum(target, stored["about"]) != stored["crc32"]:
+            return None
+        return _map(target), stored["about"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+
+
+def _build(
+    target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fill: Fill, what: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Write a file of our own and rename it, so that nobody ever sees half of one."""
+    _check_disk(target.parent, shape, dtype, what)
+    own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with _writing_to(target.parent):
+            values = np.lib.format.open_memmap(own, mode="w+", dtype=dtype, shape=shape)
+        # As those who come later will read it: JSON makes text of whole-number keys.
+        about = json.loads(json.dumps(fill(values)))
+        with _writing_to(target.parent):
+            values.flush()
+            description = {"about": about, "crc32": _checksum(own, about)}
+            own.replace(target)
+            own.write_text(json.dumps(description), encoding="utf-8")
+            own.replace(target.with_suffix(".json"))
+    finally:
+        own.unlink(missing_ok=True)
+    return _map(target), about
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(
+            f"The cache folder {folder} cannot be written to ({error.strerror or error}). "
+            f"Name another one with {CACHE_VARIABLE}, or set cache=false."
+        ) from error
+
+
+def _map(target: Path) -> np.ndarray:
+    # Copy on write: torch wants writable memory, and the file must not change.
+    values: np.ndarray = np.load(target, mmap_mode="c", allow_pickle=False)
+    return values
+
+
+def _check_disk(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    if not has_room(shape, dtype):
+        needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raise CatalogError(
+            f"The cache folder {folder} has {shutil.disk_usage(folder).free / 2**20:,.0f} MiB "
+            f"free; {what} need {needed / 2**20:,.0f} MiB. Free some, name a folder on a larger "
+            f"disk with {CACHE_VARIABLE}, or set cache=false."
+        )
+
+
+def _checksum(file: Path, about: dict[str, Any]) -> int:
+    """CRC-32 of the description and the whole file: its header is trusted no more than its values.
+
+    :raises AttributeError: when the description is no mapping.
+    """
+    crc = zlib.crc32(json.dumps(sorted(about.items())).encode())
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc

@@ -1,0 +1,120 @@
+"""A dataset on a machine, made ready for trainings that share its pixels and activations."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..config import AUTO, TrainConfig
+from ..console import say, watch
+from ..data.batches import Batches, PixelSource, Source
+from ..data.cache import pixel_key
+from ..data.dataset import Dataset
+from ..data.splits import TEST, TRAIN, VAL
+from .architectures import build_model
+from .fit import Machine
+from .freezing import ActivationSource, Cut, FrozenPrefix, cut_model
+from .models import ProductClassifier
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model cut where it is frozen, and the batches for what is trained of it."""
+
+    cut: Cut
+    train: Batches
+    val: Batches
+    test: Batches
+
+
+@dataclass
+class Workbench:
+    """What trainings on one dataset have in common, for one of them or for many in turn.
+
+    Pixels are laid out once. What a frozen prefix gives is computed once for all trainings that
+    freeze the same layers with the same weights, and found again in the cache folder by other
+    processes and later runs, where the option ``cache`` allows it.
+    """
+
+    dataset: Dataset
+    machine: Machine
+    _pixels: PixelSource | None = None
+    _activations: dict[str, ActivationSource] = field(default_factory=dict)
+
+    def new_model(self, config: TrainConfig) -> ProductClassifier:
+        """A model on the device, in the memory order that convolutions like; seeded."""
+        torch.manual_seed(config.seed)
+        weights = None if config.weights == AUTO else config.weights
+        model = build_model(config.model, self.dataset.classes, config.image_size, weights)
+        return model.to(self.machine.device).to(memory_format=torch.channels_last)
+
+    def prepare(self, model: ProductClassifier, config: TrainConfig) -> Prepared:
+        """Cut the model at ``freeze`` and make the batches of each split."""
+        cut = cut_model(model, config.freeze)
+        source: Source = self._photos()
+        if cut.frozen is not None:
+            source = self._frozen(cut.frozen, config)
+
+        def batches(split: str, size: int, learn: bool = False) -> Batches:
+            return Batches(
+                source,
+                self.dataset.rows(split),
+                self.dataset.frame["label"].to_numpy(np.int64),
+                size,
+                self.machine.device,
+                shuffle=learn,
+                augment=learn and config.augment,
+                seed=config.seed,
+            )
+
+        return Prepared(
+            cut,
+            train=batches(TRAIN, config.batch_size, learn=True),
+            val=batches(VAL, _EVALUATION_BATCH),
+            test=batches(TEST, _EVALUATION_BATCH),
+        )
+
+    def _photos(self) -> PixelSource:
+        if self._pixels is None:
+            self._pixels = PixelSource(self.dataset.pixels, self.machine.device)
+        return self._pixels
+
+    def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
+        train = self.dataset.rows(TRAIN) if config.augment else np.array([], dtype=np.int64)
+        key = self._key(prefix, train, config)
+        if key not in self._activations:
+            with self.machine.autocast(), torch.no_grad():
+                source = ActivationSource(
+                    prefix.fused(),
+                    self._photos(),
+                    plain_rows=np.arange(len(self.dataset.frame)),
+                    augmented_rows=train,
+                    name=key if config.cache else None,
+                    progress=watch("computing what the frozen layers give"),
+                )
+            where = "the cache folder" if source.mapped else "memory"
+            say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB in {where}")
+            self._activations[key] = source
+        return self._activations[key]
+
+    def _key(self, prefix: FrozenPrefix, augmented: np.ndarray, config: TrainConfig) -> str:
+        """A digest of all that shapes the activations: photos, layers, weights, arithmetic."""
+        digest = hashlib.blake2b(digest_size=12)
+        facts = [
+            pixel_key(list(self.dataset.frame["content"]), config.image_size),
+            str(augmented.tolist()),
+            config.model,
+            config.freeze,
+            str(self.machine),
+            torch.__version__,
+        ]
+        digest.update("\n".join(facts).encode())
+        for name, tensor in prefix.layers.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
