@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
-from .config import DataConfig, TrainConfig, allowed, as_text, resolve, unknown_option
+from .config import DataConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, say, show_log_messages
 from .errors import ConfigError, ShopeeError
+from .options import allowed, as_text, unknown_option
 
 _INTERRUPTED = 130
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -79,6 +80,17 @@ def train_command(**options: str | None) -> None:
     from .verbs.train import train
 
     train(config, typed)
+
+
+@_verb("tune", TuneConfig)
+def tune_command(**options: str | None) -> None:
+    """Search learning rate, weight decay, batch size or what a YAML file says; keep the best model.
+
+    Interrupted in whatever way, the same command goes on. Options given here are not searched.
+    """
+    from .verbs.tune import tune
+
+    tune(_chosen(options))
 
 
 @_verb("experiments", TrainConfig)

@@ -8,9 +8,7 @@ configuration are found first and raised once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,35 +16,12 @@ from typing import Any, TypeVar
 import yaml
 
 from .errors import ConfigError
+from .options import as_text, option, parse_option
 
 SAMPLE = "sample"
 AUTO = "auto"
 NONE = "none"
-
-_TRUE = {"true", "yes", "on", "1"}
-_FALSE = {"false", "no", "off", "0"}
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Iterable[str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field with what the command line and the checks need to know about it."""
-    metadata = {
-        "help": help,
-        "choices": tuple(choices),
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+PRETRAINED = "_pretrained"
 
 
 @dataclass(frozen=True)
@@ -62,7 +37,7 @@ class DataConfig:
         problems = []
         for field in dataclasses.fields(self):
             try:
-                value = _parse(type(self), field.name, getattr(self, field.name))
+                value = parse_option(type(self), field.name, getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
             except ValueError as error:
                 problems.append(str(error))
@@ -157,30 +132,56 @@ class TrainConfig(DataConfig):
     config: str = option(NONE, "YAML file of options; the command line goes before it")
 
 
+@dataclass(frozen=True)
+class TuneConfig(TrainConfig):
+    """Everything that decides a search, but the space, which a YAML file holds."""
+
+    register: bool = option(True, "register the best model as shopee-classifier at the end")
+    n_trials: int = option(20, "trials in all, those of earlier calls included", minimum=1)
+    timeout: float = option(
+        0.0, "start no trial after this many seconds; 0: no limit", minimum=0, maximum=1e9
+    )
+    jobs: int = option(1, "processes on this machine that run trials", minimum=1, maximum=256)
+    study: str = option(AUTO, "name of the study; auto: the same for the same search")
+    storage: str = option(
+        AUTO,
+        "where trials are kept: a file beside the tracking store (auto), another file, or a "
+        "database that machines share, such as postgresql://user@host/name",
+    )
+    models: str = option(AUTO, "architectures to search over, separated by commas; auto: model")
+    sampler: str = option("tpe", "how values are chosen", choices=("tpe", "random"))
+    pruner: str = option(
+        "median", "when a bad trial is given up", choices=("median", "hyperband", NONE)
+    )
+
+
 ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
 
-def resolve(cls: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
+def resolve(
+    cls: type[ConfigT], given: Mapping[str, Any], from_file: Mapping[str, Any] | None = None
+) -> ConfigT:
     """Defaults, then the YAML file named by ``given["config"]``, then ``given`` itself.
 
     :param given: option name -> value or text, only those that somebody chose.
+    :param from_file: what the file holds, where it has been read already.
     :raises ConfigError: with every unknown name, wrong type and value out of range at once.
     """
     problems: list[str] = []
     file = str(given.get("config") or NONE)
-    from_file: Mapping[str, Any] = {}
-    if file != NONE:
+    if from_file is None:
+        from_file = {}
         try:
-            from_file = read_yaml(Path(file))
+            from_file = read_yaml(Path(file)) if file != NONE else {}
         except ConfigError as error:
             problems += error.problems
-        if "config" in from_file:
-            problems.append(f"config: {file} may not name another config file")
+    if "config" in from_file:
+        problems.append(f"config: {file} may not name another config file")
     values: dict[str, Any] = {}
     for source, where in ((from_file, f" (in {file})"), (given, "")):
         for name, raw in source.items():
             try:
-                values[name] = _parse(cls, name, raw)
+                values[name] = parse_option(cls, name, raw)
             except ValueError as error:
                 problems.append(f"{error}{where}")
     if problems:
@@ -205,96 +206,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
-def as_text(value: object) -> str:
-    """The one spelling of a value: in MLflow, in YAML and in messages."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else str(value)
-
-
 def as_params(config: DataConfig) -> dict[str, str]:
     """Every resolved option under its own name, as text: the parameters that a run logs."""
     return {f.name: as_text(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def allowed(field: dataclasses.Field[Any]) -> str:
-    """The values that an option takes, in words."""
-    rules = field.metadata
-    if rules["choices"]:
-        return "one of " + ", ".join(rules["choices"])
-    kind = _kind(field)
-    if kind == "bool":
-        return "true or false"
-    if kind == "str":
-        return "text"
-    low = _bound(rules["minimum"], "at least") or _bound(rules["above"], "above")
-    high = _bound(rules["maximum"], "at most") or _bound(rules["below"], "below")
-    limits = " and ".join(part for part in (low, high) if part)
-    return f"{'a whole number' if kind == 'int' else 'a number'} {limits}".strip()
-
-
-def unknown_option(name: str, names: Iterable[str]) -> str:
-    """The message for a name that no option has: the nearest one, then all of them."""
-    known = sorted(names)
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{name}: no such option.{hint} The options are: {', '.join(known)}"
-
-
-def _bound(value: float | None, words: str) -> str:
-    return "" if value is None else f"{words} {value:g}" if value < 1e6 else f"{words} {value:,}"
-
-
-def _kind(field: dataclasses.Field[Any]) -> str:
-    return str(field.type)
-
-
-def _parse(cls: type[DataConfig], name: str, raw: Any) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if name not in fields:
-        raise ValueError(unknown_option(name, fields))
-    field = fields[name]
-    try:
-        value = _convert(_kind(field), raw)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{name}={raw}: must be {allowed(field)}") from None
-    if not _within(value, field.metadata):
-        raise ValueError(f"{name}={raw}: must be {allowed(field)}")
-    return value
-
-
-def _convert(kind: str, raw: Any) -> Any:
-    if isinstance(raw, (list, dict)) or raw is None:
-        raise ValueError
-    text = as_text(raw).strip()
-    if kind == "bool":
-        if text.lower() not in _TRUE | _FALSE:
-            raise ValueError
-        return text.lower() in _TRUE
-    if isinstance(raw, bool) and kind != "str":
-        raise ValueError
-    if kind == "int":
-        number = float(text)
-        return int(text) if not number.is_integer() or abs(number) >= 2**53 else int(number)
-    if kind == "float":
-        return float(text)
-    if not text:
-        raise ValueError
-    return text
-
-
-def _within(value: Any, rules: Mapping[str, Any]) -> bool:
-    if rules["choices"]:
-        return value in rules["choices"]
-    if isinstance(value, (str, bool)):
-        return True
-    return (
-        math.isfinite(value)
-        and (rules["minimum"] is None or value >= rules["minimum"])
-        and (rules["maximum"] is None or value <= rules["maximum"])
-        and (rules["above"] is None or value > rules["above"])
-        and (rules["below"] is None or value < rules["below"])
-    )
 
 
 def _contradictions(config: DataConfig) -> list[str]:

@@ -43,3 +43,7 @@ class TrainingError(ShopeeError):
     """Training cannot go on, for instance because the loss is no number any more."""
 
     exit_code = 1
+
+
+class StudyError(ShopeeError):
+    """A search's study, or the storage it is kept in, is not what was asked for."""

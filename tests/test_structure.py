@@ -16,13 +16,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a file may import from its own floor's folder and from those below.
 FLOORS = {
     "errors": 0,
+    "options": 0,
     "config": 1,
     "console": 1,
     "data": 2,
     "modeling": 3,
     "reports": 4,
     "tracking": 4,
-    "verbs": 5,
+    "tuning": 5,
+    "verbs": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 9,
@@ -66,7 +68,7 @@ def test_arrows_point_down(file: Path) -> None:
     ("library", "allowed"),
     [
         ("mlflow", {"tracking"}),
-        ("optuna", {"verbs/tune"}),
+        ("optuna", {"tuning"}),
         ("click", {"cli", "console"}),
         ("sklearn", {"modeling"}),
     ],

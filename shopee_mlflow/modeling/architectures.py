@@ -14,12 +14,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
+from ..config import PRETRAINED
 from ..errors import ModelError
 from .models import ProductClassifier, SmallCNN
 
 _log = logging.getLogger(__name__)
 
-PRETRAINED = "_pretrained"
 _ALIASES = {"effnet": "efficientnet_b0"}
 _IMAGENET_CLASSES = 1000
 _LISTED = 12

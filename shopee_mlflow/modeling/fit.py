@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -67,6 +67,12 @@ class Best:
         assert self.epoch is not None, "no epoch has been seen"
         self.module.load_state_dict(self._weights)
         return self.epoch
+
+
+def epochs_without_progress(epochs: Sequence[Epoch]) -> int:
+    """How many epochs ago the highest validation accuracy was first reached."""
+    accuracies = [epoch.val_accuracy for epoch in epochs]
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))
 
 
 def _rank(epoch: Epoch) -> tuple[float, float]:

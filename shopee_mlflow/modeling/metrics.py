@@ -61,6 +61,26 @@ def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     }
 
 
+def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """Whether two classifiers differ by more than chance on the same photos: McNemar's exact test.
+
+    Photos that both get right, or both wrong, say nothing; of the others, each classifier would
+    be right on half, were they equally good.
+
+    Source: Q. McNemar, "Note on the sampling error of the difference between correlated
+    proportions or percentages", Psychometrika 12 (1947), 153-157; the exact form takes the
+    binomial distribution.
+
+    :param labels: (N,) int, true classes; ``first`` and ``second`` (N,) int, predicted ones.
+    :returns: photos that only the first gets right, only the second, and the two-sided p value.
+    """
+    right, other = first == labels, second == labels
+    only_first, only_second = int((right & ~other).sum()), int((~right & other).sum())
+    differ = only_first + only_second
+    tail = sum(math.comb(differ, k) for k in range(min(only_first, only_second) + 1))
+    return only_first, only_second, min(1.0, 2 * tail / 2**differ)
+
+
 def class_report(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """scikit-learn's classification report: precision, recall, f1-score and support by class."""
     report: dict[str, Any] = classification_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from .freezing import ActivationSource, Cut, FrozenPrefix, cut_model
 from .models import ProductClassifier
 
 _EVALUATION_BATCH = 64
+_MODELS_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,28 @@ class Workbench:
     machine: Machine
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
+    _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
 
     def new_model(self, config: TrainConfig) -> ProductClassifier:
-        """A model on the device, in the memory order that convolutions like; seeded."""
-        torch.manual_seed(config.seed)
-        weights = None if config.weights == AUTO else config.weights
-        model = build_model(config.model, self.dataset.classes, config.image_size, weights)
-        return model.to(self.machine.device).to(memory_format=torch.channels_last)
+        """A model on the device, in the memory order that convolutions like; seeded.
+
+        Trainings that start alike get copies of one model, which is faster than another build.
+        """
+        key = (config.model, config.weights, config.image_size, config.seed)
+        if key not in self._models:
+            torch.manual_seed(config.seed)
+            weights = None if config.weights == AUTO else config.weights
+            model = build_model(config.model, self.dataset.classes, config.image_size, weights)
+            while len(self._models) >= _MODELS_KEPT:
+                del self._models[next(iter(self._models))]
+            self._models[key] = model.to(memory_format=torch.channels_last)
+        return copy.deepcopy(self._models[key]).to(self.machine.device)
+
+    def test_photos(self) -> Batches:
+        """The test split's photos, for a whole model."""
+        labels = self.dataset.frame["label"].to_numpy(np.int64)
+        rows = self.dataset.rows(TEST)
+        return Batches(self._photos(), rows, labels, _EVALUATION_BATCH, self.machine.device)
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> Prepared:
         """Cut the model at ``freeze`` and make the batches of each split."""

@@ -20,11 +20,12 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
+def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into :class:`Stopped`, once; later ones wait until the run is closed.
 
     ``mlflow run`` answers Ctrl-C by a SIGTERM of its own right after the terminal's SIGINT, so
-    the two come in pairs. Also stops when ``mlflow run`` itself is gone: it forwards no SIGTERM.
+    the two come in pairs. Also stops when ``mlflow run`` itself is gone: it forwards no SIGTERM;
+    or, where it is named, when the process is gone that this one works for.
     Outside the main thread, where Python allows no handlers, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -39,11 +40,13 @@ def stop_on_signals() -> Iterator[None]:
             return
         stopping = True
         gone = orphaned.is_set()
-        raise Stopped("mlflow run is gone" if gone else f"{signal.Signals(number).name} received")
+        name = "the process that started this one" if boss else "mlflow run"
+        raise Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     finished = threading.Event()
-    _watch_launcher(finished, orphaned)
+    watched = boss or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)
+    _watch(watched, finished, orphaned)
     try:
         yield
     finally:
@@ -52,20 +55,21 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch_launcher(finished: threading.Event, orphaned: threading.Event) -> None:
-    """Send ourselves SIGTERM when the ``mlflow run`` that started us is no more."""
-    launcher = _find_launcher() if "MLFLOW_RUN_ID" in os.environ else None
-    if launcher is None:
+def _watch(
+    process: psutil.Process | None, finished: threading.Event, orphaned: threading.Event
+) -> None:
+    """Send ourselves SIGTERM when the process that started us is no more."""
+    if process is None:
         return
 
     def watch() -> None:
         while not finished.wait(_POLL_SECONDS):
-            if _is_gone(launcher):
+            if _is_gone(process):
                 orphaned.set()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _is_gone(process: psutil.Process) -> bool:

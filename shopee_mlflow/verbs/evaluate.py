@@ -27,8 +27,10 @@ from ..errors import CatalogError
 from ..modeling.inference import FastClassifier
 from ..modeling.metrics import class_report, confusion, score, softmax
 from ..reports.figures import confusion_figure, mistakes_figure
+from ..tracking.machine import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
-from ..tracking.runs import RunLog, machine_tags, open_run, read_manifest
+from ..tracking.run_log import RunLog
+from ..tracking.runs import open_run, read_manifest
 
 _BATCH = 32
 

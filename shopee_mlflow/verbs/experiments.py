@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import TrainConfig, read_yaml, resolve
+from ..config import PRETRAINED, TrainConfig, read_yaml, resolve
 from ..console import duration, say
 from ..errors import ConfigError, ShopeeError
-from ..modeling.architectures import PRETRAINED
+from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .train import train
 
@@ -55,7 +55,7 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     with open_run("experiments", experiment) as parent:
         for name, config in configs.items():
             say(f"--- {name} ({len(rows) + 1} of {len(configs)})")
-            rows.append(_run_one(name, config, options[name]))
+            rows.append(_run_one(parent, name, config, options[name]))
         table = pd.DataFrame(rows)
         parent.log_table(table, "comparison.csv")
         say("", table.to_string(index=False, na_rep=""))
@@ -81,11 +81,13 @@ def _options_for(file: Path, typed: Mapping[str, str]) -> dict[str, str]:
     return given
 
 
-def _run_one(name: str, config: TrainConfig, typed: Mapping[str, str]) -> dict[str, Any]:
+def _run_one(
+    parent: RunLog, name: str, config: TrainConfig, typed: Mapping[str, str]
+) -> dict[str, Any]:
     row: dict[str, Any] = {"experiment": name, "model": config.model, "split": config.split}
     started = time.monotonic()
     try:
-        result = train(config, typed, nested=True, name=name)
+        result = train(config, typed, parent=parent, name=name)
     except (ShopeeError, RuntimeError) as error:  # out of memory, for one, is a RuntimeError
         say(f"{name} failed: {error}")
         return {**row, "failure": str(error).splitlines()[0]}

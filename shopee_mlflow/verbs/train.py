@@ -14,12 +14,22 @@ from ..console import TrainingProgress, duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..data.splits import TEST, TRAIN, VAL
 from ..modeling.architectures import check_architecture
-from ..modeling.fit import Best, Epoch, Machine, choose_machine, fit, predict_logits
+from ..modeling.fit import (
+    Best,
+    Epoch,
+    Machine,
+    choose_machine,
+    epochs_without_progress,
+    fit,
+    predict_logits,
+)
 from ..modeling.metrics import class_report, confusion, score, softmax
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Prepared, Workbench
 from ..reports.figures import confusion_figure, learning_curves
-from ..tracking.runs import MANIFEST_FILE, RunLog, machine_tags, open_run
+from ..tracking.machine import machine_tags
+from ..tracking.run_log import RunLog
+from ..tracking.runs import MANIFEST_FILE, open_run
 from .register import register
 
 
@@ -51,7 +61,7 @@ def train(
     config: TrainConfig,
     typed: Mapping[str, str] | None = None,
     *,
-    nested: bool = False,
+    parent: RunLog | None = None,
     name: str | None = None,
 ) -> TrainResult:
     """Train a classifier as the options say, and log everything about it to MLflow.
@@ -60,14 +70,14 @@ def train(
     that.
 
     :param typed: options as a person wrote them on the command line; logged in that spelling.
-    :param nested: make the run a child of the one that is open.
+    :param parent: the run to make this one a child of.
     :param name: of the run; by default the option run_name, else the model's.
     :raises ShopeeError: for what the user can mend, always with what, where and what to do.
     """
     started = time.monotonic()
     check_architecture(config.model)
     machine = choose_machine(config.device, config.precision)
-    with open_run(name or run_name(config), config.experiment, nested=nested) as run:
+    with open_run(name or run_name(config), config.experiment, parent=parent) as run:
         run.log_params({**as_params(config), **(typed or {})})
         run.log_tags(machine_tags(str(machine)))
         dataset = load_dataset(config, watch)
@@ -114,15 +124,10 @@ def run_epochs(
             improved = best.update(epoch)
             run.log_metrics(epoch.metrics(), step=epoch.number)
             progress.epoch(epoch.number, epoch.metrics(), improved)
-            if config.patience and _epochs_without_progress(epochs) >= config.patience:
+            if config.patience and epochs_without_progress(epochs) >= config.patience:
                 say(f"stopped: no better val_accuracy for {config.patience} epochs")
                 break
     return epochs
-
-
-def _epochs_without_progress(epochs: list[Epoch]) -> int:
-    accuracies = [epoch.val_accuracy for epoch in epochs]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies))
 
 
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:

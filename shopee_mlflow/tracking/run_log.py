@@ -1,0 +1,174 @@
+"""What is written into a run: parameters, metrics, tags, tables, figures, weights, the model."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import shlex
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from torch import Tensor
+
+from ..errors import TrackingError
+from ..modeling.models import ProductClassifier
+from . import flavor
+
+MODEL_NAME = "model"
+_PARAMS_AT_ONCE = 100
+_METRICS_AT_ONCE = 1000
+_SEND_SECONDS = 1.0
+
+
+class RunLog:
+    """What a command may write into a run, which need not be its own.
+
+    Metrics of epochs are sent together, once a second at most, so that many short epochs do not
+    wait for the store: call :meth:`flush` when the run ends.
+    """
+
+    def __init__(self, run_id: str, experiment_id: str) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        # How the run is to end, where that is decided before its block is left.
+        self.status, self.reason = "FINISHED", ""
+        self._client = MlflowClient()
+        self._waiting: list[Metric] = []
+        self._sent = -math.inf
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Log parameters; those that ``mlflow run`` has logged before us stay as they are.
+
+        MLflow never lets a parameter change, and writes what a person typed after ``-P`` quoted
+        as for a shell. The same spelling is used here, so that runs line up however started.
+        """
+        there = self._client.get_run(self.run_id).data.params
+        new = [Param(k, shlex.quote(v)) for k, v in params.items() if k not in there]
+        for start in range(0, len(new), _PARAMS_AT_ONCE):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Log tags: facts about the run that are no options."""
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log named numbers, for an epoch where ``step`` is given."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(k, float(v), now, step or 0) for k, v in metrics.items()]
+        if step is None or time.monotonic() - self._sent > _SEND_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the metrics that wait."""
+        while self._waiting:
+            self._client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_AT_ONCE])
+            del self._waiting[:_METRICS_AT_ONCE]
+        self._sent = time.monotonic()
+
+    def end_as(self, status: str, reason: str) -> None:
+        """Let the run end as FAILED or KILLED, though its block is left without an exception."""
+        self.status, self.reason = status, reason
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Log a picture as an artifact."""
+        settings = {"dpi": 150, "bbox_inches": "tight"}
+        self._client.log_figure(self.run_id, figure, file, save_kwargs=settings)
+
+    def log_table(self, table: pd.DataFrame, file: str, *, index: bool = False) -> None:
+        """Log a table as a CSV artifact."""
+        self.log_text(table.to_csv(index=index, lineterminator="\n"), file)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text artifact."""
+        with self._artifact(file) as path:
+            path.write_text(text, encoding="utf-8")
+
+    def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
+        """Log a state dict as an artifact; :func:`read_weights` reads it without running code."""
+        with self._artifact(file) as path:
+            torch.save(dict(weights), path)
+
+    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
+        """Log what was learned from as an MLflow dataset input."""
+        with warnings.catch_warnings():
+            # MLflow knows two kinds of local file, which are the same, and warns that it chose one.
+            warnings.filterwarnings("ignore", message="The specified dataset source")
+            dataset = from_pandas(
+                table, source=source, targets="label_group", name=name, digest=digest
+            )
+        mlflow.log_input(dataset, context="training")
+
+    def log_model(
+        self,
+        model: ProductClassifier,
+        metrics: Mapping[str, float],
+        serialization: str = flavor.PICKLE,
+    ) -> str:
+        """Log the classifier as a LoggedModel with its metrics; returns its model id."""
+        info = Model.log(
+            artifact_path=None,
+            name=MODEL_NAME,
+            flavor=flavor,
+            run_id=self.run_id,
+            classifier=model,
+            serialization=serialization,
+            model_type="classifier",
+            params={"architecture": model.architecture, "image_size": str(model.image_size)},
+        )
+        mlflow.log_metrics(dict(metrics), model_id=info.model_id, run_id=self.run_id)
+        return info.model_id
+
+    @contextmanager
+    def _artifact(self, file: str) -> Iterator[Path]:
+        """A file to write, which becomes an artifact."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(file).name
+            yield path
+            parent = str(Path(file).parent)
+            self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+
+
+def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
+    """A state dict that a run has logged, on the CPU. Nothing in the file is executed.
+
+    :raises TrackingError: when it is not there or is no state dict.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=file, dst_path=folder
+            )
+            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (MlflowException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise TrackingError(f"run {run_id}: its weights {file} cannot be read: {error}") from error
+    return weights
+
+
+def read_table(run_id: str, file: str) -> pd.DataFrame:
+    """A CSV table that a run has logged, all of it as text.
+
+    :raises TrackingError: when it is not there.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=file, dst_path=folder
+            )
+            return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"run={run_id}: has no {file} in {mlflow.get_tracking_uri()} ({error})"
+        ) from error

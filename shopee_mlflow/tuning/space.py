@@ -1,0 +1,287 @@
+"""What a search tries: options, ranges and the trials it begins with. Knows no Optuna.
+
+An option that is searched stands in the YAML file's section ``space``, either as a range
+(``{low: 0.0001, high: 0.1, log: true}``) or as a list of values. All others are options like
+those of ``train``, the same for every trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import (
+    AUTO,
+    NONE,
+    PRETRAINED,
+    DataConfig,
+    TrainConfig,
+    TuneConfig,
+    read_yaml,
+    resolve,
+)
+from ..errors import ConfigError
+from ..options import as_text, parse_option, unknown_option
+
+DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
+# What the original experiment used; see docs/original.md.
+ORIGINAL: Mapping[str, Any] = {
+    "lr": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "batch_size": 75,
+    "schedule": "constant",
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.0,
+    "clip_norm": 0.0,
+}
+_SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
+# Options that say where and how to work and what to do with the result, not what is learned.
+_CIRCUMSTANCES = {
+    *("data", "images", "workers", "cache", "device", "weights", "serialization", "register"),
+    *("promote", "experiment", "run_name", "config"),
+    *("n_trials", "timeout", "jobs", "study", "storage", "models"),
+}
+_RANGE_KEYS = {"low", "high", "log", "step"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: int | None = None
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or (value - self.low) % self.step == 0
+
+    def __str__(self) -> str:
+        text = f"{as_text(self.low)} to {as_text(self.high)}"
+        return text + (", log" if self.log else "") + (f", step {self.step}" if self.step else "")
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The outermost values."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these values."""
+
+    values: tuple[Any, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(as_text, self.values))
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All of the values."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search, checked: fixed options, the space, and the values of the baseline.
+
+    :ivar typed: options as a person wrote them.
+    """
+
+    config: TuneConfig
+    space: Mapping[str, Range | Choice]
+    baseline: Mapping[str, Any]
+    sampler_settings: Mapping[str, Any] = field(default_factory=dict)
+    pruner_settings: Mapping[str, Any] = field(default_factory=dict)
+    typed: Mapping[str, str] = field(default_factory=dict)
+
+    def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The training that tries these values of the searched options.
+
+        ``weights`` stands for a download, so that architectures that start from nothing get none.
+
+        :raises ConfigError: when the values contradict each other.
+        """
+        given = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(TrainConfig)}
+        given |= {"register": False, "promote": False, "config": NONE, **values}
+        if "model" in self.space and not str(given["model"]).endswith(PRETRAINED):
+            given["weights"] = AUTO
+        return TrainConfig(**given)
+
+    def baselines(self) -> list[dict[str, Any]]:
+        """The trials to begin with: the original's settings, for every architecture there is."""
+        start = {name: self._start(name, where) for name, where in self.space.items()}
+        models = self.space.get("model")
+        if not isinstance(models, Choice):
+            return [start]
+        return [{**start, "model": name} for name in models.values]
+
+    def identity(self) -> dict[str, str]:
+        """What two calls must agree on to work on one study, data aside."""
+        facts = {
+            f.name: as_text(getattr(self.config, f.name))
+            for f in dataclasses.fields(TuneConfig)
+            if f.name not in _CIRCUMSTANCES and f.name not in self.space
+        }
+        facts |= {f"space.{name}": str(where) for name, where in sorted(self.space.items())}
+        facts |= {f"baseline.{k}": as_text(v) for k, v in sorted(self.baseline.items())}
+        for section in ("sampler_settings", "pruner_settings"):
+            facts |= {f"{section}.{k}": as_text(v) for k, v in getattr(self, section).items()}
+        return facts
+
+    def study_name(self) -> str:
+        """The name asked for; else one that the same search on the same files always gets."""
+        if self.config.study != AUTO:
+            return self.config.study
+        files = {name: getattr(self.config, name) for name in ("data", "images", "weights")}
+        text = json.dumps([self.identity(), files], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        many = isinstance(self.space.get("model"), Choice)
+        return f"{'models' if many else self.config.model}-{digest}"
+
+    def _start(self, name: str, where: Range | Choice) -> Any:
+        """The original's value, in the space or not; else our default, if the space has it."""
+        if name in self.baseline:
+            return self.baseline[name]
+        default = getattr(TrainConfig, name)
+        return default if default in where else where.ends[0]
+
+
+def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
+    """Defaults, then the YAML file (``experiments/tune.yaml`` where none is named), then ``typed``.
+
+    An option that is given in ``typed`` is no longer searched.
+
+    :raises ConfigError: with all problems of options and space.
+    """
+    given = dict(typed)
+    file = Path(str(given.setdefault("config", _near(DEFAULT_FILE))))
+    content = read_yaml(file)
+    sections = {name: content.pop(name, None) or {} for name in _SECTIONS}
+    problems = [
+        f"{name}: must hold lines of 'name: value' (in {file})"
+        for name, section in sections.items()
+        if not isinstance(section, dict)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    config = resolve(TuneConfig, given, content)
+    space = {k: v for k, v in sections["space"].items() if k not in typed}
+    if config.models != AUTO:
+        space["model"] = [name.strip() for name in config.models.split(",") if name.strip()]
+    parsed = {
+        str(name): _in_words(problems, f"{file}, space", _read_where, name, where)
+        for name, where in space.items()
+    }
+    baseline = dict(ORIGINAL)
+    for name, value in sections["baseline"].items():
+        baseline[name] = _in_words(problems, f"{file}, baseline", _read_value, name, value)
+    if not space:
+        problems.append(f"space: nothing is left to search (in {file})")
+    if problems:
+        raise ConfigError(problems)
+    baseline = {name: value for name, value in baseline.items() if name in parsed}
+    plan = SearchPlan(
+        config,
+        parsed,
+        baseline,
+        sections["sampler_settings"],
+        sections["pruner_settings"],
+        {name: as_text(value) for name, value in typed.items()},
+    )
+    _check_ends(plan)
+    return plan
+
+
+def _near(file: Path) -> Path:
+    """A path as seen from here where that is shorter: it is what runs log, on every machine."""
+    if not file.is_file():
+        raise ConfigError(
+            [f"config: {file} not found; run this in a checkout, or name a file with a space"]
+        )
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
+
+
+def _in_words(problems: list[str], place: str, read: Any, name: Any, value: Any) -> Any:
+    try:
+        return read(str(name), value)
+    except ValueError as error:
+        problems.append(f"{error} (in {place})")
+        return None
+
+
+def _searchable() -> dict[str, dataclasses.Field[Any]]:
+    data = {f.name for f in dataclasses.fields(DataConfig)}
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    return {k: f for k, f in fields.items() if k not in data and k not in _CIRCUMSTANCES}
+
+
+def _read_value(name: str, value: Any) -> Any:
+    if name not in _searchable():
+        raise ValueError(unknown_option(name, _searchable()).replace("option", "searched option"))
+    return parse_option(TrainConfig, name, value)
+
+
+def _read_where(name: str, where: Any) -> Range | Choice:
+    if name not in _searchable():
+        known = unknown_option(name, _searchable())
+        raise ValueError(known.replace("no such option", "no option that can be searched"))
+    if isinstance(where, list):
+        values = tuple(parse_option(TrainConfig, name, value) for value in where)
+        if not values:
+            raise ValueError(f"{name}: the list is empty")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name}: a value stands twice in {where}")
+        return Choice(values)
+    kind = str(_searchable()[name].type)
+    if not isinstance(where, dict) or kind not in ("int", "float"):
+        form = " or {low: ..., high: ...}" if kind in ("int", "float") else ""
+        raise ValueError(f"{name}={where}: must be a list of values{form}")
+    return _read_range(name, where, whole=kind == "int")
+
+
+def _read_range(name: str, where: Mapping[str, Any], whole: bool) -> Range:
+    unknown = set(where) - _RANGE_KEYS
+    if unknown or not {"low", "high"} <= set(where):
+        raise ValueError(f"{name}={dict(where)}: a range has low and high, and may have log, step")
+    low, high = (parse_option(TrainConfig, name, where[end]) for end in ("low", "high"))
+    log, step = where.get("log", False), where.get("step")
+    if low >= high:
+        raise ValueError(f"{name}: low {as_text(low)} must be below high {as_text(high)}")
+    if not isinstance(log, bool):
+        raise ValueError(f"{name}: log must be true or false, and is {log}")
+    if log and low <= 0:
+        raise ValueError(f"{name}: a log scale begins above 0, and low is {as_text(low)}")
+    if step is not None and (not whole or log or not isinstance(step, int) or step < 1):
+        raise ValueError(f"{name}: step={step} must be a whole number, for whole numbers, no log")
+    return Range(low, high, log, step, whole)
+
+
+def _check_ends(plan: SearchPlan) -> None:
+    """Try every outermost value with the baseline: what contradicts itself is told before hours."""
+    problems: list[str] = []
+    start = plan.baselines()[0]
+    trials = [start, *({**start, k: end} for k, where in plan.space.items() for end in where.ends)]
+    for values in trials:
+        try:
+            plan.trial_config(values)
+        except ConfigError as error:
+            problems += [p for p in error.problems if p not in problems]
+    if not math.isfinite(plan.config.timeout):
+        problems.append(f"timeout={plan.config.timeout}: must be finite")
+    if problems:
+        raise ConfigError(problems)

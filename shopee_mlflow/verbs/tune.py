@@ -1,0 +1,252 @@
+"""Tune: search training options, keep the best model. The main function is the story."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from optuna.trial import TrialState
+
+from ..config import as_params
+from ..console import duration, say, watch
+from ..data.dataset import Dataset, load_dataset
+from ..errors import TrainingError
+from ..modeling.architectures import check_architecture
+from ..modeling.fit import choose_machine
+from ..modeling.freezing import cut_model
+from ..modeling.models import ProductClassifier
+from ..modeling.workbench import Workbench
+from ..tracking.lifeline import stop_on_signals
+from ..tracking.machine import machine_tags
+from ..tracking.run_log import RunLog
+from ..tracking.runs import (
+    child_runs,
+    close_run,
+    find_run,
+    local_folder,
+    open_run,
+    set_adopted_aside,
+)
+from ..tuning.finish import best_yaml, compare, score_trial, summarize
+from ..tuning.plots import draw_plots
+from ..tuning.queue import is_gone, process_name
+from ..tuning.space import Choice, SearchPlan, plan_search
+from ..tuning.storage import without_password
+from ..tuning.study import Search
+from ..tuning.trials import STATE_TAG, TRIAL_TAG
+from ..tuning.workers import work, work_in_processes
+from .register import register
+from .train import log_data, log_results
+
+_NOTE = "mlflow.note.content"
+_PROCESS_TAG = "process"
+_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search gave.
+
+    :ivar run_id: the parent run, which has the best model.
+    :ivar best: options of the best trial, as ``best.yaml`` holds them.
+    :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_accuracy_low,
+        test_accuracy_high, test_loss of the best trial.
+    :ivar trials: one row a trial.
+    """
+
+    run_id: str
+    study: str
+    best: dict[str, Any]
+    scores: dict[str, float]
+    trials: pd.DataFrame = field(repr=False)
+    model: ProductClassifier = field(repr=False)
+
+
+def tune(typed: Mapping[str, Any]) -> TuneResult | None:
+    """Search options as the YAML file and ``typed`` say; log, test and register the best model.
+
+    The same call goes on with the study that an earlier one has begun, in the same parent run, on
+    any machine that reaches the study's storage. Of several that work on one study, one does the
+    end.
+
+    :param typed: options by name, values or text: those of ``train``, and those of a search.
+    :returns: the result, or None where another process has done the end.
+    :raises ShopeeError: for what the user can mend.
+    """
+    plan = plan_search(typed)
+    config = plan.config
+    started = time.time()
+    deadline = started + config.timeout if config.timeout else None
+    for name in _architectures(plan):
+        check_architecture(name)
+    machine = choose_machine(config.device, config.precision)
+    with stop_on_signals():
+        search = Search(plan, local_folder())
+        with _parent_run(search) as run:
+            dataset = load_dataset(config, watch)
+            say(*dataset.lines())
+            _log_search(search, run, dataset, str(machine))
+            search.check_data(dataset.digest)
+            bench = Workbench(dataset, machine)
+            _check_cuts(plan, bench)
+            _close_lost_runs(search, run)
+            say(*_opening(search, run))
+            if config.jobs == 1:
+                work(search, bench, run, deadline)
+            else:
+                work_in_processes(search, local_folder(), run, deadline, config.jobs)
+            _close_lost_runs(search, run)
+            result = _finish_once(search, bench, run)
+            say(f"run {run.run_id}, {duration(time.time() - started)} this time. See: mlflow ui")
+    return result
+
+
+def _finish_once(search: Search, bench: Workbench, run: RunLog) -> TuneResult | None:
+    """Do the end, unless it has been done for these trials; others wait while one does it."""
+    if not any(t.state == "complete" for t in search.results()):
+        _log_table(search, run)
+        reasons = sorted({t.failure.splitlines()[0] for t in search.results() if t.failure})
+        raise TrainingError(
+            f"study={search.name}: none of its {search.finished()} trials has completed"
+            + (", for: " + "; ".join(reasons) if reasons else ", for want of time")
+            + ". They stay in the study; the same command goes on with it."
+        )
+    for ticket in search.finishing().trials():
+        try:
+            result = _finish(search, bench, run)
+        except BaseException:
+            search.finishing().interrupt(ticket)
+            raise
+        search.finishing().end(ticket, TrialState.COMPLETE, result.scores["test_accuracy"])
+        return result
+    say(find_run(run.run_id).data.tags.get(_NOTE, ""))
+    say("nothing was left to do; a greater n_trials searches on")
+    return None
+
+
+def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
+    """Test the best trial's kept weights and the original's settings; log, register, sum up."""
+    plan, config = search.plan, search.plan.config
+    found = search.best()
+    assert found is not None
+    original = search.best(baseline=True)
+    best = score_trial(plan, bench, found)
+    same = original is not None and original.number == found.number
+    baseline = score_trial(plan, bench, original) if original and not same else None
+    log_results(run, bench.dataset, best.history, best.labels, best.logits, best.scores)
+    if baseline:
+        run.log_metrics({f"original_{k}": v for k, v in baseline.scores.items()})
+        run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
+    _log_table(search, run)
+    skipped = []
+    for name, plot in draw_plots(search.study):
+        if isinstance(plot, str):
+            skipped.append(f"- No plot of {name.replace('_', ' ')}: {plot}")
+        else:
+            run.log_figure(plot, f"tune/{name}.png")
+    run.log_text(best_yaml(plan, best, run.run_id), "tune/best.yaml")
+    looks = search.count_look(found.number)
+    lines = [*summarize(search, best, best if same else baseline, looks), *skipped]
+    run.log_text("\n".join(lines) + "\n", "tune/summary.md")
+    run.log_tags({_NOTE: "\n".join(lines)})
+    run.log_model(best.model, best.scores, config.serialization)
+    say("", *lines)
+    if config.register:
+        register(run.run_id, promote=config.promote)
+    return TuneResult(
+        run.run_id, search.name, dict(found.values), best.scores, search.table(), best.model
+    )
+
+
+@contextmanager
+def _parent_run(search: Search) -> Iterator[RunLog]:
+    """The run of the whole study: a new one, the one gone on with, or one that another process
+    holds open, whose end is then that process's to tell."""
+    parent = None if search.created else search.await_parent()
+    mine = {_PROCESS_TAG: process_name()}
+    config = search.plan.config
+    name = search.name if config.run_name == "auto" else config.run_name
+    if parent is None:
+        with open_run(name, config.experiment, tags=mine) as run:
+            search.parent = run.run_id
+            yield run
+        return
+    there = find_run(parent)
+    holder = there.data.tags.get(_PROCESS_TAG)
+    if there.info.status == "RUNNING" and holder and not is_gone(holder):
+        say(f"joining the study {search.name}, which another process has begun")
+        set_adopted_aside(parent)
+        run = RunLog(parent, there.info.experiment_id)
+        yield run
+        run.flush()
+        return
+    say(f"going on with the study {search.name} in run {parent}")
+    with open_run(name, config.experiment, resume=parent, tags=mine) as run:
+        yield run
+
+
+def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
+    """Options, space and data of the whole search; what another call has logged stays."""
+    plan = search.plan
+    shown = {name: value for name, value in plan.typed.items() if name not in plan.space}
+    params = {**as_params(plan.config), **shown}
+    params |= {name: str(where) for name, where in plan.space.items()}
+    params["storage"] = without_password(params["storage"])
+    run.log_params(params)
+    run.log_tags({**machine_tags(device), "study": search.name})
+    run.log_tags({"n_trials": str(plan.config.n_trials)})
+    if not search.has_data:
+        log_data(run, dataset, plan.config)
+
+
+def _log_table(search: Search, run: RunLog) -> None:
+    table = search.table()
+    run.log_table(table, "tune/trials.csv")
+    ended = table["state"].value_counts()
+    run.log_metrics({f"trials_{state}": float(count) for state, count in ended.items()})
+
+
+def _opening(search: Search, run: RunLog) -> list[str]:
+    done = search.finished()
+    space = ", ".join(f"{name} {where}" for name, where in search.plan.space.items())
+    lines = [f"study {search.name} in run {run.run_id}: {space}"]
+    if done:
+        lines.append(f"{done} of {search.plan.config.n_trials} trials have ended already")
+    return lines
+
+
+def _close_lost_runs(search: Search, run: RunLog) -> None:
+    """End the runs of trials whose processes were ended from outside, as their trials have."""
+    search.queue.take_up_lost()
+    for child in child_runs(run, "RUNNING"):
+        number = child.data.tags.get(TRIAL_TAG)
+        state = search.state_of(int(number)) if number is not None else "interrupted"
+        if state == "running":
+            continue
+        tags = {STATE_TAG: state}
+        if state == "interrupted":
+            tags["failure"] = "its process was ended; the trial is repeated"
+        close_run(child.info.run_id, _STATUS.get(state, "KILLED"), tags)
+
+
+def _architectures(plan: SearchPlan) -> list[str]:
+    models = plan.space.get("model")
+    return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
+
+
+def _check_cuts(plan: SearchPlan, bench: Workbench) -> None:
+    """Build each architecture and cut it where it may be frozen: mistakes are told before hours.
+
+    :raises ModelError: for weights that do not fit, or a stage that is none.
+    """
+    freeze = plan.space.get("freeze")
+    stages = freeze.values if isinstance(freeze, Choice) else (plan.config.freeze,)
+    for name in _architectures(plan):
+        for stage in stages:
+            values = {**plan.baselines()[0], "freeze": stage, "model": name}
+            config = plan.trial_config(values)
+            cut_model(bench.new_model(config), config.freeze)
