@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import optuna
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as drawing
 
+_MEASURE = "validation accuracy"
+# So many names of trials fit beside a plot.
+_NAMED_TRIALS = 12
+
+
+def _plot_epochs(study: optuna.Study) -> None:
+    axes: Axes = drawing.plot_intermediate_values(study)
+    axes.set(title="Trials by epoch", xlabel="epoch", ylabel=_MEASURE)
+    legend = axes.get_legend()
+    if legend and len(legend.get_texts()) > _NAMED_TRIALS:
+        legend.remove()
+
+
 _PLOTS: dict[str, Callable[[optuna.Study], object]] = {
-    "history": drawing.plot_optimization_history,
-    "intermediate_values": drawing.plot_intermediate_values,
-    "parallel_coordinates": drawing.plot_parallel_coordinate,
-    "slices": drawing.plot_slice,
-    "importances": drawing.plot_param_importances,
+    "history": partial(drawing.plot_optimization_history, target_name=_MEASURE),
+    "intermediate_values": _plot_epochs,
+    "parallel_coordinates": partial(drawing.plot_parallel_coordinate, target_name=_MEASURE),
+    "slices": partial(drawing.plot_slice, target_name=_MEASURE),
+    "importances": partial(drawing.plot_param_importances, target_name=_MEASURE),
 }
 
 
 def draw_plots(study: optuna.Study) -> Iterator[tuple[str, Figure | str]]:
     """Each plot by name; where there is too little to draw, the reason instead."""
-    # Only what was sampled can be drawn: a trial with values of its own lacks some.
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     for name, plot in _PLOTS.items():
         if len(complete) < 2 and name != "history":
