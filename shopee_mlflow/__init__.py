@@ -38,6 +38,8 @@ _HOMES = {
     "register_model": "tracking.registry",
     "TrainResult": "verbs.train",
     "train": "verbs.train",
+    "TuneResult": "verbs.tune",
+    "tune": "verbs.tune",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -95,17 +95,24 @@ def test_entry_points_are_commands_and_declare_no_parameters() -> None:
 
 
 def test_experiments_hold_only_differences_and_say_how_to_run_them() -> None:
-    from shopee_mlflow.config import TrainConfig, as_params, read_yaml, resolve
+    from shopee_mlflow.config import TrainConfig, TuneConfig, as_params, read_yaml, resolve
+    from shopee_mlflow.tuning.space import DEFAULT_FILE, SECTIONS, plan_search
 
     files = sorted((ROOT / "experiments").glob("*.yaml"))
     assert len(files) >= 6
-    defaults = as_params(TrainConfig())
+    assert DEFAULT_FILE in files
     for file in files:
         header = file.read_text().split("\n\n")[0]
         assert header.startswith("# "), file
-        assert f"-P config=experiments/{file.name}" in header, file
-        values = as_params(resolve(TrainConfig, {"config": str(file)}))
-        for name in read_yaml(file):
+        search = "space" in read_yaml(file)
+        verb = "tune" if search else "train"
+        assert f"mlflow run . -e {verb}" in header, file
+        assert file == DEFAULT_FILE or f"-P config=experiments/{file.name}" in header, file
+        given = {"config": str(file)}
+        config = plan_search(given).config if search else resolve(TrainConfig, given)
+        values = as_params(config)
+        defaults = as_params(TuneConfig() if search else TrainConfig())
+        for name in set(read_yaml(file)) - set(SECTIONS):
             # The model is named even where it is the default: it is what the file is about.
             same = values[name] == defaults[name] and name != "model"
             assert not same, f"{file.name}: {name} is the default"

@@ -15,8 +15,8 @@ import torch
 from conftest import MakeCatalog
 from mlflow.entities import Run
 
-from shopee_mlflow import TrainConfig, train
-from shopee_mlflow.config import as_params, resolve
+from shopee_mlflow import TrainConfig, train, tune
+from shopee_mlflow.config import as_params, read_yaml, resolve
 from shopee_mlflow.errors import CatalogError, ModelError, TrainingError
 from shopee_mlflow.tracking.flavor import ABOUT_FILE
 
@@ -218,5 +218,10 @@ def test_each_experiment_file_trains(
     assert files
     for file in files:
         options = {"config": str(file), "data": str(folder), "epochs": 1, "image_size": 32}
-        result = train(resolve(TrainConfig, options))
-        assert len(result.history) == 1, file
+        if "space" in read_yaml(file):
+            options |= {"n_trials": 1, "register": False}
+            found = tune({**options, "storage": f"{file.stem}.journal"})
+            assert found is not None
+            assert list(found.trials["epochs"]) == [1], file
+        else:
+            assert len(train(resolve(TrainConfig, options)).history) == 1, file

@@ -146,6 +146,10 @@ class TrialQueue:
                 return False
             return True
 
+    def complete(self, trial: Trial, value: float, about: Mapping[str, Any] | None = None) -> bool:
+        """Tell the study what a trial has found; see :meth:`end`."""
+        return self.end(trial, TrialState.COMPLETE, value, about)
+
     def interrupt(self, trial: Trial) -> None:
         """Give a trial back that was cut short: it does not count, and is queued again."""
         with reachable(self.study):

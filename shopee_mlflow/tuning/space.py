@@ -41,7 +41,8 @@ ORIGINAL: Mapping[str, Any] = {
     "label_smoothing": 0.0,
     "clip_norm": 0.0,
 }
-_SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
+# Of a YAML file; all else in it are options.
+SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
 # Options that say where and how to work and what to do with the result, not what is learned.
 _CIRCUMSTANCES = {
     *("data", "images", "workers", "cache", "device", "weights", "serialization", "register"),
@@ -170,7 +171,7 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
     given = dict(typed)
     file = Path(str(given.setdefault("config", _near(DEFAULT_FILE))))
     content = read_yaml(file)
-    sections = {name: content.pop(name, None) or {} for name in _SECTIONS}
+    sections = {name: content.pop(name, None) or {} for name in SECTIONS}
     problems = [
         f"{name}: must hold lines of 'name: value' (in {file})"
         for name, section in sections.items()

@@ -117,7 +117,7 @@ def _record(
     if outcome.pruned:
         told = search.queue.end(trial, TrialState.PRUNED, about=about)
     else:
-        told = search.queue.end(trial, TrialState.COMPLETE, best.val_accuracy, about)
+        told = search.queue.complete(trial, best.val_accuracy, about)
     if not told:
         run.log_tags({STATE_TAG: "interrupted"})
         run.end_as("KILLED", _OVERTAKEN)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from optuna.trial import TrialState
 
 from ..config import as_params
 from ..console import duration, say, watch
@@ -115,13 +114,14 @@ def _finish_once(search: Search, bench: Workbench, run: RunLog) -> TuneResult | 
             + (", for: " + "; ".join(reasons) if reasons else ", for want of time")
             + ". They stay in the study; the same command goes on with it."
         )
-    for ticket in search.finishing().trials():
+    ending = search.finishing()
+    for ticket in ending.trials():
         try:
             result = _finish(search, bench, run)
         except BaseException:
-            search.finishing().interrupt(ticket)
+            ending.interrupt(ticket)
             raise
-        search.finishing().end(ticket, TrialState.COMPLETE, result.scores["test_accuracy"])
+        ending.complete(ticket, result.scores["test_accuracy"])
         return result
     say(find_run(run.run_id).data.tags.get(_NOTE, ""))
     say("nothing was left to do; a greater n_trials searches on")
