@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
-from .config import DataConfig, TrainConfig, TuneConfig, resolve
+from .config import DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, say, show_log_messages
 from .errors import ConfigError, ShopeeError
 from .options import allowed, as_text, unknown_option
@@ -109,6 +109,19 @@ def experiments_command(files: str, **options: str | None) -> None:
     sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
 
 
+@_verb("explore", ExploreConfig)
+def explore_command(**options: str | None) -> None:
+    """Look at a catalogue before training: a page and tables from the CSV, and photos if there.
+
+    No photo is kept in the cache: --cache has no part in it.
+    """
+    typed = _chosen(options)
+    config = resolve(ExploreConfig, typed)
+    from .verbs.explore import explore
+
+    explore(config, typed)
+
+
 @_verb("evaluate")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--data", default="auto", help="Labelled catalogue: folder or CSV.")
@@ -120,6 +133,26 @@ def evaluate_command(**options: Any) -> None:
     from .verbs.evaluate import evaluate
 
     evaluate(**options)
+
+
+@_verb("compare")
+@click.option("--runs", default="", help="Ids of runs, separated by commas.")
+@click.option("--experiment", help="Instead: the best finished trainings of this experiment.")
+@click.option(
+    "--best",
+    default=5,
+    show_default=True,
+    type=click.IntRange(2),
+    help="So many of them, by best_val_accuracy.",
+)
+@click.option(
+    "--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Folder"
+)
+def compare_command(runs: str, **options: Any) -> None:
+    """Compare runs on one page: options, curves, and which differences are more than chance."""
+    from .verbs.compare import compare
+
+    compare(runs.split(","), **options)
 
 
 @_verb("predict")

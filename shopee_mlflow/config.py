@@ -74,6 +74,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ExploreConfig(DataConfig):
+    """What is explored. The data's options say of which training the report tells what it keeps."""
+
+    max_photos: int = option(
+        50_000, "look at so many photos at most, chosen by chance; 0: all", minimum=0
+    )
+    seed: int = option(0, "seed of that choice", minimum=0, maximum=2**32 - 1)
+    out: str = option("explore", "folder for the page and its tables, a new or earlier one")
+    experiment: str = option("shopee", "MLflow experiment that the run belongs to")
+
+
+@dataclass(frozen=True)
 class TrainConfig(DataConfig):
     """Everything that decides a training run; the defaults train EfficientNet-B0."""
 
@@ -139,7 +151,7 @@ class TuneConfig(TrainConfig):
     register: bool = option(True, "register the best model as shopee-classifier at the end")
     n_trials: int = option(20, "trials in all, those of earlier calls included", minimum=1)
     timeout: float = option(
-        0.0, "start no trial after this many seconds; 0: no limit", minimum=0, maximum=1e9
+        0.0, "start no trial after this many seconds; 0: no limit", minimum=0, maximum=10**9
     )
     jobs: int = option(1, "processes on this machine that run trials", minimum=1, maximum=256)
     study: str = option(AUTO, "name of the study; auto: the same for the same search")

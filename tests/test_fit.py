@@ -152,6 +152,19 @@ def test_best_is_by_accuracy_then_loss_and_brings_its_weights_back() -> None:
     assert module.weight.item() == 3
 
 
+def test_best_weights_of_layers_that_ask_for_their_version_come_back() -> None:
+    model = build_model("mnasnet0_5", ["r", "g", "b"], 32)
+    best = Best(model)
+    best.update(Epoch(1, 0, 0, 0, 0.5, 0, 0, 0))
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    best.restore()
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
 def test_cosine_with_warmup() -> None:
     config = TrainConfig(epochs=10, warmup_epochs=2)
     factor = learning_rate_curve(config, steps_per_epoch=5)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shopee_mlflow.modeling.metrics import class_report, confusion, score, softmax, wilson_interval
+from shopee_mlflow.modeling.metrics import (
+    class_report,
+    confusion,
+    mcnemar,
+    score,
+    softmax,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +61,37 @@ def test_tables_name_the_classes_even_those_never_predicted() -> None:
     assert report.loc["a", "recall"] == 0.5
     assert report.loc["b", "support"] == 0
     assert report.loc["macro avg", "support"] == 3
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (0, 0, 1.0),  # they never differ
+        (1, 0, 1.0),  # 2 (1/2)
+        (5, 0, 0.0625),  # 2 (1/32)
+        (0, 6, 0.03125),  # 2 (1/64): the other is the better one
+        (8, 1, 0.0390625),  # 2 (1 + 9) / 512
+        (3, 3, 1.0),  # 2 (1 + 6 + 15 + 20) / 64, which is more than 1
+        (10, 2, 158 / 4096),  # 2 (1 + 12 + 66) / 4096
+    ],
+)
+def test_mcnemar_counts_what_one_alone_gets_right(
+    only_first: int, only_second: int, p: float
+) -> None:
+    # Of each kind of photo: right by the first, right by the second, photos.
+    kinds = [(1, 1, 7), (0, 0, 4), (1, 0, only_first), (0, 1, only_second)]
+    first = np.concatenate([np.full(n, a) for a, _, n in kinds])
+    second = np.concatenate([np.full(n, b) for _, b, n in kinds])
+    labels = np.ones(len(first), int)
+    found = mcnemar(labels, first, second)
+    assert found == (only_first, only_second, pytest.approx(p))
+    assert mcnemar(labels, second, first) == (only_second, only_first, pytest.approx(p))
+
+
+def test_mcnemar_of_many_photos_stays_finite() -> None:
+    labels = np.zeros(3000, int)
+    first = (np.arange(3000) < 1400).astype(int)
+    only_first, only_second, p = mcnemar(labels, first, 1 - first)
+    assert (only_first, only_second) == (1600, 1400)
+    # From scipy.stats.binomtest(1600, 3000).pvalue.
+    assert p == pytest.approx(0.000278564, rel=1e-5)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import imagehash
 import numpy as np
+from PIL import Image
 from PIL import __version__ as pillow_version
 
 from ..errors import ImageError
@@ -68,36 +69,40 @@ def load_pixels(
 
 
 def hash_files(files: Sequence[Path], workers: int = 0) -> list[str]:
-    """Digest (BLAKE2b, 128 bit, hexadecimal) of each file's bytes; "" where it cannot be read."""
+    """:func:`hash_file` of each file."""
+    return _in_threads(hash_file, files, workers)
 
-    def digest(file: Path) -> str:
-        try:
-            with file.open("rb") as stream:
-                return hashlib.file_digest(
-                    stream, lambda: hashlib.blake2b(digest_size=16)
-                ).hexdigest()
-        except OSError:
-            return ""
 
-    return _in_threads(digest, files, workers)
+def hash_file(file: Path) -> str:
+    """Digest (BLAKE2b, 128 bit, hexadecimal) of a file's bytes; "" where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
 
 
 def compute_phashes(
     files: Sequence[Path], workers: int = 0, progress: Progress | None = None
 ) -> list[str]:
-    """``imagehash.phash`` of each photo at full size, 16 hexadecimal digits; "" if undecodable."""
+    """:func:`phash_of` each photo at full size; "" where it does not decode."""
 
     def phash(file: Path) -> str:
         try:
             with open_photo(file) as image:
-                image.load()
-                # It has no part in the hash, and Pillow would warn that it gets lost.
-                image.info.pop("transparency", None)
-                return str(imagehash.phash(image))
+                return phash_of(image)
         except ImageError:
             return ""
 
     return _in_threads(phash, files, workers, progress)
+
+
+def phash_of(image: Image.Image) -> str:
+    """``imagehash.phash`` of an opened photo, 16 hexadecimal digits."""
+    image.load()
+    # It has no part in the hash, and Pillow would warn that it gets lost.
+    image.info.pop("transparency", None)
+    return str(imagehash.phash(image))
 
 
 def pixel_key(contents: Sequence[str], size: int) -> str:

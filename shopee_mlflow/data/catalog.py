@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
 CSV_NAME = "train.csv"
 IMAGES_NAME = "train_images"
 
-_PHASH = re.compile(r"[0-9a-f]{16}")
+PHASH = re.compile(r"[0-9a-f]{16}")
 _UNDECODABLE = "\ufffd"
 # Half of the bytes of a UTF-16 file, such as spreadsheets save, are zeros.
 _NOT_UTF8 = (_UNDECODABLE, "\0")
@@ -79,33 +80,42 @@ def find_catalog(data: str, images: str | None = None) -> tuple[Path, Path]:
     :param images: the folder of photos; None: train_images beside the CSV.
     :raises CatalogError: when one of them is not there.
     """
+    csv = find_csv(data)
+    with _looking_for(data):
+        folder = Path(images).expanduser() if images else csv.parent / IMAGES_NAME
+        if not folder.is_dir():
+            raise CatalogError(
+                f"images={folder}: no such folder of photos, looked for from {Path.cwd()}. Name "
+                "it with the option images."
+            )
+        return csv, folder
+
+
+def find_csv(data: str) -> Path:
+    """The CSV file that ``data`` names; a CatalogError where it is not there."""
+    with _looking_for(data):
+        place = Path(data).expanduser()
+        csv = place / CSV_NAME if place.is_dir() else place
+        if not place.exists():
+            raise CatalogError(
+                f"data={data}: no such file or folder, looked for from {Path.cwd()}. Name a folder "
+                f"with {CSV_NAME} and {IMAGES_NAME}/, or a CSV file."
+            )
+        if not csv.is_file():
+            raise CatalogError(
+                f"data={data}: the folder holds no {CSV_NAME}. If the catalogue has another name, "
+                "name the CSV file itself in data and its photos in images."
+            )
+        return csv
+
+
+@contextmanager
+def _looking_for(data: str) -> Iterator[None]:
+    """No permission, a name that is too long, or the home of a user who is not there."""
     try:
-        return _find(data, images)
+        yield
     except (OSError, RuntimeError) as error:
-        # No permission, a name that is too long, or the home of a user who is not there.
         raise CatalogError(f"data={data}: cannot be looked for ({error}).") from error
-
-
-def _find(data: str, images: str | None) -> tuple[Path, Path]:
-    place = Path(data).expanduser()
-    csv = place / CSV_NAME if place.is_dir() else place
-    if not place.exists():
-        raise CatalogError(
-            f"data={data}: no such file or folder, looked for from {Path.cwd()}. Name a folder "
-            f"with {CSV_NAME} and {IMAGES_NAME}/, or a CSV file."
-        )
-    if not csv.is_file():
-        raise CatalogError(
-            f"data={data}: the folder holds no {CSV_NAME}. If the catalogue has another name, "
-            "name the CSV file itself in data and its photos in images."
-        )
-    folder = Path(images).expanduser() if images else csv.parent / IMAGES_NAME
-    if not folder.is_dir():
-        raise CatalogError(
-            f"images={folder}: no such folder of photos, looked for from {Path.cwd()}. Name it "
-            "with the option images."
-        )
-    return csv, folder
 
 
 def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.DataFrame:
@@ -190,7 +200,7 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
     frame = cleaning.keep(
         frame, files.notna(), "unsafe_paths", "whose path leaves the folder of photos"
     )
-    there = frame["file"].map(_is_file).astype(bool)
+    there = frame["file"].map(is_file).astype(bool)
     kept = cleaning.keep(frame, there, "missing_files", f"whose file is not in {folder}")
     if kept.empty:
         raise CatalogError(
@@ -254,7 +264,7 @@ def fill_phashes(
     """
     if "image_phash" in frame:
         phashes = frame["image_phash"].str.lower()
-        valid = phashes.map(lambda text: bool(_PHASH.fullmatch(text))).astype(bool)
+        valid = phashes.map(lambda text: bool(PHASH.fullmatch(text))).astype(bool)
         if not valid.all():
             cleaning.notes["invalid_phashes"] = int((~valid).sum())
     else:
@@ -278,7 +288,8 @@ def inside_folder(root: Path, name: str) -> Path | None:
     return path if path.is_relative_to(root) and path != root else None
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a path is a file that can be seen."""
     try:
         return path.is_file()
     except OSError:

@@ -75,6 +75,28 @@ def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
     return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
 
 
+def read_thumbnail(source: Path | bytes, size: int) -> np.ndarray:
+    """Decode one photo and scale it down to fit into a square, its sides in proportion.
+
+    :param size: longest side in pixels; smaller photos keep their size.
+    :returns: (H, W, 3) uint8, RGB, EXIF rotation applied, transparency over white.
+    :raises ImageError: with the reason, when it is no photo that can be decoded whole.
+    """
+    with open_photo(source) as image:
+        image.draft(None, (2 * size, 2 * size))
+        small = upright_rgb(image)
+        small.thumbnail((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(small, dtype=np.uint8)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened photo as a new 8-bit RGB image at its own size, EXIF rotation applied."""
+    image.load()
+    rgb = _to_rgb(image)
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
     """Resize a decoded photo, (H, W, 3) or (H, W) uint8, by the same filter as a photo file.
 

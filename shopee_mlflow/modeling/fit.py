@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -52,14 +53,15 @@ class Best:
 
     module: nn.Module
     epoch: Epoch | None = None
-    _weights: dict[str, Tensor] = field(default_factory=dict)
+    _weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def update(self, epoch: Epoch) -> bool:
         """Keep the module's weights if this epoch is better than all before; says whether it is."""
         if self.epoch is not None and _rank(epoch) <= _rank(self.epoch):
             return False
         self.epoch = epoch
-        self._weights = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+        # A copy of the mapping itself, which says the layers' versions, too: MNASNet asks for its.
+        self._weights = copy.deepcopy(self.module.state_dict())
         return True
 
     def restore(self) -> Epoch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,81 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[
     differ = only_first + only_second
     tail = sum(math.comb(differ, k) for k in range(min(only_first, only_second) + 1))
     return only_first, only_second, min(1.0, 2 * tail / 2**differ)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values of several tests, raised so that a false alarm among all of them is as rare as p.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
+    Journal of Statistics 6 (1979), 65-70.
+
+    :returns: adjusted p values, 0..1, in the order given.
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def calibration(labels: np.ndarray, logits: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """How often the model is right where it claims a probability, in bins of equal width.
+
+    :param labels: (N,) int; ``logits`` (N, C) float.
+    :returns: a row a bin that has photos: low, high, photos, confidence (mean claimed
+        probability of the predicted class), accuracy.
+    """
+    probabilities = softmax(logits)
+    claimed = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    place = np.minimum((claimed * bins).astype(int), bins - 1)
+    rows = [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "photos": int((place == b).sum()),
+            "confidence": float(claimed[place == b].mean()),
+            "accuracy": float(right[place == b].mean()),
+        }
+        for b in np.unique(place)
+    ]
+    return pd.DataFrame(rows)
+
+
+def expected_calibration_error(table: pd.DataFrame) -> float:
+    """Mean distance between claimed and true accuracy, weighted by photos, 0..1.
+
+    Source: M. Pakdaman Naeini et al., "Obtaining well calibrated probabilities using Bayesian
+    binning", AAAI 2015.
+
+    :param table: as :func:`calibration` gives it.
+    """
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    return float((gaps * table["photos"]).sum() / table["photos"].sum())
+
+
+def chance_calibration_error(table: pd.DataFrame) -> float:
+    """The calibration error that a perfectly calibrated model would show with these photos, 0..1.
+
+    A bin of few photos is off by chance alone: by the mean deviation of a binomial distribution.
+
+    Source: de Moivre's formula, in P. Diaconis and S. Zabell, "Closed form summation for classical
+    distributions: variations on a theme of de Moivre", Statistical Science 6 (1991), 284-302.
+
+    :param table: as :func:`calibration` gives it; a bin's photos count as claiming its mean.
+    """
+    pairs = zip(table["photos"], table["confidence"], strict=True)
+    return sum(_mean_deviation(int(n), float(p)) for n, p in pairs) / int(table["photos"].sum())
+
+
+def _mean_deviation(trials: int, chance: float) -> float:
+    """E|X - np| of a binomial X: 2 m C(n, m) p^m (1 - p)^(n - m + 1) with m = floor(np) + 1."""
+    m = math.floor(trials * chance) + 1
+    if not 0 < chance < 1 or m > trials:
+        return 0.0
+    ways = math.lgamma(trials + 1) - math.lgamma(m + 1) - math.lgamma(trials - m + 1)
+    return 2 * m * math.exp(ways + m * math.log(chance) + (trials - m + 1) * math.log1p(-chance))
 
 
 def class_report(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:

@@ -21,39 +21,72 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
-            axes.plot(
-                history["epoch"], history[f"{part}_{name}"], color=colour, label=part, marker="."
-            )
-        axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"best epoch ({best_epoch})")
-        axes.set(xlabel="epoch", ylabel=name, title=name.capitalize())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _draw_curves(axes, history, name, best_epoch)
     return figure
+
+
+def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> Figure:
+    """One half of :func:`learning_curves`, ``loss`` or ``accuracy``, as a figure of its own."""
+    figure = Figure(figsize=(5.2, 4), layout="constrained")
+    _draw_curves(figure.subplots(), history, name, best_epoch)
+    return figure
+
+
+def _draw_curves(axes: Axes, history: pd.DataFrame, name: str, best_epoch: int) -> None:
+    for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
+        axes.plot(history["epoch"], history[f"{part}_{name}"], color=colour, label=part, marker=".")
+    axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"best epoch ({best_epoch})")
+    axes.set(xlabel="epoch", ylabel=name, title=name.capitalize())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
     """True (rows) against predicted (columns) label groups; numbers where they can be read.
 
+    Of many label groups the photos are drawn as dots: cells would be too small to be seen.
+
     :param counts: square, as :func:`shopee_mlflow.modeling.metrics.confusion` gives it.
     """
     classes = [str(name) for name in counts.columns]
-    side = min(max(5.0, 0.38 * len(classes) + 2), 24)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
     values = counts.to_numpy()
-    share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true label group")
     if len(classes) > _NAMED_CLASSES:
-        return figure
-    short = [name if len(name) <= 14 else name[:13] + "…" for name in classes]
+        return _confusion_dots(values, title)
+    side = max(4.5, 0.3 * len(classes) + 1.8)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    short = [_short(name) for name in classes]
     # Labels come from strangers: a dollar sign must not start mathematics.
-    axes.set_xticks(range(len(classes)), short, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(classes)), short, parse_math=False)
+    axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(classes)), short, fontsize=9, parse_math=False)
     _write_counts(axes, values, share)
+    return figure
+
+
+def _confusion_dots(values: np.ndarray, title: str) -> Figure:
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.subplots()
+    rows, columns = np.nonzero(values)
+    wrong = rows != columns
+    for chosen, colour, what in ((~wrong, TRAIN_COLOUR, "right"), (wrong, VAL_COLOUR, "wrong")):
+        photos = values[rows[chosen], columns[chosen]]
+        axes.scatter(
+            columns[chosen],
+            rows[chosen],
+            s=(4 if what == "right" else 14) * photos,
+            color=colour,
+            alpha=0.7,
+            linewidths=0,
+            label=f"{what}: {photos.sum():,} photos",
+        )
+    axes.set(xlabel="predicted, number of the label group", ylabel="true", title=title)
+    axes.set(xlim=(-1, len(values)), ylim=(len(values), -1), aspect="equal")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, markerscale=1)
     return figure
 
 
@@ -92,3 +125,66 @@ def mistakes_figure(
             said = f"{row['predicted']} ({row['probability']:.0%})\nis {row['label_group']}"
             axes.set_title(said, fontsize=9, parse_math=False)
     return figure
+
+
+def calibration_figure(table: pd.DataFrame) -> Figure:
+    """Accuracy against claimed probability, the area of each point by its photos.
+
+    :param table: as :func:`shopee_mlflow.modeling.metrics.calibration` gives it.
+    """
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="as often right as claimed")
+    axes.plot(table["confidence"], table["accuracy"], color=TRAIN_COLOUR, linewidth=1)
+    sizes = 30 + 400 * table["photos"] / table["photos"].sum()
+    axes.scatter(table["confidence"], table["accuracy"], s=sizes, color=TRAIN_COLOUR, zorder=3)
+    for confidence, accuracy, photos in zip(
+        table["confidence"], table["accuracy"], table["photos"], strict=True
+    ):
+        axes.annotate(
+            f"{photos:,}",
+            (confidence, accuracy),
+            xytext=(0, 12),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )
+    axes.set(xlabel="claimed probability", ylabel="share that is right", xlim=(0, 1.03))
+    axes.set(ylim=(-0.03, 1.1), title="Calibration; numbers are photos")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def f1_figure(report: pd.DataFrame) -> Figure:
+    """F1 score of each label group, the lowest first; named while names can be read.
+
+    :param report: columns label_group, f1-score, support; averages are left out.
+    """
+    table = report[~report["label_group"].isin(["macro avg", "weighted avg"])]
+    table = table.sort_values("f1-score", kind="stable")
+    named = len(table) <= _NAMED_CLASSES
+    figure = Figure(
+        figsize=(6.4, max(2.5, 0.21 * len(table) + 0.9) if named else 4), layout="constrained"
+    )
+    axes = figure.subplots()
+    places = np.arange(len(table))
+    if named:
+        axes.barh(places, table["f1-score"], color=TRAIN_COLOUR)
+        names = [_short(name) for name in table["label_group"]]
+        axes.set_yticks(places, names, fontsize=9, parse_math=False)
+        axes.invert_yaxis()
+        axes.set(xlabel="F1 score", xlim=(0, 1))
+    else:
+        axes.fill_between(places, table["f1-score"], step="mid", color=TRAIN_COLOUR)
+        axes.set(xlabel="label groups, the lowest score first", ylabel="F1 score", ylim=(0, 1))
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.3)
+    axes.margins(y=0.01 if named else 0.05)
+    return figure
+
+
+def _short(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= 14 else text[:13] + "…"

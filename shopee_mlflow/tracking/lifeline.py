@@ -26,9 +26,11 @@ def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
     ``mlflow run`` answers Ctrl-C by a SIGTERM of its own right after the terminal's SIGINT, so
     the two come in pairs. Also stops when ``mlflow run`` itself is gone: it forwards no SIGTERM;
     or, where it is named, when the process is gone that this one works for.
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    Within another such block that one goes on watching, so that a second Ctrl-C waits until all
+    is closed. Outside the main thread, where Python allows no handlers, nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
+    watched_already = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == __name__
+    if watched_already or threading.current_thread() is not threading.main_thread():
         yield
         return
     orphaned = threading.Event()

@@ -18,9 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from torch import Tensor
 
 from ..errors import TrackingError
@@ -99,7 +100,7 @@ class RunLog:
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Log a state dict as an artifact; :func:`read_weights` reads it without running code."""
         with self._artifact(file) as path:
-            torch.save(dict(weights), path)
+            torch.save(weights, path)
 
     def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
         """Log what was learned from as an MLflow dataset input."""
@@ -109,7 +110,9 @@ class RunLog:
             dataset = from_pandas(
                 table, source=source, targets="label_group", name=name, digest=digest
             )
-        mlflow.log_input(dataset, context="training")
+        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), context)]
+        self._client.log_inputs(self.run_id, inputs)
 
     def log_model(
         self,

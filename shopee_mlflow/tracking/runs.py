@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,9 @@ CONTINUES_TAG = "continues"
 _SYSTEM_METRICS_SECONDS = 5
 _LONGEST_REASON = 5000
 _END_PAUSES = (0.0, 0.5, 2.0)
-# A store on a disk fails with the errors of the disk and of the database.
-STORE_ERRORS = (MlflowException, OSError, SQLAlchemyError)
+# How a store says that it does not answer; one on a disk fails with the disk's errors, too.
+SILENCE = (MlflowException, SQLAlchemyError)
+STORE_ERRORS = (*SILENCE, OSError)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -69,20 +70,50 @@ def open_run(
         try:
             yield log
             log.flush()
-        except KeyboardInterrupt as stopped:
-            _end(log, "KILLED", str(stopped) or "interrupted")
-            raise
-        except MlflowException as error:
-            _end(log, "FAILED", error.message)
-            raise store_error(error) from error
         except BaseException as error:
-            _end(log, "FAILED", str(error) if isinstance(error, ShopeeError) else repr(error))
+            _end(log, *_verdict(error))
+            if isinstance(error, MlflowException):
+                raise store_error(error) from error
             raise
         else:
             if log.reason:
                 _end(log, log.status, log.reason)
             else:
                 mlflow.end_run(log.status)
+
+
+@contextmanager
+def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
+    """Write into a run that another process has opened; end it where that one no longer can.
+
+    :param is_held: whether the process that has opened the run is there to end it.
+    :raises TrackingError: when the tracking store cannot be used.
+    """
+    log = RunLog(run_id, find_run(run_id).info.experiment_id)
+    try:
+        set_adopted_aside(run_id)
+        # Where no run of this process is open, MLflow would log models to another experiment.
+        mlflow.set_experiment(experiment_id=log.experiment_id)
+        yield log
+        log.flush()
+        if not is_held():
+            _forget_failure(run_id)
+            close_run(run_id, "FINISHED", {})
+    except BaseException as error:
+        if not is_held():
+            _end(log, *_verdict(error))
+        if isinstance(error, MlflowException):
+            raise store_error(error) from error
+        raise
+
+
+def _verdict(error: BaseException) -> tuple[str, str]:
+    """The status of a run that an exception has ended, and the reason."""
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED", str(error) or "interrupted"
+    if isinstance(error, MlflowException):
+        return "FAILED", error.message
+    return "FAILED", str(error) if isinstance(error, ShopeeError) else repr(error)
 
 
 def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -127,9 +158,7 @@ def _start(
         )
     if resume is not None:
         set_adopted_aside(resume)
-        client = MlflowClient()
-        if FAILURE_TAG in client.get_run(resume).data.tags:
-            client.delete_tag(resume, FAILURE_TAG)
+        _forget_failure(resume)
         run = mlflow.start_run(run_id=resume, log_system_metrics=measure)
         mlflow.set_tags(tags)
         return run
@@ -162,6 +191,12 @@ def set_adopted_aside(run_id: str) -> None:
         client = MlflowClient()
         client.set_tag(adopted, CONTINUES_TAG, run_id)
         client.set_tag(adopted, "mlflow.runName", f"goes on in {run_id[:8]}")
+
+
+def _forget_failure(run_id: str) -> None:
+    client = MlflowClient()
+    if FAILURE_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, FAILURE_TAG)
 
 
 def _choose_experiment(experiment: str) -> None:
@@ -205,15 +240,20 @@ def quieten() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def child_runs(parent: RunLog, status: str) -> list[MlflowRun]:
-    """The children of a run that have this status."""
-    return list(
-        MlflowClient().search_runs(
-            [parent.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = '{status}'",
-            max_results=50_000,
-        )
-    )
+def child_runs(parent: RunLog) -> list[MlflowRun]:
+    """The children of a run that have not ended."""
+    return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
+
+
+def running_runs(experiment: str, tag: str, value: str) -> list[MlflowRun]:
+    """Runs of an experiment, if there is one, that have this tag and have not ended."""
+    found = mlflow.get_experiment_by_name(experiment)
+    return _running_runs(found.experiment_id, tag, value) if found else []
+
+
+def _running_runs(experiment_id: str, tag: str, value: str) -> list[MlflowRun]:
+    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
+    return list(MlflowClient().search_runs([experiment_id], wanted, max_results=50_000))
 
 
 def find_run(run_id: str) -> MlflowRun:

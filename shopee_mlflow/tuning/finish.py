@@ -16,8 +16,9 @@ from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import read_table, read_weights
+from .results import TrialResult
 from .space import SearchPlan
-from .study import Search, TrialResult
+from .study import Search
 from .trials import HISTORY_FILE, WEIGHTS_FILE, in_words
 
 _SIGNIFICANT = 0.05

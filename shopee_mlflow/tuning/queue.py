@@ -2,25 +2,27 @@
 
 A study has a total of trials. Which worker runs the next one is decided by the storage alone: the
 number that it gives a trial is unique, so each worker can tell whether its trial is within the
-total. A trial whose worker is gone does not count; its values are queued again.
+total. A trial whose worker is gone does not count; its values are queued again, and keep its place
+in the total. Whoever sees one that has not been queued again does that, so none is lost with the
+worker that should have; where several did it at once, the first counts.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 import psutil
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -32,7 +34,7 @@ _log = logging.getLogger(__name__)
 # What a trial remembers of itself, beside what Optuna keeps.
 FAILURE, OWNER, PLANNED, REPEATS, CRASHES = "failure", "owner", "planned", "repeats", "crashes"
 _SURPLUS = "surplus"
-_COPIED = ("baseline", "fixed", PLANNED)
+_COPIED = ("baseline", "fixed", CRASHES)
 # A trial that has ended two processes of a machine is not given to a third.
 _MOST_CRASHES = 2
 _WAIT_SECONDS = 1.0
@@ -74,6 +76,33 @@ def is_final(trial: FrozenTrial) -> bool:
     return counts(trial) and trial.state.is_finished()
 
 
+def counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Those of a study's trials that count."""
+    return [t for t in _without_doubles(trials) if counts(t)]
+
+
+def _without_doubles(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """All but those beyond the total, and those that repeat what an earlier one repeats."""
+    repeated = set()
+    for trial in trials:
+        number = trial.user_attrs.get(REPEATS)
+        if number not in repeated and _SURPLUS not in trial.user_attrs:
+            yield trial
+        if number is not None:
+            repeated.add(number)
+
+
+def _places(trials: Sequence[FrozenTrial]) -> int:
+    """How many of the total are taken: a trial that is repeated keeps its place."""
+    begun = (t for t in _without_doubles(trials) if REPEATS not in t.user_attrs)
+    return sum(counts(t) or _can_be_repeated(t) for t in begun)
+
+
+def _can_be_repeated(trial: FrozenTrial) -> bool:
+    """Without values nothing had been chosen yet, and nothing need be repeated."""
+    return bool(trial.params or trial.user_attrs.get(PLANNED)) or "baseline" in trial.user_attrs
+
+
 @dataclass
 class TrialQueue:
     """A study with a total of trials.
@@ -103,20 +132,22 @@ class TrialQueue:
         told = False
         while True:
             self.take_up_lost()
-            there = [t for t in self.all_trials() if counts(t)]
+            trials = self.all_trials()
+            there = counting(trials)
             late = deadline is not None and time.time() >= deadline
-            running = any(t.state == TrialState.RUNNING for t in there)
-            if sum(is_final(t) for t in there) >= self.total or (late and not running):
+            running = [t for t in there if t.state == TrialState.RUNNING]
+            if sum(map(is_final, there)) >= self.total or (late and not running):
                 return
             waiting = any(t.state == TrialState.WAITING for t in there)
-            if not late and (waiting or len(there) < self.total):
+            if not late and (waiting or _places(trials) < self.total):
                 trial = self._claim()
                 if trial is not None:
                     with self._beating(trial):
                         yield trial
                 continue
-            if not told:
-                say("waiting for trials of other processes")
+            if running and not told:
+                names = [f"{t.number} of {t.user_attrs.get(OWNER, '?')}" for t in running]
+                say(f"waiting for trials of other processes: {', '.join(names)}")
                 told = True
             time.sleep(_WAIT_SECONDS)
 
@@ -142,7 +173,7 @@ class TrialQueue:
                 for name, value_of in (about or {}).items():
                     trial.set_user_attr(name, value_of)
                 self.study.tell(trial, value, state=state)
-            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            except (ValueError, UpdateFinishedTrialError):
                 return False
             return True
 
@@ -152,61 +183,78 @@ class TrialQueue:
 
     def interrupt(self, trial: Trial) -> None:
         """Give a trial back that was cut short: it does not count, and is queued again."""
-        with reachable(self.study):
-            self._give_up(trial.number)
+        self._give_up(trial.number)
 
     def take_up_lost(self) -> None:
-        """Queue again what was under way in processes that are no more."""
+        """Queue again what was under way in processes that are no more.
+
+        For a worker between two trials: one of its own that seems to run was cut short, too.
+        """
         with reachable(self.study), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", ExperimentalWarning)
             # On machines whose processes we cannot see, those whose heart has stopped.
             fail_stale_trials(self.study)
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if _is_lost(trial):
-                    self._give_up(trial.number)
+        for trial in self.all_trials():
+            if trial.state == TrialState.RUNNING and self._is_lost(trial):
+                self._give_up(trial.number)
+        self.repeat_unrepeated()
 
     def repeat_unrepeated(self) -> None:
-        """Queue again what was cut short when even the worker that noticed it was ended.
-
-        For the beginning of a session: workers that call this at once might queue a trial twice.
-        """
+        """Queue again what was cut short, unless that has been done."""
         trials = self.all_trials()
         repeated = {t.user_attrs.get(REPEATS) for t in trials}
-        for trial in trials:
-            cut_short = not counts(trial) and _SURPLUS not in trial.user_attrs
-            if cut_short and trial.number not in repeated:
-                queue_again(self.study, trial)
+        for trial in _without_doubles(trials):
+            if not counts(trial) and trial.number not in repeated and _can_be_repeated(trial):
+                about = {k: trial.user_attrs[k] for k in _COPIED if k in trial.user_attrs}
+                values = {**trial.user_attrs.get(PLANNED, {}), **trial.params}
+                self.enqueue(values, **about, **{REPEATS: trial.number})
 
     def crashed(self, owner: str) -> None:
         """A worker process of ours has ended by itself: its trial gets one more chance."""
-        with reachable(self.study):
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if trial.user_attrs.get(OWNER) == owner:
-                    self._give_up(trial.number, crashes=trial.user_attrs.get(CRASHES, 0) + 1)
+        for trial in self.all_trials():
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
+                crashes = trial.user_attrs.get(CRASHES, 0) + 1
+                reason = f"its process ended {crashes} times; out of memory, perhaps"
+                failure = {FAILURE: reason} if crashes >= _MOST_CRASHES else {}
+                self._give_up(trial.number, {CRASHES: crashes, **failure})
 
     def _claim(self) -> Trial | None:
         """A trial of our own, or None when others have taken the last one meanwhile."""
-        with reachable(self.study):
-            trial = self.study.ask()
+        with reachable(self.study), suppress(UpdateFinishedTrialError):
+            with warnings.catch_warnings():
+                # That heartbeats are for Study.optimize; ours are in _beating.
+                warnings.simplefilter("ignore", UserWarning)
+                trial = self.study.ask()
+            if isinstance(self.storage, RDBStorage):
+                # Before it has an owner, who might be on a machine that goes off now.
+                self.storage.record_heartbeat(trial._trial_id)
             trial.set_user_attr(OWNER, self._me)
-            earlier = [t for t in self.all_trials() if t.number < trial.number]
-            if sum(map(counts, earlier)) < self.total:
+            trials = self.all_trials()
+            if REPEATS in trial.user_attrs:
+                within = trial.number in (t.number for t in _without_doubles(trials))
+            else:
+                within = _places(trials[: trial.number]) < self.total
+            if within:
                 return trial
             trial.set_user_attr(_SURPLUS, True)
-            self.study.tell(trial, state=TrialState.FAIL)
-            return None
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        return None
 
-    def _give_up(self, number: int, crashes: int = 0) -> None:
-        trial = self.study.trials[number]
-        if crashes >= _MOST_CRASHES:
-            reason = f"its process ended {crashes} times; out of memory, perhaps"
-            self.storage.set_trial_user_attr(trial._trial_id, FAILURE, reason)
-        try:
-            self.study.tell(number, state=TrialState.FAIL)
-        except ValueError:  # another worker was faster, and has queued it again
-            return
-        if crashes < _MOST_CRASHES:
-            queue_again(self.study, trial, crashes)
+    def _give_up(self, number: int, about: Mapping[str, Any] | None = None) -> None:
+        """End a trial as cut short, unless another worker was faster; queue it again."""
+        trial_id = self.all_trials()[number]._trial_id
+        with reachable(self.study), suppress(UpdateFinishedTrialError):
+            for name, value in (about or {}).items():
+                self.storage.set_trial_user_attr(trial_id, name, value)
+            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        self.repeat_unrepeated()
+
+    def _is_lost(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(OWNER)
+        if owner is not None:
+            return owner == self._me or is_gone(owner)
+        started = trial.datetime_start
+        return started is not None and datetime.now() - started > _NAMELESS
 
     @contextmanager
     def _beating(self, trial: Trial) -> Iterator[None]:
@@ -234,31 +282,3 @@ class TrialQueue:
         finally:
             over.set()
             thread.join(interval)
-
-
-def queue_again(study: optuna.Study, trial: FrozenTrial, crashes: int = 0) -> None:
-    """Queue the values of a trial that was cut short, and what was said about it, once more."""
-    values = {**trial.user_attrs.get(PLANNED, {}), **trial.params}
-    about = {name: trial.user_attrs[name] for name in _COPIED if name in trial.user_attrs}
-    about |= {PLANNED: values, REPEATS: trial.number, CRASHES: crashes}
-    # Without values nothing had been chosen yet, and nothing need be repeated.
-    if values or "baseline" in about:
-        study.enqueue_trial(values, user_attrs=about)
-
-
-def _is_lost(trial: FrozenTrial) -> bool:
-    owner = trial.user_attrs.get(OWNER)
-    if owner is not None:
-        return is_gone(owner)
-    started = trial.datetime_start
-    return started is not None and datetime.now() - started > _NAMELESS
-
-
-def worker_seed(seed: int, number: int, shared: bool) -> int:
-    """A seed for the sampler's choice of one trial.
-
-    It follows from the trial's number, so that a study that goes on does not choose the values
-    again that it began with; and from the process, where several might ask at once.
-    """
-    own = os.getpid() if shared else 0
-    return (seed * 1_000_003 + number * 7919 + own) % 2**32

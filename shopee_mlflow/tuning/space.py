@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +136,9 @@ class SearchPlan:
             for f in dataclasses.fields(TuneConfig)
             if f.name not in _CIRCUMSTANCES and f.name not in self.space
         }
+        if self.config.weights != AUTO:
+            content = Path(self.config.weights).expanduser().read_bytes()
+            facts["weights"] = hashlib.blake2b(content, digest_size=8).hexdigest()
         facts |= {f"space.{name}": str(where) for name, where in sorted(self.space.items())}
         facts |= {f"baseline.{k}": as_text(v) for k, v in sorted(self.baseline.items())}
         for section in ("sampler_settings", "pruner_settings"):
@@ -147,7 +149,7 @@ class SearchPlan:
         """The name asked for; else one that the same search on the same files always gets."""
         if self.config.study != AUTO:
             return self.config.study
-        files = {name: getattr(self.config, name) for name in ("data", "images", "weights")}
+        files = {name: getattr(self.config, name) for name in ("data", "images")}
         text = json.dumps([self.identity(), files], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         many = isinstance(self.space.get("model"), Choice)
@@ -181,6 +183,7 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
         raise ConfigError(problems)
     config = resolve(TuneConfig, given, content)
     space = {k: v for k, v in sections["space"].items() if k not in typed}
+    problems += _told_twice(typed, config, content, space, file)
     if config.models != AUTO:
         space["model"] = [name.strip() for name in config.models.split(",") if name.strip()]
     parsed = {
@@ -190,6 +193,8 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
     baseline = dict(ORIGINAL)
     for name, value in sections["baseline"].items():
         baseline[name] = _in_words(problems, f"{file}, baseline", _read_value, name, value)
+        if name in _searchable() and name not in {*sections["space"], *space}:
+            problems.append(f"{name}: has a baseline and is not searched (in {file}, baseline)")
     if not space:
         problems.append(f"space: nothing is left to search (in {file})")
     if problems:
@@ -205,6 +210,21 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
     )
     _check_ends(plan)
     return plan
+
+
+def _told_twice(
+    typed: Mapping[str, Any],
+    config: TuneConfig,
+    content: Mapping[str, Any],
+    space: Mapping[str, Any],
+    file: Path,
+) -> list[str]:
+    """What is both fixed and searched: one of the two would be dropped in silence."""
+    both = [name for name in space if name in content]
+    problems = [f"{name}: is fixed and searched, name it once (in {file})" for name in both]
+    if config.models != AUTO and "model" in typed:
+        problems.append(f"model={typed['model']}: models={config.models} goes before it; name one")
+    return problems
 
 
 def _near(file: Path) -> Path:
@@ -269,6 +289,8 @@ def _read_range(name: str, where: Mapping[str, Any], whole: bool) -> Range:
         raise ValueError(f"{name}: a log scale begins above 0, and low is {as_text(low)}")
     if step is not None and (not whole or log or not isinstance(step, int) or step < 1):
         raise ValueError(f"{name}: step={step} must be a whole number, for whole numbers, no log")
+    if step is not None and (high - low) % step:
+        raise ValueError(f"{name}: step {step} does not lead from low {low} to high {high}")
     return Range(low, high, log, step, whole)
 
 
@@ -282,7 +304,11 @@ def _check_ends(plan: SearchPlan) -> None:
             plan.trial_config(values)
         except ConfigError as error:
             problems += [p for p in error.problems if p not in problems]
-    if not math.isfinite(plan.config.timeout):
-        problems.append(f"timeout={plan.config.timeout}: must be finite")
+    architectures = len(plan.baselines())
+    if plan.config.n_trials < architectures:
+        problems.append(
+            f"n_trials={plan.config.n_trials}: must be at least {architectures}, one with the "
+            "original's settings for each architecture"
+        )
     if problems:
         raise ConfigError(problems)

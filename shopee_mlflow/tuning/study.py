@@ -5,57 +5,36 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import Trial
 
-from ..config import NONE
-from ..errors import ConfigError, StudyError
-from .queue import FAILURE, REPEATS, TrialQueue, counts, is_final, queue_again
-from .space import Range, SearchPlan
+from ..errors import StudyError
+from .queue import (
+    FAILURE,
+    PLANNED,
+    TrialQueue,
+    counting,
+    counts,
+    is_final,
+    is_gone,
+    process_name,
+)
+from .results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_result
+from .sampling import make_pruner, make_sampler, suggest
+from .space import SearchPlan
 from .storage import is_database, open_storage, reachable, study_file
 
-BASELINE, FIXED, RUN_ID = "baseline", "fixed", "run_id"
-VAL_LOSS, BEST_EPOCH, SECONDS = "val_loss", "best_epoch", "seconds"
+_CREATOR = "creator"
 _PLAN, _PARENT, _DATA, _LOOKS = "plan", "parent_run", "data_digest", "tested_trials"
-_NAMES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
-# The creator of a study says within this time which run is its parent.
-_PARENT_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What a trial found, or how far it came.
-
-    :ivar state: complete, pruned, failed, running or waiting.
-    :ivar values: of the searched options.
-    :ivar val_accuracy: of its best epoch; of a pruned trial, of its last.
-    """
-
-    number: int
-    state: str
-    values: Mapping[str, Any]
-    val_accuracy: float | None
-    val_loss: float | None
-    best_epoch: int | None
-    epochs: int
-    seconds: float | None
-    failure: str
-    baseline: bool
-    run_id: str | None
+# The creator of a study says within this time what it is about, and which run is its parent.
+_CREATOR_SECONDS = 20.0
 
 
 class Search:
@@ -72,9 +51,10 @@ class Search:
         self.name = plan.study_name()
         where = plan.config.storage
         file = study_file(where, self.name, folder)
-        self.storage = open_storage(where, file, queue_again)
+        self.storage = open_storage(where, file)
+        make_sampler(plan, plan.config.seed)  # a mistake in its settings leaves nothing behind
+        pruner = make_pruner(plan)
         self.created = True
-        pruner = _pruner(plan)
         try:
             self.study = optuna.create_study(
                 storage=self.storage, study_name=self.name, direction="maximize", pruner=pruner
@@ -85,7 +65,8 @@ class Search:
                 storage=self.storage, study_name=self.name, pruner=pruner
             )
         self.queue = TrialQueue(self.study, self.storage, plan.config.n_trials)
-        if self.created:
+        if self.created or not self._is_begun():
+            self.created = True
             self._begin()
         else:
             self._compare()
@@ -105,23 +86,23 @@ class Search:
 
     def await_parent(self) -> str | None:
         """The parent run, which the study's creator names soon; None if it died before."""
-        until = time.monotonic() + _PARENT_SECONDS
-        while not (parent := self.parent) and time.monotonic() < until:
-            time.sleep(0.5)
-        return parent
+        return self._await(_PARENT)
 
     def check_data(self, digest: str) -> None:
         """:raises StudyError: when the study was begun with other photos, labels or splits."""
         with reachable(self.study):
-            before = self.study.user_attrs.get(_DATA)
-            if before is None:
-                self.study.set_user_attr(_DATA, digest)
-            elif before != digest:
-                raise StudyError(
-                    f"study={self.name}: was begun with other data (data_digest {before}, now "
-                    f"{digest}); its trials cannot be compared with new ones. Give this search a "
-                    "name of its own with study=NAME."
-                )
+            before = self.study.user_attrs.get(_DATA, digest)
+        if before != digest:
+            raise StudyError(
+                f"study={self.name}: was begun with other data (data_digest {before}, now "
+                f"{digest}); its trials cannot be compared with new ones. Give this search a "
+                "name of its own with study=NAME."
+            )
+
+    def keep_data(self, digest: str) -> None:
+        """Remember what data the study is about, when they have been logged."""
+        with reachable(self.study):
+            self.study.set_user_attr(_DATA, digest)
 
     @property
     def has_data(self) -> bool:
@@ -156,8 +137,11 @@ class Search:
         """Trials for this worker with the values to try; see :meth:`TrialQueue.trials`."""
         self._seed_sampler()
         for trial in self.queue.trials(deadline):
-            with reachable(self.study):
-                values = self._values(trial)
+            try:
+                with reachable(self.study):
+                    values = self._values(trial)
+            except UpdateFinishedTrialError:
+                continue  # taken for dead, and given to another
             yield trial, values
             self._seed_sampler()
 
@@ -166,14 +150,17 @@ class Search:
         with reachable(self.study), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial.report(val_accuracy, epoch)
-            return BASELINE not in trial.user_attrs and trial.should_prune()
+            return BASELINE not in trial.user_attrs and bool(trial.should_prune())
 
     def is_best(self, val_accuracy: float, val_loss: float) -> bool:
-        """Whether a result is better than those of all complete trials so far."""
+        """Whether no complete trial is better so far.
+
+        Of equal ones any may be the best at last: that goes by numbers, not by which ended first.
+        """
         best = self.best()
         if best is None or best.val_accuracy is None or best.val_loss is None:
             return True
-        return (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+        return (val_accuracy, -val_loss) >= (best.val_accuracy, -best.val_loss)
 
     def best(self, *, baseline: bool = False) -> TrialResult | None:
         """The complete trial of highest val_accuracy; of equal ones, of lowest val_loss.
@@ -187,59 +174,69 @@ class Search:
 
     def results(self) -> list[TrialResult]:
         """Every trial that counts."""
-        return [self._result(t) for t in self.queue.all_trials() if counts(t)]
+        return [read_result(t, self.plan.space) for t in counting(self.queue.all_trials())]
 
     def finished(self) -> int:
         """How many trials have ended, cut-short ones not counted."""
-        return sum(is_final(t) for t in self.queue.all_trials())
+        return sum(map(is_final, counting(self.queue.all_trials())))
 
     def table(self) -> pd.DataFrame:
         """A row a trial."""
-        rows = [
-            {
-                "trial": t.number,
-                "state": t.state,
-                **t.values,
-                "val_accuracy": t.val_accuracy,
-                "val_loss": t.val_loss,
-                "best_epoch": t.best_epoch,
-                "epochs": t.epochs,
-                "seconds": t.seconds,
-                "baseline": t.baseline,
-                "failure": t.failure,
-                "run_id": t.run_id,
-            }
-            for t in self.results()
-        ]
-        return pd.DataFrame(rows)
+        return as_table(self.results())
 
-    def state_of(self, number: int) -> str:
-        """A trial's state in words; a cut-short one is interrupted."""
-        trials = self.queue.all_trials()
-        if number >= len(trials):
-            return "interrupted"
-        trial = trials[number]
-        return _NAMES[trial.state] if counts(trial) else "interrupted"
+    def state_of(self, number: int) -> tuple[str, str]:
+        """A trial's state in words, and why it is so; a cut-short one is interrupted."""
+        for trial in self.queue.all_trials():
+            if trial.number == number and counts(trial):
+                return NAMES[trial.state], trial.user_attrs.get(FAILURE, "")
+        return "interrupted", "its process was ended; the trial is repeated"
 
     # --- inside ---
 
-    def _begin(self) -> None:
-        with reachable(self.study):
-            self.study.set_user_attr(_PLAN, self.plan.identity())
-        for values in self.plan.baselines():
-            inside = {k: v for k, v in values.items() if v in self.plan.space[k]}
-            # Values outside the space are tried all the same, past the sampler.
-            outside = {k: v for k, v in values.items() if k not in inside}
-            self.queue.enqueue(inside, **{BASELINE: True, FIXED: outside})
+    def _await(self, name: str) -> Any:
+        """What the study's creator writes down soon; None if it died before."""
+        until = time.monotonic() + _CREATOR_SECONDS
+        while True:
+            with reachable(self.study):
+                known = self.study.user_attrs
+            died = _CREATOR in known and is_gone(known[_CREATOR])
+            if name in known or died or time.monotonic() >= until:
+                return known.get(name)
+            time.sleep(0.2)
 
-    def _compare(self) -> None:
+    def _is_begun(self) -> bool:
+        """Whether a study that is there has all that it begins with; its creator may have died.
+
+        :raises StudyError: when it is none of this project's.
+        """
+        foreign = any(PLANNED not in t.user_attrs for t in self.queue.all_trials())
         with reachable(self.study):
-            before = self.study.user_attrs.get(_PLAN)
-        if before is None:
+            known = _PLAN in self.study.user_attrs
+            foreign = foreign or self.study.direction != StudyDirection.MAXIMIZE
+        if foreign and not known:
             raise StudyError(
                 f"study={self.name}: is there already, and is none of this project's; choose "
                 "another name with study=NAME"
             )
+        return known or self._await(_PLAN) is not None
+
+    def _begin(self) -> None:
+        """Queue the baselines; then say what the study is about, which tells that they are."""
+        with reachable(self.study):
+            self.study.set_user_attr(_CREATOR, process_name())
+        there = [t.user_attrs for t in self.queue.all_trials()]
+        for values in self.plan.baselines():
+            inside = {k: v for k, v in values.items() if v in self.plan.space[k]}
+            # Values outside the space are tried all the same, past the sampler.
+            outside = {k: v for k, v in values.items() if k not in inside}
+            if not any((t[PLANNED], t[FIXED]) == (inside, outside) for t in there):
+                self.queue.enqueue(inside, **{BASELINE: True, FIXED: outside})
+        with reachable(self.study):
+            self.study.set_user_attr(_PLAN, self.plan.identity())
+
+    def _compare(self) -> None:
+        with reachable(self.study):
+            before = self.study.user_attrs[_PLAN]
         now = self.plan.identity()
         differences = [
             f"{name}: was {before.get(name, 'not set')}, is {now.get(name, 'not set')}"
@@ -256,7 +253,7 @@ class Search:
         """The values to try: chosen by the sampler, or fixed where they lie outside the space."""
         fixed = trial.user_attrs.get(FIXED, {})
         return {
-            name: fixed[name] if name in fixed else _suggest(trial, name, where)
+            name: fixed[name] if name in fixed else suggest(trial, name, where)
             for name, where in self.plan.space.items()
         }
 
@@ -267,66 +264,9 @@ class Search:
         own = os.getpid() if shared else 0
         number = len(self.queue.all_trials())
         seed = (self.plan.config.seed * 1_000_003 + number * 7919 + own) % 2**32
-        self.study.sampler = _sampler(self.plan, seed)
-
-    def _result(self, trial: FrozenTrial) -> TrialResult:
-        about = trial.user_attrs
-        values = {**trial.params, **about.get(FIXED, {})}
-        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        return TrialResult(
-            number=trial.number,
-            state=_NAMES[trial.state],
-            values={k: values.get(k) for k in self.plan.space},
-            val_accuracy=trial.value if ended else None,
-            val_loss=about.get(VAL_LOSS),
-            best_epoch=about.get(BEST_EPOCH),
-            epochs=len(trial.intermediate_values),
-            seconds=about.get(SECONDS),
-            failure=about.get(FAILURE, ""),
-            baseline=BASELINE in about,
-            run_id=about.get(RUN_ID),
-        )
+        self.study.sampler = make_sampler(self.plan, seed)
 
     @staticmethod
     def _optuna_quiet() -> None:
         """Optuna tells of every trial; so do we, in our words."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def repeats(trial: Trial) -> int | None:
-    """The number of the cut-short trial that this one repeats."""
-    return trial.user_attrs.get(REPEATS)
-
-
-def _suggest(trial: Trial, name: str, where: Any) -> Any:
-    if not isinstance(where, Range):
-        return trial.suggest_categorical(name, list(where.values))
-    if where.whole:
-        low, high = int(where.low), int(where.high)
-        return trial.suggest_int(name, low, high, step=where.step or 1, log=where.log)
-    return trial.suggest_float(name, where.low, where.high, log=where.log)
-
-
-def _sampler(plan: SearchPlan, seed: int) -> BaseSampler:
-    kinds = {"tpe": TPESampler, "random": RandomSampler}
-    return _make(kinds[plan.config.sampler], "sampler_settings", plan.sampler_settings, seed=seed)
-
-
-def _pruner(plan: SearchPlan) -> BasePruner:
-    if plan.config.pruner == NONE:
-        return NopPruner()
-    if plan.config.pruner == "hyperband":
-        given = {"max_resource": plan.config.epochs, **plan.pruner_settings}
-        return _make(HyperbandPruner, "pruner_settings", given)
-    return _make(MedianPruner, "pruner_settings", plan.pruner_settings)
-
-
-def _make(kind: Any, section: str, settings: Mapping[str, Any], **ours: Any) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return kind(**{**settings, **ours})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            [f"{section}: {kind.__name__} of Optuna does not take {dict(settings)}: {error}"]
-        ) from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from ..config import TrainConfig, as_params
@@ -16,9 +18,11 @@ from ..modeling.fit import Best, Epoch, epochs_without_progress, fit
 from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import RunLog
-from ..tracking.runs import open_run
+from ..tracking.runs import SILENCE, open_run
 from .queue import FAILURE, OWNER, REPEATS
-from .study import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS, Search
+from .results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
+from .storage import reachable
+from .study import Search
 
 WEIGHTS_FILE = "trial/weights.pt"
 HISTORY_FILE = "trial/history.csv"
@@ -43,7 +47,8 @@ def run_trial(
 
     What goes wrong in the training itself (a loss that is no number, a lack of memory, a crash)
     is recorded and the study goes on. What ends the whole search (a signal, a store that is gone)
-    gives the trial back to be repeated.
+    gives the trial back to be repeated. Where that was done already, since this process was taken
+    for dead, what it found does not count.
     """
     started = time.monotonic()
     number = trial.number
@@ -54,21 +59,22 @@ def run_trial(
     name = f"trial {number}" + (" (original)" if BASELINE in trial.user_attrs else "")
     with open_run(name, parent=parent, tags=tags, measure=False) as run:
         try:
-            trial.set_user_attr(RUN_ID, run.run_id)
+            with reachable(search.study):
+                trial.set_user_attr(RUN_ID, run.run_id)
             config = search.plan.trial_config(values)
             run.log_params(as_params(config))
             outcome = _train(search, bench, run, trial, config)
-        except (StudyError, TrackingError):
-            search.queue.interrupt(trial)
+            _record(search, run, trial, values, outcome, time.monotonic() - started)
+        except UpdateFinishedTrialError:
+            _leave(run, trial, values)
+        except (StudyError, TrackingError, *SILENCE):
+            _give_back(search, run, trial)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this trial
             _record_failure(search, run, trial, values, error)
         except BaseException:
-            run.log_tags({STATE_TAG: "interrupted"})
-            search.queue.interrupt(trial)
+            _give_back(search, run, trial)
             raise
-        else:
-            _record(search, run, trial, values, outcome, time.monotonic() - started)
 
 
 def _train(
@@ -113,19 +119,20 @@ def _record(
     run.log_metrics({"best_val_accuracy": best.val_accuracy, "best_epoch": float(best.number)})
     about = {VAL_LOSS: best.val_loss, BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
     state = "pruned" if outcome.pruned else "complete"
-    run.log_tags({STATE_TAG: state, "weights_kept": as_text(outcome.kept)})
     if outcome.pruned:
         told = search.queue.end(trial, TrialState.PRUNED, about=about)
     else:
         told = search.queue.complete(trial, best.val_accuracy, about)
     if not told:
-        run.log_tags({STATE_TAG: "interrupted"})
-        run.end_as("KILLED", _OVERTAKEN)
+        return _leave(run, trial, values)
+    # Only now: what the run says of the trial, the study knows.
+    run.log_tags({STATE_TAG: state, "weights_kept": as_text(outcome.kept)})
     after = f"after {len(outcome.epochs)} epochs" if outcome.pruned else f"in {duration(seconds)}"
     say(
         f"{_title(trial, values)}: val accuracy {best.val_accuracy:6.1%} (epoch {best.number}), "
-        f"{state if told else _OVERTAKEN} {after}"
+        f"{state} {after}"
     )
+    return None
 
 
 def _record_failure(
@@ -134,10 +141,28 @@ def _record_failure(
     reason = str(error)
     if not isinstance(error, ShopeeError):
         reason = f"{type(error).__name__}: {reason}"
-    search.queue.end(trial, TrialState.FAIL, about={FAILURE: reason})
+    if not search.queue.end(trial, TrialState.FAIL, about={FAILURE: reason}):
+        return _leave(run, trial, values)
     run.log_tags({STATE_TAG: "failed"})
     run.end_as("FAILED", reason)
     say(f"{_title(trial, values)}: failed: {reason.splitlines()[0]}")
+    return None
+
+
+def _give_back(search: Search, run: RunLog, trial: Trial) -> None:
+    state = "interrupted"
+    # Where the storage is silent itself, the next session finds the trial lost.
+    with suppress(StudyError):
+        search.queue.interrupt(trial)
+        state, _ = search.state_of(trial.number)
+    with suppress(*SILENCE):
+        run.log_tags({STATE_TAG: state})
+
+
+def _leave(run: RunLog, trial: Trial, values: dict[str, Any]) -> None:
+    run.log_tags({STATE_TAG: "interrupted"})
+    run.end_as("KILLED", _OVERTAKEN)
+    say(f"{_title(trial, values)}: {_OVERTAKEN}")
 
 
 def _title(trial: Trial, values: dict[str, Any]) -> str:

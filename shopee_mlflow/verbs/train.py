@@ -12,7 +12,6 @@ import pandas as pd
 from ..config import AUTO, TrainConfig, as_params
 from ..console import TrainingProgress, duration, say, watch
 from ..data.dataset import Dataset, load_dataset
-from ..data.splits import TEST, TRAIN, VAL
 from ..modeling.architectures import check_architecture
 from ..modeling.fit import (
     Best,
@@ -23,14 +22,14 @@ from ..modeling.fit import (
     fit,
     predict_logits,
 )
-from ..modeling.metrics import class_report, confusion, score, softmax
+from ..modeling.metrics import score
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Prepared, Workbench
-from ..reports.figures import confusion_figure, learning_curves
 from ..tracking.machine import machine_tags
 from ..tracking.run_log import RunLog
-from ..tracking.runs import MANIFEST_FILE, open_run
+from ..tracking.runs import open_run
 from .register import register
+from .results import log_data, log_results
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def train(
             **{f"test_{name}": value for name, value in score(labels, logits).items()},
         }
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
-        log_results(run, dataset, history, labels, logits, scores)
+        log_results(run, bench, model, config, history, labels, logits, scores)
         model_id = run.log_model(model, scores, config.serialization)
         say(*summary(scores, len(labels), run, time.monotonic() - started))
     if config.register:
@@ -130,40 +129,6 @@ def run_epochs(
     return epochs
 
 
-def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
-    """The manifest, the record of cleaning and the dataset's fingerprint."""
-    manifest = dataset.manifest()
-    run.log_table(manifest, MANIFEST_FILE)
-    run.log_text("\n".join(dataset.lines()) + "\n", "data/cleaning.txt")
-    run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
-    run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
-    counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}
-    counts |= {f"{name}_images": len(dataset.rows(name)) for name in (TRAIN, VAL, TEST)}
-    run.log_metrics({f"data/{name}": float(count) for name, count in counts.items()})
-
-
-def log_results(
-    run: RunLog,
-    dataset: Dataset,
-    history: pd.DataFrame,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    scores: Mapping[str, float],
-) -> None:
-    """Scores, curves, confusion matrix, report by class, and every test prediction."""
-    run.log_metrics(scores)
-    predicted = logits.argmax(axis=1)
-    counts = confusion(labels, predicted, dataset.classes)
-    run.log_table(history, "training/history.csv")
-    best_epoch = int(scores["best_epoch"])
-    run.log_figure(learning_curves(history, best_epoch), "training/learning_curves.png")
-    title = f"Test accuracy {scores['test_accuracy']:.1%} of {len(labels)} photos"
-    run.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
-    run.log_table(counts, "test/confusion_matrix.csv", index=True)
-    run.log_table(class_report(labels, predicted, dataset.classes), "test/report.csv")
-    run.log_table(_predictions(dataset, logits), "test/predictions.csv")
-
-
 def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: float) -> list[str]:
     """The result in words."""
     return [
@@ -177,17 +142,3 @@ def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: floa
 def _trainable(model: ProductClassifier, config: TrainConfig) -> str:
     total = sum(p.numel() for p in model.parameters())
     return f"{total:,} parameters, freeze={config.freeze}"
-
-
-def _dataset_name(config: TrainConfig) -> str:
-    return "sample" if config.data == "sample" else "catalogue"
-
-
-def _predictions(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    """Each test photo with its true and predicted label group and the probability."""
-    probabilities = softmax(logits)
-    predicted = probabilities.argmax(axis=1)
-    table = dataset.frame.loc[dataset.rows(TEST), ["image", "label_group"]].copy()
-    table["predicted"] = [dataset.classes[i] for i in predicted]
-    table["probability"] = probabilities.max(axis=1).round(6)
-    return table

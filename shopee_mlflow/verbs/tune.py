@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,28 +21,18 @@ from ..modeling.workbench import Workbench
 from ..tracking.lifeline import stop_on_signals
 from ..tracking.machine import machine_tags
 from ..tracking.run_log import RunLog
-from ..tracking.runs import (
-    child_runs,
-    close_run,
-    find_run,
-    local_folder,
-    open_run,
-    set_adopted_aside,
-)
+from ..tracking.runs import find_run, local_folder
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
+from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
-from ..tuning.queue import is_gone, process_name
 from ..tuning.space import Choice, SearchPlan, plan_search
 from ..tuning.storage import without_password
 from ..tuning.study import Search
-from ..tuning.trials import STATE_TAG, TRIAL_TAG
 from ..tuning.workers import work, work_in_processes
 from .register import register
-from .train import log_data, log_results
+from .results import log_data, log_results
 
 _NOTE = "mlflow.note.content"
-_PROCESS_TAG = "process"
-_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ class TuneResult:
     """What a search gave.
 
     :ivar run_id: the parent run, which has the best model.
-    :ivar best: options of the best trial, as ``best.yaml`` holds them.
+    :ivar best: values of the searched options in the best trial.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_accuracy_low,
         test_accuracy_high, test_loss of the best trial.
     :ivar trials: one row a trial.
@@ -85,20 +74,19 @@ def tune(typed: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     with stop_on_signals():
         search = Search(plan, local_folder())
-        with _parent_run(search) as run:
-            dataset = load_dataset(config, watch)
-            say(*dataset.lines())
+        # Data that do not fit a study that is there leave its run alone.
+        known = None if search.created else _read_data(search)
+        with parent_run(search) as run:
+            dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
-            search.check_data(dataset.digest)
             bench = Workbench(dataset, machine)
             _check_cuts(plan, bench)
-            _close_lost_runs(search, run)
             say(*_opening(search, run))
-            if config.jobs == 1:
-                work(search, bench, run, deadline)
-            else:
-                work_in_processes(search, local_folder(), run, deadline, config.jobs)
-            _close_lost_runs(search, run)
+            with lost_runs_closed(search, run):
+                if config.jobs == 1:
+                    work(search, bench, run, deadline)
+                else:
+                    work_in_processes(search, local_folder(), run, deadline, config.jobs)
             result = _finish_once(search, bench, run)
             say(f"run {run.run_id}, {duration(time.time() - started)} this time. See: mlflow ui")
     return result
@@ -112,7 +100,7 @@ def _finish_once(search: Search, bench: Workbench, run: RunLog) -> TuneResult | 
         raise TrainingError(
             f"study={search.name}: none of its {search.finished()} trials has completed"
             + (", for: " + "; ".join(reasons) if reasons else ", for want of time")
-            + ". They stay in the study; the same command goes on with it."
+            + f". They stay in the study; {_how_to_go_on(search)}."
         )
     ending = search.finishing()
     for ticket in ending.trials():
@@ -124,8 +112,20 @@ def _finish_once(search: Search, bench: Workbench, run: RunLog) -> TuneResult | 
         ending.complete(ticket, result.scores["test_accuracy"])
         return result
     say(find_run(run.run_id).data.tags.get(_NOTE, ""))
-    say("nothing was left to do; a greater n_trials searches on")
+    say(f"nothing was left to do; {_how_to_go_on(search)}")
     return None
+
+
+def _how_to_go_on(search: Search) -> str:
+    whole = search.finished() >= search.plan.config.n_trials
+    return "a greater n_trials searches on" if whole else "the same command goes on with it"
+
+
+def _read_data(search: Search) -> Dataset:
+    dataset = load_dataset(search.plan.config, watch)
+    say(*dataset.lines())
+    search.check_data(dataset.digest)
+    return dataset
 
 
 def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
@@ -137,7 +137,16 @@ def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
     best = score_trial(plan, bench, found)
     same = original is not None and original.number == found.number
     baseline = score_trial(plan, bench, original) if original and not same else None
-    log_results(run, bench.dataset, best.history, best.labels, best.logits, best.scores)
+    log_results(
+        run,
+        bench,
+        best.model,
+        best.config,
+        best.history,
+        best.labels,
+        best.logits,
+        best.scores,
+    )
     if baseline:
         run.log_metrics({f"original_{k}": v for k, v in baseline.scores.items()})
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
@@ -162,33 +171,6 @@ def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
     )
 
 
-@contextmanager
-def _parent_run(search: Search) -> Iterator[RunLog]:
-    """The run of the whole study: a new one, the one gone on with, or one that another process
-    holds open, whose end is then that process's to tell."""
-    parent = None if search.created else search.await_parent()
-    mine = {_PROCESS_TAG: process_name()}
-    config = search.plan.config
-    name = search.name if config.run_name == "auto" else config.run_name
-    if parent is None:
-        with open_run(name, config.experiment, tags=mine) as run:
-            search.parent = run.run_id
-            yield run
-        return
-    there = find_run(parent)
-    holder = there.data.tags.get(_PROCESS_TAG)
-    if there.info.status == "RUNNING" and holder and not is_gone(holder):
-        say(f"joining the study {search.name}, which another process has begun")
-        set_adopted_aside(parent)
-        run = RunLog(parent, there.info.experiment_id)
-        yield run
-        run.flush()
-        return
-    say(f"going on with the study {search.name} in run {parent}")
-    with open_run(name, config.experiment, resume=parent, tags=mine) as run:
-        yield run
-
-
 def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
     """Options, space and data of the whole search; what another call has logged stays."""
     plan = search.plan
@@ -197,10 +179,11 @@ def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> N
     params |= {name: str(where) for name, where in plan.space.items()}
     params["storage"] = without_password(params["storage"])
     run.log_params(params)
-    run.log_tags({**machine_tags(device), "study": search.name})
+    run.log_tags({**machine_tags(device), STUDY_TAG: search.name})
     run.log_tags({"n_trials": str(plan.config.n_trials)})
     if not search.has_data:
         log_data(run, dataset, plan.config)
+        search.keep_data(dataset.digest)
 
 
 def _log_table(search: Search, run: RunLog) -> None:
@@ -217,20 +200,6 @@ def _opening(search: Search, run: RunLog) -> list[str]:
     if done:
         lines.append(f"{done} of {search.plan.config.n_trials} trials have ended already")
     return lines
-
-
-def _close_lost_runs(search: Search, run: RunLog) -> None:
-    """End the runs of trials whose processes were ended from outside, as their trials have."""
-    search.queue.take_up_lost()
-    for child in child_runs(run, "RUNNING"):
-        number = child.data.tags.get(TRIAL_TAG)
-        state = search.state_of(int(number)) if number is not None else "interrupted"
-        if state == "running":
-            continue
-        tags = {STATE_TAG: state}
-        if state == "interrupted":
-            tags["failure"] = "its process was ended; the trial is repeated"
-        close_run(child.info.run_id, _STATUS.get(state, "KILLED"), tags)
 
 
 def _architectures(plan: SearchPlan) -> list[str]:

@@ -1,0 +1,163 @@
+"""The comparison of trainings, as one HTML page: which differences are more than chance."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from .comparison_figures import accuracy_figure, curves_figure
+from .contest import (
+    SIGNIFICANT,
+    ComparisonFacts,
+    Contestant,
+    differing_options,
+    findings,
+    listed,
+    verdict,
+)
+from .pages import Picture, Table, figure_picture, render, shortened, squeezed
+
+_MOST_PAIRS = 60
+
+
+def comparison_page(facts: ComparisonFacts) -> str:
+    """The page; see the template ``comparison.html.j2`` for its order."""
+    differ = differing_options(facts.contestants)
+    more = max(0, len(facts.pairs) - _MOST_PAIRS)
+    return render(
+        "comparison.html.j2",
+        title=f"Comparison of {len(facts.contestants)} runs",
+        lead=facts.lead,
+        headline=_headline(facts),
+        verdict=verdict(facts),
+        findings=findings(facts),
+        caution=_CAUTION,
+        accuracies=_accuracies(facts) if facts.tested else None,
+        runs=Table("", "", _runs_for_people(facts)),
+        pairs=Table("Pairs", _PAIRS, _pairs_for_people(facts).head(_MOST_PAIRS), more),
+        options=Table("", "", _options_for_people(facts)) if differ else None,
+        curves=[_curves(facts, "val_accuracy"), _curves(facts, "val_loss")],
+        learned=_learned(facts),
+    )
+
+
+_CAUTION = (
+    "This compares trained models, not recipes: another seed would give other models of the same "
+    "options, so train several seeds before you say that an option is better. And the best of many "
+    "runs owes a part of its accuracy to luck."
+)
+_PAIRS = (
+    "McNemar's exact test looks only at photos that one run gets right and the other wrong: were "
+    "both equally good, each would have half of them. p is the chance of a difference at least as "
+    "large; with Holm's correction, a false alarm among all pairs together stays below "
+    f"{SIGNIFICANT:.0%}."
+)
+_INTERVALS = (
+    "Test accuracy with its 95 % Wilson interval. Where intervals overlap, the pairs below may "
+    "still tell runs apart, since these saw the same photos."
+)
+
+
+def _headline(facts: ComparisonFacts) -> list[tuple[str, str]]:
+    lines = [("Runs", f"{len(facts.contestants):,}")]
+    if len(facts.splits) == 1:
+        top = max(c.accuracy for c in facts.tested)
+        best = listed([c for c in facts.tested if c.accuracy == top])
+        lines.append(("Highest test accuracy", f"{top:.1%} ({shortened(best, 12)})"))
+        lines.append(("Test photos", f"{facts.tested[0].photos:,}"))
+    else:
+        lines.append(("Test splits", f"{len(facts.splits):,}"))
+    differ = sum(pair.differs for pair in facts.pairs)
+    lines.append(("Differences beyond chance", f"{differ:,} of {len(facts.pairs):,}"))
+    return lines
+
+
+def _accuracies(facts: ComparisonFacts) -> Picture:
+    said = ", ".join(f"{c.letter} {c.accuracy:.1%}" for c in facts.tested)
+    alt = f"Test accuracy of each run with its 95 % interval: {said}."
+    return figure_picture(accuracy_figure(facts.splits), alt, _INTERVALS)
+
+
+def _curves(facts: ComparisonFacts, metric: str) -> Picture:
+    runs = {(c.letter, c.name): c.epochs for c in facts.contestants}
+    name = {"val_accuracy": "Validation accuracy", "val_loss": "Validation loss"}[metric]
+    last = ", ".join(f"{c.letter} {c.epochs[metric].iloc[-1]:.3g}" for c in facts.contestants)
+    alt = f"{name} of each run by epoch; in the last epoch {last}."
+    return figure_picture(curves_figure(runs, metric, name), alt)
+
+
+def _learned(facts: ComparisonFacts) -> str:
+    late = [c for c in facts.contestants if c.best_epoch > 0.9 * c.epochs["epoch"].max()]
+    words = "Each run kept the weights of its best epoch on validation photos. "
+    if not late:
+        return words + "None of these is among the last epochs: longer training promises little."
+    return words + (f"In {listed(late)} it is among the last: there, more epochs may still help.")
+
+
+def _runs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
+    rows = []
+    for c in facts.contestants:
+        row = {"run": c.letter, "name": squeezed(c.name, 30)}
+        row["test accuracy"] = f"{c.accuracy:.1%}" if c.photos else "not tested"
+        low, high = c.interval
+        row["95 % interval"] = f"{low:.1%} to {high:.1%}" if c.photos else ""
+        row["right"] = f"{c.right:,} of {c.photos:,}" if c.photos else ""
+        row["validation"] = f"{c.best_val_accuracy:.1%}"
+        row["best epoch"] = f"{c.best_epoch} of {c.epochs['epoch'].max()}"
+        row["run id"] = c.run_id
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pairs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
+    rows = [
+        {
+            "pair": f"{pair.first.letter}, {pair.second.letter}",
+            "only first right": pair.only_first,
+            "only second right": pair.only_second,
+            "p": f"{pair.p:.2g}",
+            "p, Holm": f"{pair.adjusted:.2g}",
+            "difference": "more than chance" if pair.differs else "chance can explain it",
+        }
+        for pair in sorted(facts.pairs, key=lambda pair: pair.adjusted)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _options_for_people(facts: ComparisonFacts) -> pd.DataFrame:
+    """What differs, the shorter side of the table across."""
+    runs, names = facts.contestants, differing_options(facts.contestants)
+    if len(runs) < len(names):
+        return pd.DataFrame(
+            [{"option": name, **{c.letter: _value(c, name) for c in runs}} for name in names]
+        )
+    return pd.DataFrame([{"run": c.letter, **{n: _value(c, n) for n in names}} for c in runs])
+
+
+def _value(contestant: Contestant, name: str) -> str:
+    return squeezed(contestant.options.get(name, ""), 40)
+
+
+def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
+    """One row a run: what it scored, and the options that differ."""
+    names = differing_options(facts.contestants)
+    rows = []
+    for c in facts.contestants:
+        row: dict[str, object] = {"run": c.letter, "name": c.name, "run_id": c.run_id}
+        row |= {"data_digest": c.digest, "test_photos": c.photos}
+        if c.photos:
+            row |= {"test_right": c.right, "test_accuracy": c.accuracy}
+            row |= {"test_accuracy_low": c.interval[0], "test_accuracy_high": c.interval[1]}
+        row |= {"best_val_accuracy": c.best_val_accuracy, "best_epoch": c.best_epoch}
+        row["epochs_trained"] = int(c.epochs["epoch"].max())
+        rows.append(row | {name: c.options.get(name, "") for name in names})
+    return pd.DataFrame(rows)
+
+
+def pairs_table(facts: ComparisonFacts) -> pd.DataFrame:
+    """One row a pair that was tested on the same photos, the clearest difference first."""
+    columns = ("first", "second", "only_first_right", "only_second_right", "p", "p_holm", "differs")
+    rows = [
+        (p.first.letter, p.second.letter, p.only_first, p.only_second, p.p, p.adjusted, p.differs)
+        for p in sorted(facts.pairs, key=lambda pair: pair.adjusted)
+    ]
+    return pd.DataFrame(rows, columns=list(columns))

@@ -1,0 +1,311 @@
+"""The report of a training, as one HTML page: what was learned, how well, and where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .figures import calibration_figure, confusion_figure, f1_figure, learning_curve
+from .pages import (
+    Gallery,
+    Picture,
+    Table,
+    Tile,
+    figure_picture,
+    photo_picture,
+    render,
+    shortened,
+)
+
+# Looks at photos, (n, S, S, 3) uint8, for these predicted classes -> (n, S, S) 0..1, or None.
+Look = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+
+_MOST_TILES = 12
+_MOST_PAIRS = 15
+_FEW_PHOTOS = 5
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What the page is made from: plain results, row for row of the test split where arrays.
+
+    :ivar photos: (T, S, S, 3) uint8.
+    :ivar names: columns image and label_group, and title where the catalogue has one.
+    :ivar probabilities: (T, C) float.
+    :ivar has_copy: (T,) bool, whether a copy of the photo is in train.
+    :ivar class_scores: scikit-learn's report; ``counts`` the confusion matrix.
+    :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` gives it.
+    :ivar chance_error: the calibration error that chance alone would give.
+    :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
+    """
+
+    title: str
+    lead: str
+    options: Mapping[str, str]
+    data_lines: Sequence[str]
+    scores: Mapping[str, float]
+    history: pd.DataFrame
+    photos: np.ndarray
+    names: pd.DataFrame
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: Sequence[str]
+    class_scores: pd.DataFrame
+    counts: pd.DataFrame
+    calibration: pd.DataFrame
+    calibration_error: float
+    chance_error: float
+    subsets: Mapping[str, tuple[int, float, float, float]]
+
+
+def training_page(facts: TrainingFacts, look: Look) -> str:
+    """The page; see the template ``training.html.j2`` for its order."""
+    predicted = facts.probabilities.argmax(axis=1)
+    sureness = facts.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != facts.labels)
+    right = np.flatnonzero(predicted == facts.labels)
+    mistakes = wrong[np.argsort(-sureness[wrong], kind="stable")]
+    hits = right[np.argsort(sureness[right], kind="stable")]
+    return render(
+        "training.html.j2",
+        title=facts.title,
+        lead=facts.lead,
+        headline=_headline(facts),
+        curves=[_curve(facts, name) for name in ("loss", "accuracy")],
+        learned=_curves_in_words(facts),
+        confusion=figure_picture(
+            confusion_figure(facts.counts, ""),
+            "Confusion matrix: true label groups in rows, predicted ones in columns.",
+            _confusion_in_words(len(wrong), facts),
+        ),
+        pairs=_confused_pairs(facts.counts),
+        class_figure=figure_picture(
+            f1_figure(facts.class_scores),
+            "F1 score of each label group, the lowest first.",
+            _classes_in_words(facts),
+        ),
+        class_table=_class_table(facts),
+        calibration=figure_picture(
+            calibration_figure(facts.calibration),
+            "How often predictions are right against the probability they claim.",
+            _calibration_in_words(facts),
+        ),
+        subsets=_subset_table(facts),
+        mistakes=_gallery(facts, mistakes, "The surest mistakes", _MISTAKES, len(wrong)),
+        attention=_attention(facts, mistakes[:_MOST_TILES], predicted, look),
+        hits=_gallery(facts, hits, "The least sure hits", _HITS, len(right)),
+        options=list(facts.options.items()),
+        data_lines=list(facts.data_lines),
+    )
+
+
+_MISTAKES = (
+    "Photos put into a wrong label group with the highest probability. Look for wrong labels, for "
+    "groups that show the same product, and for photos that show something else."
+)
+_HITS = (
+    "Photos put into the right label group, but only just. More photos like these may help most."
+)
+
+
+def _curve(facts: TrainingFacts, name: str) -> Picture:
+    figure = learning_curve(facts.history, name, int(facts.scores["best_epoch"]))
+    values = facts.history.iloc[-1]
+    said = f"train {values[f'train_{name}']:.3g}, validation {values[f'val_{name}']:.3g}"
+    alt = f"{name.capitalize()} of training and validation photos by epoch; in the last one {said}."
+    return figure_picture(figure, alt)
+
+
+def _headline(facts: TrainingFacts) -> list[tuple[str, str]]:
+    s = facts.scores
+    interval = f"{s['test_accuracy_low']:.1%} to {s['test_accuracy_high']:.1%}"
+    return [
+        ("Test accuracy", f"{s['test_accuracy']:.1%}"),
+        ("95 % interval", interval),
+        ("Test photos", f"{len(facts.labels):,} of {len(facts.classes):,} groups"),
+        ("Validation accuracy", f"{s['best_val_accuracy']:.1%}"),
+        ("Best epoch", f"{s['best_epoch']:.0f} of {len(facts.history)}"),
+    ]
+
+
+def _curves_in_words(facts: TrainingFacts) -> str:
+    best, last = int(facts.scores["best_epoch"]), facts.history.iloc[-1]
+    gap = last["train_accuracy"] - last["val_accuracy"]
+    words = f"Epoch {best} was the best on validation photos, and its weights were kept. "
+    if gap > 0.1:
+        return words + (
+            f"At the end training photos are {gap:.0%} more often right than validation photos: "
+            "more photos, augmentation or weight decay may help."
+        )
+    if last["train_accuracy"] < 0.5:
+        return words + (
+            f"At the end only {last['train_accuracy']:.0%} of the training photos are right: it "
+            "has not learned enough yet. Try more epochs or another learning rate."
+        )
+    if best > 0.9 * len(facts.history):
+        return words + "It is among the last: more epochs may still help."
+    return words + "Training and validation accuracy stay together."
+
+
+def _confusion_in_words(wrong: int, facts: TrainingFacts) -> str:
+    total = len(facts.labels)
+    if wrong == 0:
+        return f"All {total:,} test photos are on the diagonal: none was mistaken."
+    noun = "photo is" if wrong == 1 else "photos are"
+    return f"{wrong:,} of {total:,} test {noun} off the diagonal; the table names the pairs."
+
+
+def _confused_pairs(counts: pd.DataFrame) -> Table:
+    values = counts.to_numpy().copy()
+    np.fill_diagonal(values, 0)
+    rows, columns = np.nonzero(values)
+    order = np.argsort(-values[rows, columns], kind="stable")
+    table = pd.DataFrame(
+        {
+            "true": counts.index.to_numpy()[rows[order]],
+            "predicted": counts.columns.to_numpy()[columns[order]],
+            "photos": values[rows, columns][order],
+        }
+    )
+    more = max(0, len(table) - _MOST_PAIRS)
+    return Table("Confused label groups", "", table.head(_MOST_PAIRS), more)
+
+
+def _per_class(facts: TrainingFacts) -> pd.DataFrame:
+    return facts.class_scores[facts.class_scores["label_group"].isin(list(facts.classes))]
+
+
+def _classes_in_words(facts: TrainingFacts) -> str:
+    table = _per_class(facts)
+    perfect = int((table["f1-score"] == 1).sum())
+    few = int((table["support"] < _FEW_PHOTOS).sum())
+    words = f"{perfect:,} of {len(table):,} label groups are recognised without a mistake."
+    if few:
+        words += (
+            f" {few:,} have fewer than {_FEW_PHOTOS} test photos: one photo moves their score far."
+        )
+    return words
+
+
+def _class_table(facts: TrainingFacts) -> Table:
+    table = _per_class(facts).sort_values(["f1-score", "support"], kind="stable")
+    table = table.assign(support=table["support"].astype(int))
+    caption = (
+        "Precision: of the photos put into this group, the share that belongs there. Recall: of "
+        "the photos that belong there, the share that was found. Support: test photos. The "
+        "weakest first."
+    )
+    return Table("Label groups", caption, table)
+
+
+def _calibration_in_words(facts: TrainingFacts) -> str:
+    table = facts.calibration
+    photos = table["photos"] / table["photos"].sum()
+    bias = float(((table["confidence"] - table["accuracy"]) * photos).sum())
+    variance = float((table["confidence"] * (1 - table["confidence"]) * photos).sum())
+    chance = 2 * (variance / int(table["photos"].sum())) ** 0.5
+    size = (
+        f"Expected calibration error {facts.calibration_error:.1%}; with so many photos chance "
+        f"alone gives about {facts.chance_error:.1%}. "
+    )
+    if abs(bias) <= max(0.02, chance):
+        return size + "On the whole the model is as often right as it claims, give or take chance."
+    points = f"{abs(bias) * 100:.0f} percentage points"
+    if bias > 0:
+        return size + f"It claims {points} too much: do not take probabilities literally."
+    return size + f"It claims {points} too little: it is more often right than it says."
+
+
+def _subset_table(facts: TrainingFacts) -> Table | None:
+    if len(facts.subsets) < 2:
+        return None
+    rows = [
+        {
+            "test photos": name,
+            "count": photos,
+            "accuracy": f"{accuracy:.1%}",
+            "95 % interval": f"{low:.1%} to {high:.1%}",
+        }
+        for name, (photos, accuracy, low, high) in facts.subsets.items()
+    ]
+    caption = (
+        "Some test photos have a copy among the training photos, so recognising them proves "
+        "little. Those without a copy tell how the model does on photos it has not seen. "
+        "split=leak_free leaves no such copies."
+    )
+    return Table("With and without a copy in train", caption, pd.DataFrame(rows))
+
+
+def _gallery(
+    facts: TrainingFacts, rows: np.ndarray, title: str, caption: str, total: int
+) -> Gallery:
+    shown = rows[:_MOST_TILES]
+    tiles = [
+        Tile(photo_picture(facts.photos[row], _alt(facts, row, "Photo")), _lines(facts, row))
+        for row in shown
+    ]
+    return Gallery(title, caption if tiles else "There are none.", tiles, total - len(tiles))
+
+
+def _attention(
+    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, look: Look
+) -> Gallery | None:
+    """The mistakes once more, with what spoke for the wrong label group."""
+    if not len(rows):
+        return None
+    maps = look(np.asarray(facts.photos[rows]), predicted[rows])
+    if maps is None:
+        return None
+    tiles = [
+        Tile(
+            photo_picture(_overlay(facts.photos[row], heat), _alt(facts, row, "Grad-CAM on photo")),
+            _answer(facts, row),
+        )
+        for row, heat in zip(rows, maps, strict=True)
+    ]
+    caption = (
+        "The same mistakes in the same order. Grad-CAM: the brighter and warmer a part of the "
+        "photo, the more it spoke for the predicted label group. Where that is not the product, "
+        "the network has learned the background."
+    )
+    return Gallery("Where the network looked", caption, tiles, 0)
+
+
+def _lines(facts: TrainingFacts, row: int) -> list[str]:
+    """What is told of a photo: the answer, its title, and the beginning of its file's name."""
+    lines = _answer(facts, row)
+    if "title" in facts.names:
+        lines.append(shortened(str(facts.names["title"].iloc[row]), 80))
+    return [*lines, shortened(str(facts.names["image"].iloc[row]), 18)]
+
+
+def _answer(facts: TrainingFacts, row: int) -> list[str]:
+    probabilities = facts.probabilities[row]
+    predicted, true = int(probabilities.argmax()), int(facts.labels[row])
+    lines = [f"said {_group(facts, predicted)} ({probabilities[predicted]:.0%})"]
+    if predicted != true:
+        lines.append(f"is {_group(facts, true)} ({probabilities[true]:.0%})")
+    return lines
+
+
+def _group(facts: TrainingFacts, label: int) -> str:
+    return shortened(str(facts.classes[label]), 40)
+
+
+def _alt(facts: TrainingFacts, row: int, what: str) -> str:
+    predicted = facts.classes[int(facts.probabilities[row].argmax())]
+    return f"{what} of {facts.classes[int(facts.labels[row])]}, predicted {predicted}"
+
+
+def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A photo, (S, S, 3) uint8, dimmed where the heat, (S, S) 0..1, is low."""
+    from matplotlib import colormaps
+
+    colours = colormaps["inferno"](heat)[..., :3] * 255
+    grey = pixels.mean(axis=2, keepdims=True)
+    strength = 0.25 + 0.45 * heat[..., None]
+    mixed = grey * (1 - strength) + colours * strength
+    return np.clip(mixed, 0, 255).astype(np.uint8)

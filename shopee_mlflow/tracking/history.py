@@ -1,0 +1,166 @@
+"""Trainings of the past, read back from their runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from ..config import TrainConfig, read_yaml
+from ..errors import TrackingError
+from ..options import as_text, parse_option
+from .run_log import read_table
+from .runs import STORE_ERRORS, find_run, quieten, store_error
+
+CHOSEN_BY = "best_val_accuracy"
+TRIAL_TAG = "trial"
+_STUDY_TAG = "study"
+_PREDICTIONS_FILE = "test/predictions.csv"
+_HISTORY_FILE = "training/history.csv"
+_BEST_FILE = "tune/best.yaml"
+_OPTIONS = {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A training, or a search's best one, as its run tells of it.
+
+    :ivar experiment: its name.
+    :ivar options: those of a training in one spelling; of a search, those of its best trial.
+    :ivar epochs: columns epoch, val_loss, val_accuracy.
+    :ivar predictions: image, label_group, predicted and more of the test photos, as text; None
+        for a trial, which is not tested.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    options: Mapping[str, str]
+    epochs: pd.DataFrame = field(repr=False)
+    predictions: pd.DataFrame | None = field(repr=False)
+
+
+def past_run(run_id: str) -> PastRun:
+    """A training by the id of its run; trials of a search can be had, too.
+
+    :raises TrackingError: when there is none, or it has no test predictions and is no trial.
+    """
+    quieten()
+    return _read(find_run(run_id))
+
+
+def best_runs(experiment: str, count: int) -> list[PastRun]:
+    """Finished trainings of an experiment, those of highest best_val_accuracy first.
+
+    A search counts as one, with its best trial; its trials do not count.
+
+    :param count: how many at most.
+    :raises TrackingError: when there is no such experiment, or no training in it.
+    """
+    quieten()
+    try:
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None:
+            there = sorted(e.name for e in mlflow.search_experiments())
+            raise TrackingError(
+                f"experiment={experiment}: no such experiment in {mlflow.get_tracking_uri()}; "
+                f"there are: {', '.join(there)}"
+            )
+        # Evaluations have no best_val_accuracy, trials no test_accuracy: both are left out.
+        runs = MlflowClient().search_runs(
+            [found.experiment_id],
+            f"attributes.status = 'FINISHED' and metrics.{CHOSEN_BY} >= 0 "
+            "and metrics.test_accuracy >= 0",
+            order_by=[f"metrics.{CHOSEN_BY} DESC", "attributes.start_time ASC"],
+            max_results=count,
+        )
+    except STORE_ERRORS as error:
+        raise store_error(error) from error
+    if not runs:
+        raise TrackingError(
+            f"experiment={experiment}: has no training run that has finished; train first, or "
+            "name another experiment."
+        )
+    return [_read(run) for run in runs]
+
+
+def _read(run: MlflowRun) -> PastRun:
+    run_id, tags, metrics = run.info.run_id, run.data.tags, run.data.metrics
+    is_trial = TRIAL_TAG in tags
+    what = f"run={run_id} ({run.info.run_name}, {run.info.status})"
+    if CHOSEN_BY not in metrics:
+        raise TrackingError(f"{what}: is no training that has ended well, so it is not compared.")
+    try:
+        options = {name: _one_spelling(name, text) for name, text in _params(run).items()}
+        if _STUDY_TAG in tags:
+            options |= _best_options(run_id)
+        return PastRun(
+            run_id,
+            run.info.run_name or run_id[:8],
+            mlflow.get_experiment(run.info.experiment_id).name,
+            tags,
+            metrics,
+            options,
+            _epochs(run_id),
+            None if is_trial else _predictions(run_id, what),
+        )
+    except STORE_ERRORS as error:
+        raise store_error(error) from error
+
+
+def _params(run: MlflowRun) -> dict[str, str]:
+    """A training's parameters as they were meant: they are logged quoted as for a shell."""
+    meant = {}
+    for name in _OPTIONS & run.data.params.keys():
+        text = run.data.params[name]
+        try:
+            meant[name] = "".join(shlex.split(text))
+        except ValueError:  # no closing quotation: written by something else, and not quoted
+            meant[name] = text
+    return meant
+
+
+def _one_spelling(name: str, text: str) -> str:
+    """1e-3 and 0.001 are the same; what is no value, such as a search's range, stays."""
+    try:
+        return as_text(parse_option(TrainConfig, name, text))
+    except ValueError:
+        return text
+
+
+def _best_options(run_id: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=_BEST_FILE, dst_path=folder
+        )
+        return {name: as_text(value) for name, value in read_yaml(Path(path)).items()}
+
+
+def _epochs(run_id: str) -> pd.DataFrame:
+    """From the metrics where they were logged by epoch, as in a training, else from the table."""
+    client = MlflowClient()
+    names = ("val_loss", "val_accuracy")
+    by_step = {n: {m.step: m.value for m in client.get_metric_history(run_id, n)} for n in names}
+    if all(by_step.values()):
+        return pd.DataFrame(by_step).rename_axis("epoch").sort_index().reset_index()
+    return read_table(run_id, _HISTORY_FILE)[["epoch", *names]].apply(pd.to_numeric)
+
+
+def _predictions(run_id: str, what: str) -> pd.DataFrame:
+    try:
+        return read_table(run_id, _PREDICTIONS_FILE)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{what}: has no test predictions ({_PREDICTIONS_FILE}), so it is not compared. "
+            "Choose trainings that have ended well."
+        ) from error

@@ -1,0 +1,62 @@
+"""How values are chosen, and when a trial is given up: Optuna's samplers and pruners of a plan."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import Trial
+
+from ..config import NONE
+from ..errors import ConfigError
+from .space import Choice, Range, SearchPlan
+
+
+def suggest(trial: Trial, name: str, where: Range | Choice) -> Any:
+    """A value for one option, of the trial's own or the sampler's choice."""
+    if not isinstance(where, Range):
+        return trial.suggest_categorical(name, list(where.values))
+    if where.whole:
+        low, high = int(where.low), int(where.high)
+        return trial.suggest_int(name, low, high, step=where.step or 1, log=where.log)
+    return trial.suggest_float(name, where.low, where.high, log=where.log)
+
+
+def make_sampler(plan: SearchPlan, seed: int) -> BaseSampler:
+    """The sampler that the plan names.
+
+    :raises ConfigError: when it does not take its settings.
+    """
+    if "seed" in plan.sampler_settings:
+        raise ConfigError(["sampler_settings: seed: stands among the options, as seed"])
+    kinds = {"tpe": TPESampler, "random": RandomSampler}
+    return _make(kinds[plan.config.sampler], "sampler_settings", plan.sampler_settings, seed=seed)
+
+
+def make_pruner(plan: SearchPlan) -> BasePruner:
+    """The pruner that the plan names.
+
+    :raises ConfigError: when it does not take its settings.
+    """
+    if plan.config.pruner == NONE:
+        return NopPruner()
+    if plan.config.pruner == "hyperband":
+        epochs = plan.space.get("epochs", Choice((plan.config.epochs,)))
+        given = {"max_resource": max(epochs.ends), **plan.pruner_settings}
+        return _make(HyperbandPruner, "pruner_settings", given)
+    return _make(MedianPruner, "pruner_settings", plan.pruner_settings)
+
+
+def _make(kind: Any, section: str, settings: Mapping[str, Any], **ours: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return kind(**{**settings, **ours})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            [f"{section}: {kind.__name__} of Optuna does not take {dict(settings)}: {error}"]
+        ) from error

@@ -1,0 +1,192 @@
+"""Compare: trainings that have ended, side by side; which differences are more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, count, product
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..config import NONE
+from ..console import say
+from ..errors import ConfigError, TrackingError
+from ..modeling.metrics import holm, mcnemar, wilson_interval
+from ..reports.comparison import comparison_page, comparison_table, pairs_table
+from ..reports.contest import ComparisonFacts, Contestant, Pair, findings, verdict
+from ..tracking.history import CHOSEN_BY, PastRun, best_runs, past_run
+from ..tracking.machine import machine_tags
+from ..tracking.run_log import RunLog
+from ..tracking.runs import open_run
+
+_FOLDER = "comparison"
+_NOTE = "mlflow.note.content"
+# Facts that are no options, and yet may be why two runs differ: tag, characters that tell.
+_FACTS = {"data_digest": 16, "git_commit": 14, "device": 60}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison gave.
+
+    :ivar runs: one row a run, as ``comparison.csv`` holds them.
+    :ivar pairs: one row a pair that was tested on the same photos, as ``pairs.csv`` holds them.
+    :ivar words: the verdict, and each finding.
+    """
+
+    run_id: str
+    words: list[str]
+    runs: pd.DataFrame = field(repr=False)
+    pairs: pd.DataFrame = field(repr=False)
+
+
+def compare(
+    runs: Sequence[str] = (),
+    *,
+    experiment: str | None = None,
+    best: int = 5,
+    out: Path = Path(_FOLDER),
+) -> Comparison:
+    """Compare trainings: options that differ, curves, test accuracies, McNemar's test of pairs.
+
+    Logged as a run of its own, and written into a folder.
+
+    :param runs: ids of at least two runs; trials of a search may be among them.
+    :param experiment: instead, the ``best`` finished trainings of this MLflow experiment, by
+        ``best_val_accuracy``. A search counts as one training, with its best trial.
+    :raises ShopeeError: when there are not two runs, or one of them is no training.
+    """
+    ids = _check_call(runs, experiment, best, out)
+    past = [past_run(run_id) for run_id in ids] if ids else best_runs(experiment or "", best)
+    if len(past) < 2:
+        raise TrackingError(
+            f"experiment={experiment}: has 1 training run that has finished; a comparison needs "
+            "two. Train another one, or name another experiment."
+        )
+    with open_run("compare", past[0].experiment) as log:
+        log.log_params(
+            {
+                "runs": ",".join(ids) or NONE,
+                "experiment": experiment or NONE,
+                "best": str(best) if experiment else NONE,
+                "out": str(out),
+            }
+        )
+        log.log_tags(machine_tags("cpu"))
+        contestants = [
+            _contestant(letter, run) for letter, run in zip(_letters(), past, strict=False)
+        ]
+        pairs = _pairs(contestants, past)
+        chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
+        lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
+        facts = ComparisonFacts(lead, contestants, pairs)
+        words = _keep(log, facts, out)
+        say(*words, f"run {log.run_id}, page in {out / 'report.html'}")
+    return Comparison(log.run_id, words, comparison_table(facts), pairs_table(facts))
+
+
+def _check_call(runs: Sequence[str], experiment: str | None, best: int, out: Path) -> list[str]:
+    """The ids asked for, each once.
+
+    :raises ConfigError: with every problem of the call.
+    """
+    ids = list(dict.fromkeys(run_id.strip() for run_id in runs if run_id.strip()))
+    problems = []
+    if bool(ids) == bool(experiment):
+        problems.append("runs, experiment: name one of the two, ids of runs or an experiment")
+    elif len(ids) == 1:
+        problems.append(f"runs={ids[0]}: a comparison needs at least two runs")
+    if experiment and best < 2:
+        problems.append(f"best={best}: a comparison needs at least two runs")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problems.append(f"out={out}: no folder can be made there ({error.strerror or error})")
+    if problems:
+        raise ConfigError(problems)
+    return ids
+
+
+def _letters() -> Iterator[str]:
+    """A, B, ... Z, AA, AB, ..."""
+    for length in count(1):
+        yield from ("".join(letters) for letters in product(ascii_uppercase, repeat=length))
+
+
+def _contestant(letter: str, run: PastRun) -> Contestant:
+    tested: dict[str, Any] = {}
+    if run.predictions is not None:
+        right, photos = int(_right(run.predictions).sum()), len(run.predictions)
+        interval = wilson_interval(right, photos)
+        tested = {"right": right, "photos": photos, "interval": interval}
+    facts = {name: run.tags[name][:most] for name, most in _FACTS.items() if name in run.tags}
+    return Contestant(
+        letter=letter,
+        name=run.name,
+        run_id=run.run_id,
+        options={**_without_name(run.options), **facts},
+        epochs=run.epochs,
+        digest=run.tags.get("data_digest", ""),
+        best_val_accuracy=run.metrics[CHOSEN_BY],
+        best_epoch=int(run.metrics["best_epoch"]),
+        **tested,
+    )
+
+
+def _without_name(options: Mapping[str, str]) -> dict[str, str]:
+    """The run's name stands in its own column."""
+    return {name: value for name, value in options.items() if name != "run_name"}
+
+
+def _right(predictions: pd.DataFrame) -> np.ndarray:
+    return (predictions["label_group"] == predictions["predicted"]).to_numpy()
+
+
+def _pairs(contestants: Sequence[Contestant], past: Sequence[PastRun]) -> list[Pair]:
+    """McNemar's test of all pairs that were tested on the same photos; p values after Holm."""
+    found = []
+    for (first, run), (second, other) in combinations(zip(contestants, past, strict=True), 2):
+        if run.predictions is None or other.predictions is None or first.digest != second.digest:
+            continue
+        if first.digest:
+            found.append((first, second, _mcnemar(run, other)))
+    adjusted = holm([p for _, _, (_, _, p) in found])
+    return [
+        Pair(first, second, *counted, adjusted=corrected)
+        for (first, second, counted), corrected in zip(found, adjusted, strict=True)
+    ]
+
+
+def _mcnemar(run: PastRun, other: PastRun) -> tuple[int, int, float]:
+    assert run.predictions is not None
+    assert other.predictions is not None
+    first, second = (
+        pd.Series(_right(table), index=table["image"], dtype=int)
+        for table in (run.predictions, other.predictions)
+    )
+    if set(first.index) != set(second.index):
+        raise TrackingError(
+            f"runs {run.run_id} and {other.run_id} have the same data_digest, but their test "
+            "predictions name other photos: one of the two tables was changed."
+        )
+    ones = np.ones(len(first), int)
+    return mcnemar(ones, first.to_numpy(), second.loc[first.index].to_numpy())
+
+
+def _keep(log: RunLog, facts: ComparisonFacts, out: Path) -> list[str]:
+    """Log the page and its tables, write them into the folder, and give the result in words."""
+    words = [verdict(facts), *findings(facts)]
+    texts = {
+        "report.html": comparison_page(facts),
+        "comparison.csv": comparison_table(facts).to_csv(index=False, lineterminator="\n"),
+        "pairs.csv": pairs_table(facts).to_csv(index=False, lineterminator="\n"),
+    }
+    for name, text in texts.items():
+        log.log_text(text, f"{_FOLDER}/{name}")
+        (out / name).write_text(text, encoding="utf-8")
+    log.log_tags({_NOTE: "\n".join([words[0], "", *(f"- {line}" for line in words[1:])])})
+    return words

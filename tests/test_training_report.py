@@ -1,0 +1,300 @@
+"""The report of a training: what the page shows, and that what it says is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import draw_photo, write_csv
+from matplotlib.figure import Figure
+from page_reader import Page, read_page
+from small_run import SmallRun, small_run
+
+from shopee_mlflow import TrainConfig, train
+from shopee_mlflow.config import resolve
+from shopee_mlflow.modeling.metrics import (
+    calibration,
+    chance_calibration_error,
+    class_report,
+    confusion,
+    expected_calibration_error,
+)
+from shopee_mlflow.reports.figures import confusion_figure, f1_figure
+from shopee_mlflow.reports.pages import figure_picture
+from shopee_mlflow.reports.training import TrainingFacts, training_page
+
+SCRIPT = "<script>alert('x')</script>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory.getbasetemp())
+
+
+def logged_page(run_id: str) -> Page:
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="report.html")
+    return read_page(Path(path))
+
+
+def history(train_accuracy: list[float], val_accuracy: list[float]) -> pd.DataFrame:
+    epochs = len(val_accuracy)
+    return pd.DataFrame(
+        {
+            "epoch": range(1, epochs + 1),
+            "train_loss": np.linspace(2, 1, epochs),
+            "val_loss": np.linspace(2, 1.5, epochs),
+            "train_accuracy": train_accuracy,
+            "val_accuracy": val_accuracy,
+        }
+    )
+
+
+def facts(
+    logits: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    subsets: dict[str, tuple[int, float, float, float]] | None = None,
+    **changes: Any,
+) -> TrainingFacts:
+    """Facts of a training of three label groups; by default each of 9 photos is right."""
+    classes = ["a", "b", "c"]
+    labels = np.arange(9) % 3 if labels is None else labels
+    logits = np.eye(3)[labels] * 9 if logits is None else logits
+    predicted = logits.argmax(axis=1)
+    table = calibration(labels, logits)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    accuracy = float((predicted == labels).mean())
+    scores = {"test_accuracy": accuracy, "test_accuracy_low": 0.1, "test_accuracy_high": 1.0}
+    scores |= {"best_val_accuracy": 0.75, "best_epoch": changes.pop("best_epoch", 2)}
+    given: dict[str, Any] = {
+        "title": "Training of cnn",
+        "lead": "Run 1",
+        "options": {"model": "cnn"},
+        "data_lines": ["9 photos"],
+        "scores": scores,
+        "history": history([0.5, 0.6, 0.7, 0.75], [0.5, 0.7, 0.7, 0.7]),
+        "photos": np.zeros((len(labels), 8, 8, 3), np.uint8),
+        "names": pd.DataFrame(
+            {
+                "image": [f"{n}.jpg" for n in range(len(labels))],
+                "label_group": [classes[i] for i in labels],
+            }
+        ),
+        "labels": labels,
+        "probabilities": exponents / exponents.sum(axis=1, keepdims=True),
+        "classes": classes,
+        "class_scores": class_report(labels, predicted, classes),
+        "counts": confusion(labels, predicted, classes),
+        "calibration": table,
+        "calibration_error": expected_calibration_error(table),
+        "chance_error": chance_calibration_error(table),
+        "subsets": subsets or {},
+    }
+    return TrainingFacts(**{**given, **changes})
+
+
+def page_of(given: TrainingFacts, maps: float | None = None) -> Page:
+    def look(photos: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
+        assert len(photos) == len(predicted)
+        return None if maps is None else np.full(photos.shape[:3], maps)
+
+    return read_page(training_page(given, look))
+
+
+def test_the_page_is_in_the_run_and_holds_all_it_shows(run: SmallRun) -> None:
+    result = run.result
+    page = logged_page(result.run_id)
+    test = result.dataset.rows("test")
+    wrong = int((result.test_logits.argmax(1) != result.test_labels).sum())
+    # Two curves, three figures, each test photo once, and each mistake with its heat map.
+    page.check_self_contained(pictures=5 + len(test) + wrong)
+    scores = result.scores
+    interval = f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}"
+    assert f"Test accuracy {scores['test_accuracy']:.1%} 95 % interval {interval}" in page.text
+    assert f"Test photos {len(test)} of 3 groups" in page.text
+    assert f"Best epoch {scores['best_epoch']:.0f} of 4" in page.text
+    assert f"Run {result.run_id}, data {result.dataset.digest}, train.csv" in page.text
+    for line in result.dataset.lines():
+        assert " ".join(line.split()) in page.text
+    assert "image_size 32" in page.text
+    assert "augment true" in page.text
+    assert "Rp 5$ off $" in page.text, "titles stand below the photos"
+
+
+def test_each_heading_of_the_contents_is_there(run: SmallRun) -> None:
+    page = logged_page(run.result.run_id)
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert links == ["#learning", "#groups", "#trust", "#photos", "#setup"]
+
+
+def shop_with_copies(folder: Path, group: str = "group", title: str = "title") -> Path:
+    """Three groups of 12 photos, of which every second one is there twice, byte for byte."""
+    (folder / "train_images").mkdir(parents=True)
+    rows = []
+    for number in range(36):
+        names = [f"{number}.png", f"{number}-again.png"][: 1 + number % 2]
+        for name in names:
+            draw_photo(number % 3, number).save(folder / "train_images" / name)
+            rows.append((name, name, f"{title} {number}", f"{group} {number % 3}"))
+    write_csv(folder / "train.csv", ("posting_id", "image", "title", "label_group"), rows)
+    return folder
+
+
+@pytest.mark.parametrize("split", ["random", "leak_free"])
+def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split: str) -> None:
+    """Titles and label groups that are script tags are shown as they are, and not executed."""
+    shop = shop_with_copies(tmp_path / "shop", f"{SCRIPT}&amp;$x", SCRIPT)
+    given = {"data": str(shop), "model": "cnn", "image_size": 32, "epochs": 1, "batch_size": 8}
+    result = train(resolve(TrainConfig, {**given, "split": split}))
+    page = logged_page(result.run_id)
+    assert ("With and without a copy in train" in page.text) == (split == "random")
+    if split == "random":
+        count = len(result.dataset.rows("test"))
+        copied = result.dataset.leaks
+        assert 0 < copied < count
+        assert f"with a copy in train {copied} " in page.text
+        assert f" without {count - copied} " in page.text
+    wrong = int((result.test_logits.argmax(1) != result.test_labels).sum())
+    page.check_self_contained(pictures=5 + len(result.test_labels) + wrong)
+    assert f"{SCRIPT}&amp;$x" in page.text, "a label"
+    assert f" {SCRIPT} " in page.text, "a title"
+    assert any(f"of {SCRIPT}&amp;$x" in picture["alt"] for picture in page.pictures)
+
+
+@pytest.mark.parametrize(
+    ("curves", "best_epoch", "said"),
+    [
+        (
+            ([0.5, 0.8, 0.9, 0.95], [0.5, 0.7, 0.7, 0.7]),
+            2,
+            "At the end training photos are 25% more often right than validation photos",
+        ),
+        (([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7, 0.8]), 4, "It is among the last: more epochs may"),
+        (([0.1, 0.1, 0.2, 0.3], [0.1, 0.2, 0.2, 0.3]), 4, "only 30% of the training photos are"),
+        (([0.5, 0.6, 0.7, 0.75], [0.5, 0.7, 0.7, 0.7]), 2, "accuracy stay together."),
+    ],
+)
+def test_curves_in_words(
+    curves: tuple[list[float], list[float]], best_epoch: int, said: str
+) -> None:
+    page = page_of(facts(history=history(*curves), best_epoch=best_epoch))
+    assert f"Epoch {best_epoch} was the best on validation photos" in page.text
+    known = ("more often right than", "among the last", "of the training photos", "stay together")
+    assert [words for words in known if words in page.text] == [w for w in known if w in said]
+    assert said in page.text
+
+
+def test_no_mistakes() -> None:
+    page = page_of(facts(), maps=0.5)
+    assert "All 9 test photos are on the diagonal: none was mistaken." in page.text
+    assert "The surest mistakes There are none." in page.text
+    assert "Confused label groups" not in page.text
+    assert "Where the network looked" not in page.text
+    assert "3 of 3 label groups are recognised without a mistake." in page.text
+    page.check_self_contained(pictures=5 + 9)
+
+
+def test_mistakes_stand_in_order_of_sureness_with_their_pairs() -> None:
+    """Photos 0 to 3 are of group a. 1 and 2 are taken for b, 2 more surely; 3 for c."""
+    labels = np.array([0, 0, 0, 0, 1, 2])
+    logits = np.array([[2, 0, 0], [0, 1, 0], [0, 5, 0], [0, 0, 3], [0, 9, 0], [0, 0, 9]], float)
+    page = page_of(facts(logits, labels), maps=0.5)
+    assert "3 of 6 test photos are off the diagonal; the table names the pairs." in page.text
+    assert "true predicted photos a b 2 a c 1" in page.text
+    told = page.text[page.text.index("The surest mistakes") : page.text.index("Where the network")]
+    said = ["said b (99%) is a (1%) 2.jpg", "said c (91%) is a (5%) 3.jpg", "said b (58%) is a"]
+    places = [told.index(words) for words in said]
+    assert places == sorted(places)
+    hits = page.text[page.text.index("The least sure hits") :]
+    assert hits.index("said a (79%)") < hits.index("said b (100%)")
+    page.check_self_contained(pictures=5 + 6 + 3)
+
+
+def test_without_a_heat_map_nothing_is_said_of_it() -> None:
+    labels = np.array([0, 1, 2])
+    page = page_of(facts(np.eye(3)[[1, 1, 2]] * 3, labels))
+    assert "1 of 3 test photo is off the diagonal" in page.text
+    assert "Where the network looked" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("claimed", "right", "said"),
+    [
+        (0.9, 50, "It claims 40 percentage points too much: do not take probabilities literally."),
+        (0.6, 90, "It claims 30 percentage points too little: it is more often right than it say"),
+        (0.8, 80, "On the whole the model is as often right as it claims, give or take chance."),
+        # Two standard errors of 100 photos at 0.8 are 8 percentage points.
+        (0.8, 74, "On the whole the model is as often right as it claims, give or take chance."),
+        (0.8, 71, "It claims 9 percentage points too much"),
+    ],
+)
+def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
+    labels = np.zeros(100, int)
+    predicted = (np.arange(100) >= right).astype(int)
+    logits = np.log(np.array([[claimed, 1 - claimed - 1e-9, 1e-9]]).repeat(100, 0))
+    logits[predicted == 1] = logits[predicted == 1][:, [1, 0, 2]]
+    page = page_of(facts(logits, labels))
+    error = abs(claimed - right / 100)
+    assert f"Expected calibration error {error:.1%}; with so many photos chance" in page.text
+    assert said in page.text
+    both = ("too much:", "too little:", "as often right as it claims, give")
+    assert sum(words in page.text for words in both) == 1
+
+
+def test_long_names_are_cut_and_little_support_is_told() -> None:
+    given = facts()
+    names = given.names.assign(
+        image=[f"{n}{'0' * 40}.jpg" for n in range(9)], title="word " * 40, label_group="x"
+    )
+    page = page_of(facts(names=names))
+    assert "00000000000000000…" in page.text
+    assert "0" * 30 not in page.text
+    assert "word " * 20 not in page.text
+    assert "3 have fewer than 5 test photos" in page.text
+
+
+def counts_of(size: int) -> pd.DataFrame:
+    """Of each label group 5 photos are right and 1 is taken for the next one."""
+    values = np.eye(size, dtype=int) * 5 + np.roll(np.eye(size, dtype=int), 1, axis=1)
+    names = [f"group {n} $x_{n}" for n in range(size)]
+    return pd.DataFrame(values, index=pd.Index(names, name="true"), columns=names)
+
+
+def test_21_label_groups_are_named_and_counted() -> None:
+    figure = confusion_figure(counts_of(21), "A title")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts].count("5") == 21
+    assert [text.get_text() for text in axes.texts].count("1") == 21
+    assert axes.get_yticklabels()[20].get_text() == "group 20 $x_20"
+    assert size_of(figure)[0] < 1000
+
+
+def test_500_label_groups_are_dots_that_can_be_seen() -> None:
+    figure = confusion_figure(counts_of(500), "A title")
+    (axes,) = figure.axes
+    right, wrong = axes.collections
+    assert len(right.get_offsets()) == len(wrong.get_offsets()) == 500
+    # In points squared: a cell would be a point and a half wide.
+    assert min(wrong.get_sizes()) >= 9
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["right: 2,500 photos", "wrong: 500 photos"]
+    assert size_of(figure)[0] < 1200
+
+
+@pytest.mark.parametrize("size", [3, 500])
+def test_scores_of_few_and_many_label_groups(size: int) -> None:
+    labels = np.arange(size)
+    report = class_report(labels, np.roll(labels, 1), [f"$group {n}" for n in range(size)])
+    figure = f1_figure(report)
+    assert len(figure.axes[0].patches) == (3 if size == 3 else 0)
+    assert size_of(figure)[0] < 1000
+
+
+def size_of(figure: Figure) -> tuple[int, int]:
+    """Drawing it is a part of the test."""
+    picture = figure_picture(figure, "a figure")
+    assert picture.source.startswith("data:image/png;base64,")
+    return picture.width, picture.height

@@ -1,0 +1,104 @@
+"""A search whose processes are ended from outside: real processes, real signals."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from conftest import MakeCatalog
+from tuners import EPOCHS, Searches, Tuner, in_session, process_of, searching
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def searches(
+    make_catalog: MakeCatalog,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[Searches]:
+    base, data = tmp_path_factory.getbasetemp(), make_catalog(each=12)
+    epochs = getattr(request, "param", EPOCHS)
+    with searching(tmp_path, base, data, epochs=epochs) as searches:
+        yield searches
+
+
+def test_killed_five_times_nothing_is_lost(searches: Searches) -> None:
+    chance = random.Random(4)
+    for number in range(5):
+        tuner = searches.tune()
+        if number == 0:  # the study has hardly begun
+            tuner.wait_for(searches.study_file().exists, "the study's file")
+        else:
+            tuner.wait_at_work(searches)
+        time.sleep(chance.uniform(0, 1))
+        tuner.killed()
+    assert searches.tune().end() == 0, searches.output()
+    searches.check_finished()
+    assert searches.trial_runs("KILLED"), "no kill has met a trial"
+
+
+def test_a_stopped_search_says_so_and_goes_on_in_the_same_run(searches: Searches) -> None:
+    cut_short = set()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        tuner = searches.tune()
+        tuner.wait_at_work(searches)
+        tuner.signal(number)
+        assert tuner.end() == 130, tuner.output()
+        assert f"stopped: {number.name} received" in tuner.output()
+        parent = searches.parent()
+        assert parent.info.status == "KILLED", tuner.output()
+        assert parent.data.tags["failure"] == f"{number.name} received"
+        (latest,) = {r.info.run_id for r in searches.trial_runs("KILLED")} - cut_short
+        cut_short.add(latest)
+        trial = mlflow.get_run(latest).data.tags
+        assert trial["state"] == "interrupted", tuner.output()
+        assert trial["failure"] == f"{number.name} received"
+        assert not searches.trial_runs("RUNNING"), tuner.output()
+    project = searches.project()
+    assert project.end() == 0, project.output()
+    assert f"going on with the study search in run {parent.info.run_id}" in project.output()
+    searches.check_finished()
+    assert searches.parent().info.run_id == parent.info.run_id
+    (adopted,) = [r for r in searches.runs() if "continues" in r.data.tags]
+    assert adopted.data.tags["continues"] == parent.info.run_id
+    assert adopted.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("searches", [80], indirect=True)
+def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> None:
+    tuner = searches.tune(jobs="2")
+    tuner.wait_for(lambda: len(searches.at_work()) == 2, "trials of two workers")
+    workers = searches.at_work()
+    assert tuner.pid not in workers
+    assert {psutil.Process(pid).ppid() for pid in workers} == {tuner.pid}
+    victim = min(workers)
+    tuner.wait_for(lambda: victim in searches.at_work(0.6), "a trial that has just begun")
+    psutil.Process(victim).kill()
+    tuner.wait_for(lambda: "another takes its place" in tuner.output(), "the replacement")
+    assert "has ended with signal SIGKILL" in tuner.output()
+    tuner.wait_for(
+        lambda: any("repeats" in t.user_attrs for t in searches.trials()), "the trial queued again"
+    )
+    tuner.killed()
+    wait_for_orphans(tuner)
+    finisher = searches.tune(jobs="2")
+    assert finisher.end() == 0, searches.output()
+    assert not in_session(finisher.pid), "workers are left behind"
+    searches.check_finished()
+    assert len({process_of(r) for r in searches.trial_runs("FINISHED")}) > 1, searches.output()
+
+
+def wait_for_orphans(tuner: Tuner, seconds: float = 30) -> None:
+    """The workers of a process that was killed end by themselves."""
+    until = time.monotonic() + seconds
+    while left := in_session(tuner.pid):
+        assert time.monotonic() < until, f"{left}{tuner.output()}"
+        time.sleep(0.1)
