@@ -12,7 +12,7 @@ from several_runs import made_run, trained_runs
 
 from shopee_mlflow import cli, compare
 from shopee_mlflow.errors import ConfigError, TrackingError
-from shopee_mlflow.modeling.metrics import holm, wilson_interval
+from shopee_mlflow.modeling.metrics import wilson_interval
 from shopee_mlflow.tracking import history
 from shopee_mlflow.tuning.trials import TRIAL_TAG
 
@@ -240,6 +240,22 @@ def test_a_search_counts_with_its_best_trial(tmp_path: Path) -> None:
     assert not {"n_trials", "batch_size"} & set(result.runs)
 
 
+def test_facts_that_are_no_options(tmp_path: Path) -> None:
+    """Another commit may be why two runs differ; a run that does not tell its own, says nothing."""
+    commits = ("1" * 40, "2" * 40, None)
+    runs = [
+        made_run("facts", f"run {n}", tags={"git_commit": c, "device": "cpu"} if c else {}, lr=lr)
+        for n, (c, lr) in enumerate(zip(commits, ("0.1", "0.012345678912", "0.1"), strict=True))
+    ]
+    result = compare(runs, out=tmp_path)
+    assert result.runs["git_commit"].tolist() == [commits[0], commits[1], ""]
+    assert "computed on" not in result.runs
+    assert result.runs["lr"].tolist() == ["0.1", "0.012345678912", "0.1"]
+    assert "git_commit" not in compare([runs[0], runs[2]], out=tmp_path / "x").runs
+    text = read_page(tmp_path / "report.html").text
+    assert f"run lr git_commit A 0.1 {commits[0]} B 0.01235 {commits[1]} C 0.1" in text
+
+
 def test_names_of_strangers_are_text(tmp_path: Path) -> None:
     odd = ["<script>alert(1)</script>", r"$\no{$ _x"]
     runs = [made_run("strange", name, weights=name) for name in odd]
@@ -247,14 +263,6 @@ def test_names_of_strangers_are_text(tmp_path: Path) -> None:
     page = read_page(tmp_path / "report.html")
     page.check_self_contained(pictures=3)
     assert "<script>" in page.text
-
-
-def test_holm_by_hand() -> None:
-    assert holm([]) == []
-    assert holm([0.2]) == [0.2]
-    # 4 x 0.005; 3 x 0.01; 2 x 0.03; then 1 x 0.04, raised to what stands before it.
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.6]) == [1.0, 1.0]
 
 
 UNKNOWN = "0" * 32

@@ -152,7 +152,7 @@ def test_exit_codes(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([], "evaluate needs data"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),
-        (["--run", "0" * 32], "no training run with a manifest"),
+        (["--run", "0" * 32], "no such run in"),
     ):
         assert code(*arguments) == 2
         error = capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from shopee_mlflow.modeling.metrics import (
     class_report,
     confusion,
+    holm,
     mcnemar,
     score,
     softmax,
@@ -95,3 +96,11 @@ def test_mcnemar_of_many_photos_stays_finite() -> None:
     assert (only_first, only_second) == (1600, 1400)
     # From scipy.stats.binomtest(1600, 3000).pvalue.
     assert p == pytest.approx(0.000278564, rel=1e-5)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([]) == []
+    assert holm([0.2]) == [0.2]
+    # 4 x 0.005; 3 x 0.01; 2 x 0.03; then 1 x 0.04, raised to what stands before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]

@@ -75,6 +75,8 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
         "test/confusion_matrix.csv",
         "test/report.csv",
         "test/predictions.csv",
+        "test/calibration.csv",
+        "report.html",
     }
 
 

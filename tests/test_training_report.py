@@ -256,6 +256,15 @@ def test_long_names_are_cut_and_little_support_is_told() -> None:
     assert "3 have fewer than 5 test photos" in page.text
 
 
+def test_a_label_group_without_test_photos_has_no_score() -> None:
+    labels = np.array([0, 0, 1])
+    given = facts(np.eye(3)[[0, 2, 1]] * 5, labels)
+    page = page_of(given)
+    assert "1 of 2 label groups are recognised without a mistake." in page.text
+    assert "1 have no test photo and are not shown." in page.text
+    assert len(f1_figure(given.class_scores).axes[0].patches) == 2
+
+
 def counts_of(size: int) -> pd.DataFrame:
     """Of each label group 5 photos are right and 1 is taken for the next one."""
     values = np.eye(size, dtype=int) * 5 + np.roll(np.eye(size, dtype=int), 1, axis=1)

@@ -86,6 +86,8 @@ def test_who_began_goes_on_when_who_joined_is_killed_and_after_the_server_stoppe
     assert searches.parent().info.run_id == parent.info.run_id
 
 
+# Filters of warnings are the whole process's, which processes of their own do not share.
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_processes_that_make_the_tables_at_once_all_go_on(server: PostgresServer) -> None:
     address = server.new_database()
     with ThreadPoolExecutor(4) as pool:

@@ -14,6 +14,8 @@ import pytest
 from conftest import MakeCatalog
 from tuners import EPOCHS, Searches, Tuner, in_session, process_of, searching
 
+from shopee_mlflow.tracking.lifeline import Stopped, stop_on_signals
+
 pytestmark = pytest.mark.slow
 
 
@@ -94,6 +96,31 @@ def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> 
     assert not in_session(finisher.pid), "workers are left behind"
     searches.check_finished()
     assert len({process_of(r) for r in searches.trial_runs("FINISHED")}) > 1, searches.output()
+
+
+def test_a_second_signal_waits_until_all_is_closed() -> None:
+    """As where a nested run is closed and then its parent, and Ctrl-C is pressed again."""
+    closed = []
+
+    def nested() -> None:
+        with stop_on_signals():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                closed.append("nested")
+
+    def parent() -> None:
+        with stop_on_signals():
+            try:
+                nested()
+            finally:
+                signal.raise_signal(signal.SIGINT)
+                closed.append("parent")
+
+    with pytest.raises(Stopped, match="SIGINT received"):
+        parent()
+    assert closed == ["nested", "parent"]
 
 
 def wait_for_orphans(tuner: Tuner, seconds: float = 30) -> None:

@@ -33,6 +33,7 @@ class Selection:
     """What the options ``top_k``, ``min_group`` and ``bad_images`` keep, and how it can be split.
 
     :ivar chosen: one row a file after the steps that the CSV alone decides.
+    :ivar groups: how many label groups there are; ``kept`` how many of them top_k keeps.
     :ivar cleaning: every step counted.
     :ivar clusters: of ``chosen``: how many sets of equal or near phashes there are; None without
         phashes.
@@ -42,6 +43,8 @@ class Selection:
     """
 
     chosen: pd.DataFrame
+    groups: int
+    kept: int
     cleaning: Cleaning
     clusters: int | None
     with_photos: bool
@@ -52,9 +55,10 @@ class Selection:
         """Name -> number."""
         counts = self.cleaning.counts()
         facts = {
-            "kept_groups": int(self.chosen["label_group"].nunique()),
+            "kept_groups": self.kept,
             "kept_rows": self.cleaning.steps[1].left,
             "kept_repeated_rows": counts["repeated_rows"],
+            "kept_conflicting_rows": counts["conflicting_files"],
             "kept_files": len(self.chosen),
         }
         if self.clusters is not None:
@@ -97,17 +101,24 @@ def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | 
         chosen = select_rows(rows, config.top_k, cleaning)
         splits = pd.DataFrame(columns=list(_COLUMNS))
         try:
-            kept = _last_steps(chosen, config, known, cleaning)
-            if "image_phash" in kept:
-                splits = try_splits(kept, config.split_seed)
+            frame = _last_steps(chosen, config, known, cleaning)
+            if "image_phash" in frame:
+                splits = try_splits(frame, config.split_seed)
             break
         except CatalogError as error:
             problem = problem or str(error)
-    clusters = None
-    if "image_phash" in chosen:
-        _, count, pairs = _near(chosen["image_phash"])
-        clusters = len(np.unique(connected(count, pairs)))
-    return Selection(chosen, cleaning, clusters, known is not None, splits, problem)
+    labelled = rows[(rows["image"] != "") & (rows["label_group"] != "")]
+    groups = int(labelled["label_group"].nunique())
+    return Selection(
+        chosen=chosen,
+        groups=groups,
+        kept=min(config.top_k, groups) if config.top_k else groups,
+        cleaning=cleaning,
+        clusters=_count_clusters(chosen) if "image_phash" in chosen else None,
+        with_photos=known is not None,
+        splits=splits,
+        problem=problem,
+    )
 
 
 def _last_steps(
@@ -183,6 +194,12 @@ def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:
     reasons = dict(zip(bad["image"], bad["reason"], strict=True))
     named = zip(frame.index.tolist(), frame["image"], strict=True)
     return {row: reasons[name] for row, name in named if name in reasons}
+
+
+def _count_clusters(frame: pd.DataFrame) -> int:
+    """How many phashes there are where near ones count as one."""
+    _, count, pairs = _near(frame["image_phash"][frame["image_phash"] != ""])
+    return len(np.unique(connected(count, pairs)))
 
 
 def _distinct_phashes(frame: pd.DataFrame) -> int:

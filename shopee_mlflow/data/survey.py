@@ -180,8 +180,10 @@ def cluster_table(survey: Survey) -> pd.DataFrame:
     """
     if survey.near is None:
         return pd.DataFrame(columns=["cluster", "phashes", "files", "rows", "members"])
-    number = dict(zip(survey.near.phashes, survey.near.cluster.tolist(), strict=True))
-    rows = survey.rows[survey.rows[PHASHES] != ""]
+    several = (np.bincount(survey.near.cluster) > 1)[survey.near.cluster]
+    numbered = zip(survey.near.phashes, survey.near.cluster.tolist(), several, strict=True)
+    number = {phash: cluster for phash, cluster, more in numbered if more}
+    rows = survey.rows[survey.rows[PHASHES].isin(number.keys())]
     wanted: dict[str, tuple[str, Any]] = {
         "phashes": (PHASHES, "nunique"),
         "files": (IMAGE, "nunique"),
@@ -192,7 +194,6 @@ def cluster_table(survey: Survey) -> pd.DataFrame:
     wanted["members"] = (PHASHES, lambda members: " ".join(sorted(set(members))))
     by_cluster = rows.assign(cluster=rows[PHASHES].map(number)).groupby("cluster")
     table = by_cluster.agg(**wanted).reset_index()
-    table = table[table["phashes"] > 1]
     return table.sort_values(["rows", "cluster"], ascending=[False, True]).reset_index(drop=True)
 
 

@@ -54,8 +54,8 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
     maps = F.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
     side = images.shape[-2:]
     maps = F.interpolate(maps, size=side, mode="bilinear", align_corners=False)[:, 0]
-    highest = maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    return (maps / highest).float().cpu()
+    highest = maps.amax(dim=(1, 2), keepdim=True)
+    return (maps / highest.where(highest > 0, 1)).float().cpu()
 
 
 def _with_gradient(model: ProductClassifier, images: Tensor) -> Tensor:
@@ -63,4 +63,4 @@ def _with_gradient(model: ProductClassifier, images: Tensor) -> Tensor:
     images = images.to(next(model.parameters()).device)
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    return images.requires_grad_(True)
+    return images.detach().requires_grad_(True)

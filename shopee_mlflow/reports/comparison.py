@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pandas as pd
 
 from .comparison_figures import accuracy_figure, curves_figure
@@ -12,11 +14,13 @@ from .contest import (
     differing_options,
     findings,
     listed,
+    value_of,
     verdict,
 )
 from .pages import Picture, Table, figure_picture, render, shortened, squeezed
 
 _MOST_PAIRS = 60
+_LONG_NUMBER = 8
 
 
 def comparison_page(facts: ComparisonFacts) -> str:
@@ -47,8 +51,8 @@ _CAUTION = (
 )
 _PAIRS = (
     "McNemar's exact test looks only at photos that one run gets right and the other wrong: were "
-    "both equally good, each would have half of them. p is the chance of a difference at least as "
-    "large; with Holm's correction, a false alarm among all pairs together stays below "
+    "both equally good, each would have half of them. p is then the chance of a difference at "
+    "least as large; with Holm's correction, a false alarm among all pairs together stays below "
     f"{SIGNIFICANT:.0%}."
 )
 _INTERVALS = (
@@ -67,7 +71,7 @@ def _headline(facts: ComparisonFacts) -> list[tuple[str, str]]:
     else:
         lines.append(("Test splits", f"{len(facts.splits):,}"))
     differ = sum(pair.differs for pair in facts.pairs)
-    lines.append(("Differences beyond chance", f"{differ:,} of {len(facts.pairs):,}"))
+    lines.append(("More than chance", f"{differ:,} of {len(facts.pairs):,} pairs"))
     return lines
 
 
@@ -134,7 +138,11 @@ def _options_for_people(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def _value(contestant: Contestant, name: str) -> str:
-    return squeezed(contestant.options.get(name, ""), 40)
+    text = value_of(contestant, name)
+    if "." in text and len(text) > _LONG_NUMBER:
+        with suppress(ValueError):
+            return f"{float(text):.4g}"
+    return squeezed(text, 40)
 
 
 def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
@@ -149,7 +157,7 @@ def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
             row |= {"test_accuracy_low": c.interval[0], "test_accuracy_high": c.interval[1]}
         row |= {"best_val_accuracy": c.best_val_accuracy, "best_epoch": c.best_epoch}
         row["epochs_trained"] = int(c.epochs["epoch"].max())
-        rows.append(row | {name: c.options.get(name, "") for name in names})
+        rows.append(row | {name: value_of(c, name) for name in names})
     return pd.DataFrame(rows)
 
 

@@ -19,7 +19,8 @@ class Contestant:
     """A training that is compared.
 
     :ivar letter: what it is called in figures and tables.
-    :ivar options: name -> value as text, with other facts that may differ.
+    :ivar options: name -> value as text.
+    :ivar facts: what else may be why two runs differ, where it is known.
     :ivar epochs: columns epoch, val_loss, val_accuracy.
     :ivar digest: fingerprint of photos, labels and splits.
     :ivar right: test photos put into the right label group, of ``photos``; 0 of 0 where it was
@@ -38,6 +39,7 @@ class Contestant:
     right: int = 0
     photos: int = 0
     interval: tuple[float, float] = (0.0, 1.0)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -202,5 +204,14 @@ def listed(some: Sequence[Contestant]) -> str:
 
 def differing_options(contestants: Sequence[Contestant]) -> list[str]:
     """Names of options and facts that are not the same for all, in the order they are known."""
-    names = dict.fromkeys(name for c in contestants for name in c.options)
-    return [n for n in names if len({c.options.get(n) for c in contestants}) > 1]
+    options = dict.fromkeys(name for c in contestants for name in c.options)
+    facts = dict.fromkeys(name for c in contestants for name in c.facts)
+    return [
+        *(n for n in options if len({c.options.get(n) for c in contestants}) > 1),
+        *(n for n in facts if len({c.facts[n] for c in contestants if n in c.facts}) > 1),
+    ]
+
+
+def value_of(contestant: Contestant, name: str) -> str:
+    """An option's value or a fact; nothing where it is not known."""
+    return contestant.options.get(name, contestant.facts.get(name, ""))

@@ -72,12 +72,16 @@ def _confusion_dots(values: np.ndarray, title: str) -> Figure:
     axes = figure.subplots()
     rows, columns = np.nonzero(values)
     wrong = rows != columns
+    # Areas in square points: one photo is half a cell wide, but never too small to be seen; many
+    # photos fill the cell.
+    cell = 560 / len(values)
+    one, most = max(9.0, (0.5 * cell) ** 2), max(36.0, (1.1 * cell) ** 2)
     for chosen, colour, what in ((~wrong, TRAIN_COLOUR, "right"), (wrong, VAL_COLOUR, "wrong")):
         photos = values[rows[chosen], columns[chosen]]
         axes.scatter(
             columns[chosen],
             rows[chosen],
-            s=(4 if what == "right" else 14) * photos,
+            s=np.minimum(one * photos, most),
             color=colour,
             alpha=0.7,
             linewidths=0,
@@ -86,7 +90,7 @@ def _confusion_dots(values: np.ndarray, title: str) -> Figure:
     axes.set(xlabel="predicted, number of the label group", ylabel="true", title=title)
     axes.set(xlim=(-1, len(values)), ylim=(len(values), -1), aspect="equal")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, markerscale=1)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -160,9 +164,11 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
 def f1_figure(report: pd.DataFrame) -> Figure:
     """F1 score of each label group, the lowest first; named while names can be read.
 
-    :param report: columns label_group, f1-score, support; averages are left out.
+    :param report: columns label_group, f1-score, support; averages are left out, and so are label
+        groups without photos, which have no score.
     """
     table = report[~report["label_group"].isin(["macro avg", "weighted avg"])]
+    table = table[table["support"] > 0]
     table = table.sort_values("f1-score", kind="stable")
     named = len(table) <= _NAMED_CLASSES
     figure = Figure(

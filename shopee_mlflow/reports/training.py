@@ -179,7 +179,8 @@ def _per_class(facts: TrainingFacts) -> pd.DataFrame:
 
 
 def _classes_in_words(facts: TrainingFacts) -> str:
-    table = _per_class(facts)
+    everything = _per_class(facts)
+    table = everything[everything["support"] > 0]
     perfect = int((table["f1-score"] == 1).sum())
     few = int((table["support"] < _FEW_PHOTOS).sum())
     words = f"{perfect:,} of {len(table):,} label groups are recognised without a mistake."
@@ -187,6 +188,8 @@ def _classes_in_words(facts: TrainingFacts) -> str:
         words += (
             f" {few:,} have fewer than {_FEW_PHOTOS} test photos: one photo moves their score far."
         )
+    if len(table) < len(everything):
+        words += f" {len(everything) - len(table):,} have no test photo and are not shown."
     return words
 
 

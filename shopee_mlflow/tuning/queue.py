@@ -98,6 +98,11 @@ def _places(trials: Sequence[FrozenTrial]) -> int:
     return sum(counts(t) or _can_be_repeated(t) for t in begun)
 
 
+def _process(trial: FrozenTrial) -> str:
+    """Host and id of a trial's process, without its start, which moves a little with the clock."""
+    return trial.user_attrs.get(OWNER, "").rpartition(":")[0]
+
+
 def _can_be_repeated(trial: FrozenTrial) -> bool:
     """Without values nothing had been chosen yet, and nothing need be repeated."""
     return bool(trial.params or trial.user_attrs.get(PLANNED)) or "baseline" in trial.user_attrs
@@ -138,8 +143,11 @@ class TrialQueue:
             running = [t for t in there if t.state == TrialState.RUNNING]
             if sum(map(is_final, there)) >= self.total or (late and not running):
                 return
-            waiting = any(t.state == TrialState.WAITING for t in there)
-            if not late and (waiting or _places(trials) < self.total):
+            # What was queued beyond the total stays queued, for a greater one.
+            begun = [t for t in trials if t.state != TrialState.WAITING]
+            waiting = [t for t in there if t.state == TrialState.WAITING]
+            repeats = any(REPEATS in t.user_attrs for t in waiting)
+            if not late and (repeats or _places(begun) < self.total):
                 trial = self._claim()
                 if trial is not None:
                     with self._beating(trial):
@@ -205,14 +213,12 @@ class TrialQueue:
         repeated = {t.user_attrs.get(REPEATS) for t in trials}
         for trial in _without_doubles(trials):
             if not counts(trial) and trial.number not in repeated and _can_be_repeated(trial):
-                about = {k: trial.user_attrs[k] for k in _COPIED if k in trial.user_attrs}
-                values = {**trial.user_attrs.get(PLANNED, {}), **trial.params}
-                self.enqueue(values, **about, **{REPEATS: trial.number})
+                self._queue_again(trial, **{REPEATS: trial.number})
 
     def crashed(self, owner: str) -> None:
         """A worker process of ours has ended by itself: its trial gets one more chance."""
         for trial in self.all_trials():
-            if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
+            if trial.state == TrialState.RUNNING and _process(trial) == owner.rpartition(":")[0]:
                 crashes = trial.user_attrs.get(CRASHES, 0) + 1
                 reason = f"its process ended {crashes} times; out of memory, perhaps"
                 failure = {FAILURE: reason} if crashes >= _MOST_CRASHES else {}
@@ -238,7 +244,14 @@ class TrialQueue:
                 return trial
             trial.set_user_attr(_SURPLUS, True)
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            if PLANNED in trial.user_attrs and REPEATS not in trial.user_attrs:
+                self._queue_again(trial)
         return None
+
+    def _queue_again(self, trial: FrozenTrial | Trial, **more: Any) -> None:
+        about = {name: value for name, value in trial.user_attrs.items() if name in _COPIED}
+        values = {**trial.user_attrs.get(PLANNED, {}), **trial.params}
+        self.enqueue(values, **about, **more)
 
     def _give_up(self, number: int, about: Mapping[str, Any] | None = None) -> None:
         """End a trial as cut short, unless another worker was faster; queue it again."""

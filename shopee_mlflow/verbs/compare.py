@@ -25,8 +25,8 @@ from ..tracking.runs import open_run
 
 _FOLDER = "comparison"
 _NOTE = "mlflow.note.content"
-# Facts that are no options, and yet may be why two runs differ: tag, characters that tell.
-_FACTS = {"data_digest": 16, "git_commit": 14, "device": 60}
+# What is no option and yet may be why two runs differ: its tag, and what it is called.
+_FACTS = {"data_digest": "data_digest", "git_commit": "git_commit", "device": "computed on"}
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ def _contestant(letter: str, run: PastRun) -> Contestant:
         right, photos = int(_right(run.predictions).sum()), len(run.predictions)
         interval = wilson_interval(right, photos)
         tested = {"right": right, "photos": photos, "interval": interval}
-    facts = {name: run.tags[name][:most] for name, most in _FACTS.items() if name in run.tags}
     return Contestant(
         letter=letter,
         name=run.name,
         run_id=run.run_id,
-        options={**_without_name(run.options), **facts},
+        options=_without_name(run.options),
+        facts={name: run.tags[tag] for tag, name in _FACTS.items() if tag in run.tags},
         epochs=run.epochs,
         digest=run.tags.get("data_digest", ""),
         best_val_accuracy=run.metrics[CHOSEN_BY],

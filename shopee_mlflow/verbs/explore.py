@@ -19,7 +19,8 @@ from ..data.selection import select_photos
 from ..data.survey import survey_catalog
 from ..errors import CatalogError
 from ..reports.explore import TABLES, Explored, explore_page
-from ..reports.explore.words import coverage_in_words, noise_in_words, states_in_words
+from ..reports.explore.photo_words import states_in_words
+from ..reports.explore.words import coverage_in_words, noise_in_words
 from ..tracking.machine import machine_tags
 from ..tracking.runs import open_run
 
@@ -92,13 +93,8 @@ def look_into(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored
             selection = select_photos(survey.rows, config, photos)
         except CatalogError as error:
             reason = str(error)
-    name = (
-        "the built-in sample"
-        if config.data == SAMPLE
-        else _text(Path(csv.resolve().parent.name) / csv.name)
-    )
     where = _text(folder or csv.parent / IMAGES_NAME)
-    return Explored(name, config, survey, selection, reason, photos, where)
+    return Explored(_called(config, csv), config, survey, selection, reason, photos, where)
 
 
 def find_places(config: ExploreConfig) -> tuple[Path, Path | None]:
@@ -155,9 +151,16 @@ def summary(explored: Explored) -> list[str]:
         lines.append(states_in_words(explored.photos))
     if explored.survey.conflicts:
         lines.append(noise_in_words(explored.survey).split(". ")[0])
-    if explored.selection is not None and explored.survey.groups is not None:
-        lines.append(coverage_in_words(explored.selection, explored.survey.groups))
+    if explored.selection is not None:
+        lines.append(coverage_in_words(explored.selection))
     return lines
+
+
+def _called(config: ExploreConfig, csv: Path) -> str:
+    """What people call the catalogue; most CSV files are called train.csv."""
+    if config.data == SAMPLE:
+        return "the built-in sample"
+    return _text(Path(csv.absolute().parent.name) / csv.name)
 
 
 def _text(path: Path) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from ...data.near_copies import NEAR_BITS
 from ...data.photo_survey import BAD, MISSING, OK, OUTSIDE, PhotoSurvey
 from ...data.selection import Selection
 from ...data.survey import GROUP, KINDS, PHASHES, TITLE, Survey
-from .words import SINGULAR, counted, listing, share
+from .grammar import SINGULAR, counted, listing, part_of, share, verb
 
 
 def findings(
@@ -17,35 +15,36 @@ def findings(
     """What to know before training, a sentence each; nothing is said where nothing is amiss."""
     said = []
     noise = [
-        counted(len(t), SINGULAR[KINDS[c]], KINDS[c]) for c, t in survey.conflicts.items() if len(t)
+        counted(len(table), SINGULAR[KINDS[column]], KINDS[column])
+        for column, table in survey.conflicts.items()
+        if len(table)
     ]
     if noise:
         said.append(f"Contradictory labels: {listing(noise)} under more than one label group.")
-    if survey.groups is not None and (survey.groups == 2).any():
-        two = int((survey.groups == 2).sum())
-        said.append(
-            f"Small groups: {two:,} of {counted(len(survey.groups), 'label group')} "
-            f"({share(two, len(survey.groups))}) have 2 rows."
-        )
+    two = int((survey.groups == 2).sum()) if survey.groups is not None else 0
+    if survey.groups is not None and two:
+        some = part_of(two, len(survey.groups), "label groups")
+        said.append(f"Small groups: {some} {verb(two, 'has', 'have')} 2 rows.")
     if selection is not None:
         said += _copies(selection)
     escaped = int(survey.escapes["rows"].sum())
     if escaped:
-        said.append(f"Garbled titles: {escaped:,} hold bytes written as text.")
+        holds = verb(escaped, "title holds", "titles hold")
+        said.append(f"Garbled titles: {escaped:,} {holds} bytes written as text.")
     if survey.invalid_phashes:
         count = counted(survey.invalid_phashes, "entry", "entries")
-        said.append(f"Phashes: {count} of image_phash {_are(survey.invalid_phashes)} no phash.")
+        are = verb(survey.invalid_phashes, "is", "are")
+        said.append(f"Phashes: {count} of image_phash {are} no phash.")
     return said + (_defects(photos, image_size) if photos is not None else [])
 
 
 def _copies(selection: Selection) -> list[str]:
     said = []
-    splits: pd.DataFrame = selection.splits
     for mode, column, words in (
         ("random", "copies", "an equal copy"),
         ("leak_free", "near_copies", f"a near copy (up to {NEAR_BITS} bits off)"),
     ):
-        part = splits[splits["split"] == mode]
+        part = selection.splits[selection.splits["split"] == mode]
         if len(part) and part[column].sum():
             rate = share(part[column].sum(), part["test"].sum())
             said.append(f"Copies: with split={mode}, {rate} of test photos have {words} in train.")
@@ -58,43 +57,39 @@ def _defects(photos: PhotoSurvey, image_size: int) -> list[str]:
     for state, words in ((MISSING, "not there"), (OUTSIDE, "outside of the folder of photos")):
         count = photos.count(state)
         if count:
-            said.append(f"Photos: {counted(count, 'file')} {_are(count)} {words}.")
+            are = verb(count, "is", "are")
+            said.append(f"Photos: {part_of(count, len(photos.table), 'files')} {are} {words}.")
     bad = photos.count(BAD)
     if bad:
-        said.append(f"Photos: {counted(bad, 'file')} of {bad + photos.count(OK):,} cannot be read.")
+        said.append(f"Photos: {bad:,} of {bad + photos.count(OK):,} cannot be decoded.")
     small = int((good[["width", "height"]].min(axis=1) < image_size).sum()) if len(good) else 0
     if small:
-        said.append(
-            f"Photos: {small:,} of {len(good):,} {_are(small)} smaller than "
-            f"image_size={image_size}."
-        )
+        some = part_of(small, len(good), "photos")
+        are = verb(small, "is", "are")
+        said.append(f"Photos: {some} {are} smaller than image_size={image_size}.")
     wrong = int((good["phash_bits"].fillna(0) > NEAR_BITS).sum())
     if wrong:
-        said.append(f"Phashes: {wrong:,} {_are(wrong)} not of the photo that they stand beside.")
+        are = verb(wrong, "is", "are")
+        said.append(f"Phashes: {wrong:,} {are} not of the photo that they stand beside.")
     return said
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def unknown(survey: Survey, photos: PhotoSurvey | None, folder: str) -> list[str]:
     """What cannot be known from what there is, a sentence each."""
     said = []
-    without_phashes = PHASHES not in survey.rows
     if photos is None or photos.good.empty:
-        where = f"no photo is in {folder}" if folder else "there are none beside the CSV"
+        why = f"{'none' if photos is None or not photos.count(BAD) else 'none that decodes'}"
         said.append(
-            f"Without photos ({where}): their sizes, shapes, colours and defects, whether "
-            "the phashes are right, and what a training would leave out for missing or damaged "
-            "files. Everything below comes from the CSV alone."
+            f"Without photos ({why} in {folder}): their sizes, shapes and colours, whether the "
+            "phashes are right, and what a training would leave out for missing or damaged files. "
+            "What follows comes from the CSV alone."
         )
     elif not photos.complete:
         said.append(
             f"Photos beyond the {photos.count(OK) + photos.count(BAD):,} that were looked at: what "
             "is said of photos is true of these; what is said of the CSV is true of all rows."
         )
-    if without_phashes:
+    if PHASHES not in survey.rows:
         said.append(
             "Without image_phash and without photos: which photos are copies of each other, and "
             "what a split would leak."

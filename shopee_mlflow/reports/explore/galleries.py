@@ -14,7 +14,7 @@ from ...data.photo_survey import PhotoSurvey
 from ...data.survey import GROUP, IMAGE, KINDS, PHASHES, TITLE, Survey
 from ...errors import ImageError
 from ..pages import Gallery, Tile, photo_picture
-from .words import SINGULAR, counted
+from .grammar import SINGULAR, counted
 
 _MOST_TILES = 12
 _TILES_OF_GROUP = 3

@@ -9,6 +9,7 @@ from . import figures as draw
 from . import words as say
 from .explored import Explored
 from .findings import findings, unknown
+from .grammar import counted, listing
 from .photos import gallery_section, photo_section
 from .sections import Section, first_rows
 
@@ -36,10 +37,10 @@ def explore_page(explored: Explored) -> str:
 
 
 def _lead(explored: Explored) -> str:
-    rows = say.counted(len(explored.survey.rows), "row")
+    rows = counted(len(explored.survey.rows), "row")
     if explored.photos is None or explored.photos.good.empty:
-        return f"{rows}, told from the CSV alone: no photo is here."
-    return f"{rows} and {say.counted(len(explored.photos.good), 'photo')}."
+        return f"{rows}, told from the CSV alone: there is no photo that can be looked at."
+    return f"{rows} and {counted(len(explored.photos.good), 'photo')}."
 
 
 def _overview(explored: Explored) -> Section:
@@ -87,7 +88,7 @@ def _copies(survey: Survey) -> Section:
     counts = {name: rows for name, rows in counts.items() if len(rows)}
     pictures, tables = [], []
     if counts:
-        alt = f"How many {say.listing(list(counts))} stand in how many rows."
+        alt = f"How many {listing(list(counts))} stand in how many rows."
         words = say.repeats_in_words(survey)
         pictures.append(figure_picture(draw.repeats_figure(counts), alt, words))
     if survey.near is not None and survey.near.phashes:
@@ -142,9 +143,9 @@ def _training(explored: Explored) -> Section:
         words.append(f"A training of what is here could not begin: {reason}.")
     if not selection.with_photos:
         words.append("Counted from the CSV alone, as if every photo were there.")
-    figure = draw.coverage_figure(groups, int(selection.chosen["label_group"].nunique()))
+    figure = draw.coverage_figure(groups, selection.kept)
     alt = "Share of the rows that the largest label groups hold, rising with their number."
-    pictures = [figure_picture(figure, alt, say.coverage_in_words(selection, groups))]
+    pictures = [figure_picture(figure, alt, say.coverage_in_words(selection))]
     if len(selection.splits):
         figure = draw.leaks_figure(selection.splits)
         alt = "Share of test photos with a copy in train, by kind of split, a dot a seed."
@@ -162,6 +163,4 @@ def _training(explored: Explored) -> Section:
 
 
 def _files(explored: Explored) -> list[str]:
-    return [
-        f"{name}: {say.counted(len(table), 'row')}" for name, table in explored.tables().items()
-    ]
+    return [f"{name}: {counted(len(table), 'row')}" for name, table in explored.tables().items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...data.photo_survey import BAD, LEFT_OUT, MISSING, OK, OUTSIDE, PhotoSurvey
 from ..pages import Picture, Table, figure_picture
 from . import figures as draw
-from . import words as say
+from . import photo_words as say
 from .explored import Explored
 from .galleries import galleries
 from .sections import Section, first_rows

@@ -1,40 +1,18 @@
-"""What the figures of the report on a catalogue say, in sentences made from the same numbers."""
+"""What the figures drawn from the CSV say, in sentences made from the same numbers."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import pandas as pd
 
 from ...config import DataConfig
 from ...data.near_copies import NEAR_BITS
-from ...data.photo_survey import BAD, LEFT_OUT, MISSING, OK, OUTSIDE, PhotoSurvey
 from ...data.selection import Selection
-from ...data.survey import GROUP, IMAGE, KINDS, PHASHES, NearCopies, Survey
+from ...data.survey import IMAGE, KINDS, PHASHES, NearCopies, Survey
+from .grammar import SINGULAR, counted, listing, part_of, share, verb
 
 _ONE_TEST_PHOTO = 10
 _MOSTLY = 0.95
 _FEW_PAIRS = 20
-_BRIGHT = 250
-_LONG = 1.5
-SINGULAR = {"files": "file", "phashes": "phash", "titles": "title"}
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: 1 photo, 2,000 photos, no photo."""
-    if number == 0:
-        return f"no {noun}"
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def share(part: float, whole: float) -> str:
-    """A part of a whole in per cent."""
-    return f"{part / whole:.1%}" if whole else "0 %"
-
-
-def listing(words: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def groups_in_words(groups: pd.Series) -> str:
@@ -42,14 +20,15 @@ def groups_in_words(groups: pd.Series) -> str:
     two, largest = int((groups == 2).sum()), int(groups.max())
     with_most = int((groups == largest).sum())
     few = int((groups < _ONE_TEST_PHOTO).sum())
-    words = f"{two:,} of {counted(len(groups), 'label group')} ({share(two, len(groups))}) have 2 "
-    words += f"rows. The largest has {largest:,} rows"
-    words += f", as have {with_most - 1:,} more. " if with_most > 1 else ". "
+    words = f"{part_of(two, len(groups), 'label groups')} {verb(two, 'has', 'have')} 2 rows. "
+    words += f"The largest has {counted(largest, 'row')}"
+    if with_most > 1:
+        words += f", as {verb(with_most - 1, 'has', 'have')} {with_most - 1:,} more"
     if few == 0:
-        return words + f"None has fewer than {_ONE_TEST_PHOTO} rows."
+        return words + f". None has fewer than {_ONE_TEST_PHOTO} rows."
     return words + (
-        f"{few:,} ({share(few, len(groups))}) have fewer than {_ONE_TEST_PHOTO} rows: a test split "
-        "of 10 % gets less than one photo of each."
+        f". {few:,} ({share(few, len(groups))}) {verb(few, 'has', 'have')} fewer than "
+        f"{_ONE_TEST_PHOTO} rows: a test split of 10 % gets less than one photo of each."
     )
 
 
@@ -63,14 +42,16 @@ def repeats_in_words(survey: Survey) -> str:
     if not again:
         return "No value comes back: each row has its own."
     files = survey.repeats[IMAGE].distinct
-    words = f"In more than one row: {listing(again)}. "
-    if PHASHES in survey.repeats and survey.repeats[PHASHES].distinct < files:
-        distinct = survey.repeats[PHASHES].distinct
-        return words + (
-            f"A row is not a photo: {counted(len(survey.rows), 'row')} name "
-            f"{counted(files, 'file')}, and these have {distinct:,} different phashes."
-        )
-    return words + f"{counted(len(survey.rows), 'row')} name {counted(files, 'file')}."
+    words = (
+        f"In more than one row: {listing(again)}. {counted(len(survey.rows), 'row')} "
+        f"{verb(len(survey.rows), 'names', 'name')} {counted(files, 'file')}"
+    )
+    phashes = survey.repeats.get(PHASHES)
+    if phashes is None or phashes.distinct >= files:
+        return f"{words}."
+    return words + (
+        f" with {counted(phashes.distinct, 'phash', 'different phashes')}: a row is not a photo."
+    )
 
 
 def near_in_words(near: NearCopies) -> str:
@@ -79,48 +60,56 @@ def near_in_words(near: NearCopies) -> str:
     if not len(bits):
         return f"No two phashes differ in 1 to {NEAR_BITS} bits: there are no near copies."
     words = (
-        f"{counted(len(bits), 'pair')} of phashes differ in 1 to {NEAR_BITS} bits. Tied together "
-        f"through any chain they form {counted(near.clusters, 'cluster')}, the largest of "
-        f"{near.largest:,} phashes. "
+        f"{counted(len(bits), 'pair')} of phashes {verb(len(bits), 'differs', 'differ')} in 1 to "
+        f"{NEAR_BITS} bits. Tied together through any chain they form "
+        f"{counted(near.clusters, 'cluster')}, the largest of {near.largest:,} phashes. "
     )
     if same is None:
         return words + "Without label groups nothing tells whether they show the same product."
-    nearest, farthest = int(bits.min()), int(bits.max())
-    close, far = same[bits == nearest], same[bits == farthest]
-    if nearest == farthest:
-        words += f"All are {nearest} bits apart; {share(close.sum(), len(close))} "
-        words += "have a label group in common"
-    else:
-        words += f"Of those {nearest} bits apart, {share(close.sum(), len(close))} have a label "
-        words += f"group in common, of those {farthest} bits apart {share(far.sum(), len(far))}"
     if len(bits) < _FEW_PAIRS:
-        return words + ". So few pairs tell no more."
+        alike = int(same.sum())
+        return words + (
+            f"{alike:,} of the {counted(len(bits), 'pair')} {verb(alike, 'has', 'have')} a label "
+            "group in common; so few pairs tell no more."
+        )
+    nearest, farthest = int(bits.min()), int(bits.max())
+    words += f"Of those {counted(nearest, 'bit')} apart, {_alike(near, nearest)} have a label "
+    words += "group in common"
+    if farthest > nearest:
+        words += f", of those {farthest} bits apart {_alike(near, farthest)}"
     if same.mean() >= _MOSTLY:
         return words + ": near phashes mostly show the same product."
     return words + ": a near phash alone does not prove that two photos show the same product."
 
 
+def _alike(near: NearCopies, bits: int) -> str:
+    assert near.same_group is not None
+    same = near.same_group[near.pairs.bits == bits]
+    return share(same.sum(), len(same))
+
+
 def clusters_in_words(table: pd.DataFrame) -> str:
     """What the largest cluster says about near phashes."""
     top = table.iloc[0]
-    words = f"Clusters of phashes that are at most {NEAR_BITS} bits from the next. "
+    words = f"Clusters of phashes that are at most {NEAR_BITS} bits from the next."
     if "label_groups" not in table:
         return words
-    words += f"The first has {top['rows']:,} rows of {counted(int(top['label_groups']), GROUP)}"
-    words = words.replace(GROUP, "label group")
-    if top["label_groups"] > 1:
-        return words + (
-            ". Where one cluster has many groups, photos look alike that are labelled differently: "
-            "one product under several labels, or one template, frame or background."
-        )
-    return words + "."
+    groups = counted(int(top["label_groups"]), "label group")
+    words += f" The first has {top['rows']:,} rows of {groups}."
+    if top["label_groups"] < 2:
+        return words
+    return words + (
+        " Where one cluster has many groups, photos look alike that are labelled differently: one "
+        "product under several labels, or one template, frame or background."
+    )
 
 
 def noise_in_words(survey: Survey) -> str:
     """How much stands under more than one label group."""
     found = {KINDS[c]: len(t) for c, t in survey.conflicts.items()}
     if not any(found.values()):
-        return f"No {' or '.join(SINGULAR[n] for n in found)} stands under more than one group."
+        names = listing([SINGULAR[name] for name in found], "or")
+        return f"No {names} stands under more than one label group."
     counts = listing([counted(n, SINGULAR[name], name) for name, n in found.items()])
     return (
         f"Under more than one label group: {counts}. Either the groups are one product, or a label "
@@ -131,29 +120,37 @@ def noise_in_words(survey: Survey) -> str:
 
 def titles_in_words(survey: Survey) -> str:
     """How many titles hold byte escapes."""
-    escaped = int(survey.escapes["rows"].sum())
-    words = f"{counted(escaped, 'title')} of {len(survey.rows):,} hold UTF-8 bytes written as text."
-    words = words if escaped else "No title holds bytes written as text."
-    if survey.bytes_literals:
-        n = counted(survey.bytes_literals, "title is a", "titles are")
-        words += f" {n} Python bytes literal{'s' * (survey.bytes_literals > 1)}, b'...'."
+    escaped, literals = int(survey.escapes["rows"].sum()), survey.bytes_literals
+    words = "No title holds bytes written as text."
+    if escaped:
+        some = part_of(escaped, len(survey.rows), "rows")
+        words = f"{some} {verb(escaped, 'has', 'have')} a title with UTF-8 bytes written as text."
+    if literals:
+        what = verb(literals, "title is a Python bytes literal", "titles are Python bytes literals")
+        words += f" {literals:,} {what}, b'...'."
     return words
 
 
-def coverage_in_words(selection: Selection, groups: pd.Series) -> str:
+def coverage_in_words(selection: Selection) -> str:
     """What top_k keeps."""
     facts = selection.facts()
+    groups, rows = facts["kept_groups"], facts["kept_rows"]
     words = (
-        f"{facts['kept_groups']:,} of {counted(len(groups), 'label group')} are kept, with "
-        f"{facts['kept_rows']:,} of {int(groups.sum()):,} rows "
-        f"({share(facts['kept_rows'], groups.sum())}). {facts['kept_repeated_rows']:,} of these "
-        f"repeat a file; {counted(facts['kept_files'], 'file')} are left"
+        f"top_k keeps {groups:,} of {counted(selection.groups, 'label group')} with "
+        f"{part_of(rows, selection.cleaning.rows, 'rows')}."
     )
+    for count, what in (
+        (facts["kept_repeated_rows"], "repeat a file of their group"),
+        (facts["kept_conflicting_rows"], "are of files under several of these groups"),
+    ):
+        if count:
+            words += f" {count:,} of them {what}."
+    words += f" Left: {counted(facts['kept_files'], 'file')}"
     if "kept_phashes" not in facts:
-        return words + "."
+        return f"{words}."
     return words + (
-        f" with {facts['kept_phashes']:,} different phashes, or {facts['kept_near_clusters']:,} "
-        f"where phashes up to {NEAR_BITS} bits apart count as one."
+        f" with {counted(facts['kept_phashes'], 'phash', 'different phashes')}, or "
+        f"{facts['kept_near_clusters']:,} where those up to {NEAR_BITS} bits apart count as one."
     )
 
 
@@ -207,99 +204,6 @@ def chosen_split_in_words(splits: pd.DataFrame, config: DataConfig) -> str:
     return (
         f"With the options of this report (split={config.split}, split_seed={config.split_seed}): "
         f"{row['train']:,} photos to train, {row['val']:,} to validate, {row['test']:,} to test; "
-        f"{row['copies']:,} of the test photos have an equal copy in train, "
-        f"{row['near_copies']:,} an equal or near one."
+        f"{row['copies']:,} of the test photos {verb(row['copies'], 'has', 'have')} an equal copy "
+        f"in train, {row['near_copies']:,} an equal or near one."
     )
-
-
-def sides_in_words(good: pd.DataFrame, image_size: int) -> str:
-    """Photos that would be enlarged."""
-    sides = good[["width", "height"]].min(axis=1).astype(int)
-    small = int((sides < image_size).sum())
-    words = f"Shorter sides of {_span(sides)} px, median {sides.median():,.0f}. "
-    if small == 0:
-        return words + f"None is below image_size={image_size}: no photo has to be enlarged."
-    return words + (
-        f"{counted(small, 'photo')} of {len(good):,} ({share(small, len(good))}) are below "
-        f"image_size={image_size} and would be enlarged."
-    )
-
-
-def _span(values: pd.Series) -> str:
-    low, high = values.min(), values.max()
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def aspect_in_words(good: pd.DataFrame) -> str:
-    """How many photos are squeezed when they become squares."""
-    square = int((good["width"] == good["height"]).sum())
-    ratio = good[["width", "height"]].max(axis=1) / good[["width", "height"]].min(axis=1)
-    words = f"{square:,} of {counted(len(good), 'photo')} ({share(square, len(good))}) are squares."
-    if square == len(good):
-        return words + " Resizing squeezes none."
-    long = int((ratio > _LONG).sum())
-    words += " Training squeezes the others into squares; "
-    if long == 0:
-        return words + f"none is more than {_LONG} times as long as wide."
-    return words + (
-        f"{long:,} {'is' if long == 1 else 'are'} more than {_LONG} times as long as wide, up to "
-        f"{ratio.max():.1f} times."
-    )
-
-
-def bytes_in_words(good: pd.DataFrame) -> str:
-    """The size of the files, together and each."""
-    kb = good["bytes"].astype(float) / 1000
-    return (
-        f"{counted(len(good), 'photo')} of {_span(kb.round().astype(int))} kB, median "
-        f"{kb.median():,.0f} kB, together {kb.sum() / 1000:,.0f} MB."
-    )
-
-
-def levels_in_words(photos: PhotoSurvey) -> str:
-    """Brightness, beside the mean of ImageNet on which pretrained networks were normalised."""
-    good = photos.good
-    means = [float(good[name].mean()) / 255 for name in ("red", "green", "blue")]
-    imagenet = (0.485, 0.456, 0.406)
-    gap = sum(means) / 3 - sum(imagenet) / 3
-    bright = float(photos.levels[:, _BRIGHT:].sum() / 3)
-    like = "as bright as" if abs(gap) < 0.05 else "brighter than" if gap > 0 else "darker than"
-    return (
-        f"Means of red, green and blue {', '.join(f'{mean:.3f}' for mean in means)} of 1: on the "
-        f"whole {like} ImageNet's {', '.join(map(str, imagenet))}. {bright:.1%} of the values are "
-        f"{_BRIGHT} or more: white, or nearly."
-    )
-
-
-def phash_in_words(photos: PhotoSurvey) -> str:
-    """Whether the catalogue's phashes are those of its photos."""
-    bits = photos.good["phash_bits"].dropna().astype(int)
-    equal, off = int((bits == 0).sum()), int((bits > NEAR_BITS).sum())
-    words = f"{equal:,} of {counted(len(bits), 'phash', 'phashes')} are those of their photos. "
-    if equal == len(bits):
-        return words + "The column can be trusted."
-    most, others = int(bits.max()), counted(len(bits) - equal, "other")
-    if len(bits) - equal == 1:
-        words += f"{others} differs in {counted(most, 'bit')}. "
-    else:
-        words += f"{others} differ in up to {counted(most, 'bit')}. "
-    if off == 0:
-        return words + "Such small differences come from another decoder or a re-encoded file."
-    return words + (
-        f"{off:,} differ in more than {NEAR_BITS}: the photos were changed, or the phashes are of "
-        "other photos."
-    )
-
-
-def states_in_words(photos: PhotoSurvey) -> str:
-    """How many of the catalogue's photos are there."""
-    total = len(photos.table)
-    seen = total - photos.count(MISSING) - photos.count(OUTSIDE)
-    words = f"{seen:,} of {counted(total, 'file')} are there. "
-    if photos.count(LEFT_OUT):
-        looked = photos.count(OK) + photos.count(BAD)
-        words += f"{looked:,} of them, chosen by chance, were looked at. "
-    bad, good = photos.count(BAD), photos.count(OK)
-    if bad:
-        return words + f"{bad:,} of {bad + good:,} do{'es' * (bad == 1)} not decode."
-    return words + ("All of these decode." if good else "")

@@ -1,0 +1,233 @@
+"""Where a study is kept: a file that survives power cuts, a database where hearts beat."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import Trial, TrialState
+from small_queue import DEAD, ELSEWHERE, OpenQueue, final, queue_of, run_all, start
+
+from shopee_mlflow.errors import ConfigError, StudyError
+from shopee_mlflow.tuning.queue import (
+    TrialQueue,
+    is_gone,
+    process_name,
+)
+from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "studies" / "study.journal"
+
+
+@pytest.fixture
+def open_queue(journal: Path) -> OpenQueue:
+    """A worker on the file that all of a test's workers share."""
+
+    def opened(total: int = 3, owner: str | None = None) -> TrialQueue:
+        return queue_of(open_storage("auto", journal), total, owner)
+
+    return opened
+
+
+@pytest.fixture
+def another() -> str:
+    """The name of another process that is alive: the one that has started the tests."""
+    return process_name(os.getppid())
+
+
+# --- who is alive ---
+
+
+def test_a_process_is_known_by_host_id_and_start(another: str) -> None:
+    assert not is_gone(process_name())
+    assert not is_gone(another)
+    assert is_gone(DEAD)
+    free = next(pid for pid in range(40_000, 10**6) if not psutil.pid_exists(pid))
+    assert is_gone(f"{platform.node()}:{free}:{psutil.Process().create_time():.2f}")
+
+
+def test_of_processes_of_other_machines_nobody_knows() -> None:
+    assert not is_gone(ELSEWHERE)
+    assert not is_gone(DEAD.replace(platform.node(), "host:with:colons"))
+
+
+def test_a_clock_that_was_set_a_little_changes_nobody() -> None:
+    host, pid, started = process_name().rsplit(":", 2)
+    assert not is_gone(f"{host}:{pid}:{float(started) + 2:.2f}")
+    assert is_gone(f"{host}:{pid}:{float(started) + 60:.2f}")
+
+
+# --- the file ---
+
+
+def test_half_a_line_at_the_end_is_dropped(open_queue: OpenQueue, journal: Path) -> None:
+    run_all(open_queue(2))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":6,"worker_id":"a-1","trial_')
+    queue = open_queue(3)
+    assert len(queue.all_trials()) == 2
+    assert [t.number for t in run_all(queue)] == [2]
+    assert journal.read_bytes().startswith(whole)
+    assert len(open_queue(3).all_trials()) == 3
+
+
+def test_half_a_first_line_is_dropped(open_queue: OpenQueue, journal: Path) -> None:
+    journal.parent.mkdir()
+    journal.write_bytes(b'{"op_')
+    assert [t.number for t in run_all(open_queue(1))] == [0]
+
+
+def test_a_lock_that_a_dead_process_left_behind_is_none(
+    open_queue: OpenQueue, journal: Path
+) -> None:
+    run_all(open_queue(1))
+    for name in (".lock", ".lock.rename"):
+        journal.with_name(journal.name + name).touch()
+    assert len(run_all(open_queue(2))) == 1
+
+
+@pytest.mark.parametrize("content", [b"image,label\na.png,1", b"SQLite format 3\0..."])
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "mlflow.db"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"storage={file}: is a file of another kind; name a "):
+        open_storage(str(file), file)
+    assert file.read_bytes() == content
+
+
+def test_a_folder_is_no_storage(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=f"storage={tmp_path}: cannot be reached: .*directory"):
+        open_storage(str(tmp_path), tmp_path)
+
+
+def test_where_a_study_is_kept(tmp_path: Path) -> None:
+    assert study_file("auto", "cnn-1", tmp_path) == tmp_path / "studies" / "cnn-1.journal"
+    assert study_file("~/mine.journal", "cnn-1", tmp_path) == Path.home() / "mine.journal"
+
+
+def test_a_storage_that_fails_is_told_as_such(open_queue: OpenQueue) -> None:
+    queue = open_queue()
+    with (
+        pytest.raises(StudyError, match="storage of study study does not answer: disk is full"),
+        reachable(queue.study),
+    ):
+        raise OSError("disk is full")
+
+
+# --- addresses of databases ---
+
+
+@pytest.mark.parametrize(
+    ("storage", "shown"),
+    [
+        ("postgresql://user:secret@host/name", "postgresql://user:***@host/name"),
+        ("postgresql+psycopg2://user:se:c@ret@host:1/n", "postgresql+psycopg2://user:***@host:1/n"),
+        ("postgresql://user:secret@host:nowhere/n", "postgresql://user:***@host:nowhere/n"),
+        ("postgresql://user@host/name", "postgresql://user@host/name"),
+        ("/home/a@b/mine.journal", "/home/a@b/mine.journal"),
+        ("auto", "auto"),
+    ],
+)
+def test_a_password_is_not_shown(storage: str, shown: str) -> None:
+    assert without_password(storage) == shown
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("sqlite:///trials.db", "storage=sqlite:///trials.db: SQLite serves one process only; "),
+        (
+            "postgresql://u:secret@host:port/name",
+            r"storage=postgresql://u:\*\*\*@host:port/name: is no database address such as ",
+        ),
+    ],
+)
+def test_an_address_that_cannot_serve_is_refused(storage: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        open_storage(storage, Path())
+    assert "secret" not in str(raised.value)
+
+
+# --- a database that machines share: the heart of a worker beats there ---
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[RDBStorage]:
+    """SQLite stands in for one here: in one process it can do all that is asked."""
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        storage = RDBStorage(
+            f"sqlite:///{tmp_path}/trials.db", heartbeat_interval=30, grace_period=60
+        )
+    yield storage
+    storage.engine.dispose()
+
+
+def stop_heart(storage: RDBStorage) -> None:
+    """Let the last beat of every trial be two minutes ago."""
+    with storage.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text(
+                "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-120 seconds')"
+            )
+        )
+
+
+def test_a_trial_of_another_machine_is_taken_up_when_its_heart_has_stopped(
+    database: RDBStorage,
+) -> None:
+    theirs, mine = queue_of(database, 1, ELSEWHERE), queue_of(database, 1)
+    theirs.enqueue({"lr": 0.25}, baseline=True)
+    trial = start(theirs)
+    mine.take_up_lost()
+    assert [t.state for t in mine.all_trials()] == [TrialState.RUNNING]
+
+    stop_heart(database)
+    (again,) = run_all(mine)
+    assert (again.number, again.params) == (1, trial.params)
+    assert again.user_attrs["baseline"] is True
+    assert theirs.complete(trial, 0.9) is False
+    assert len(final(mine)) == 1
+
+
+def test_the_heart_beats_before_the_owner_is_written_down(
+    database: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that goes off in between leaves a trial that can be taken up."""
+    theirs, mine = queue_of(database, 1, ELSEWHERE), queue_of(database, 1)
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "set_user_attr", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            theirs._claim()
+    stop_heart(database)
+    mine.take_up_lost()
+    assert [t.state for t in mine.all_trials()] == [TrialState.FAIL]
+
+
+def test_the_heart_stops_with_the_trial(database: RDBStorage) -> None:
+    queue = queue_of(database, 2)
+    names = []
+    for trial in queue.trials():
+        names.append([t.name for t in threading.enumerate() if t.name == "heartbeat"])
+        queue.complete(trial, 0.1)
+    assert names == [["heartbeat"]] * 2
+    assert "heartbeat" not in [t.name for t in threading.enumerate()]

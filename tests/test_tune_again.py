@@ -1,0 +1,321 @@
+"""A search that is called again: gone on with, interrupted, out of time, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import MakeCatalog
+from mlflow.exceptions import MlflowException
+from optuna.trial import TrialState
+from small_search import (
+    CLIENT,
+    SPACE,
+    Call,
+    quick_search,
+    runs,
+    states,
+    text,
+    wrap_fit,
+)
+
+from shopee_mlflow.errors import ConfigError, ModelError, StudyError, TrackingError, TrainingError
+from shopee_mlflow.tracking.run_log import RunLog
+from shopee_mlflow.tuning import queue as queue_module
+from shopee_mlflow.tuning.study import Search
+from shopee_mlflow.tuning.trials import run_trial
+
+
+@pytest.fixture
+def call(make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    return quick_search(make_catalog(), tmp_path, monkeypatch)
+
+
+# --- gone on with ---
+
+
+def test_a_second_call_does_nothing_twice(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = call()
+    assert first is not None
+    before = runs(tmp_path)
+    capsys.readouterr()
+    assert call() is None
+    parent, nested = runs(tmp_path)
+    assert [r.info.run_id for r in nested] == [r.info.run_id for r in before[1]]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == before[0].data.metrics
+    out = capsys.readouterr().out
+    assert "3 of 3 trials have ended already" in out
+    assert "**Best: trial " in out
+    assert "nothing was left to do; a greater n_trials searches on" in out
+
+
+def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> None:
+    first, second = call(n_trials=2), call({"n_trials": "4"})
+    assert first is not None
+    assert second is not None
+    assert (second.run_id, second.study) == (first.run_id, first.study)
+    parent, nested = runs(tmp_path)
+    assert states(nested) == [("FINISHED", "complete")] * 4
+    assert second.trials["lr"].nunique() == 4
+    assert second.trials.iloc[:2].equals(first.trials)
+    assert parent.data.metrics["trials_complete"] == 4
+    assert (parent.data.params["n_trials"], parent.data.tags["n_trials"]) == ("2", "4")
+    looks = "once" if first.best == second.best else "2 times, for 2 best trials"
+    assert f"was looked at {looks}, after" in text(parent, "tune/summary.md")
+
+
+def test_the_run_that_mlflow_has_made_is_the_parent_or_points_to_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    experiment = CLIENT().create_experiment(f"made-for-{tmp_path.name}")
+    mlflow.set_experiment(experiment_id=experiment)
+    for _ in range(2):
+        run = CLIENT().create_run(experiment)
+        made.append(run.info.run_id)
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+        call(experiment=f"made-for-{tmp_path.name}")
+    assert len(CLIENT().search_runs([experiment])) == 3 + 2
+    parent, aside = (CLIENT().get_run(run_id) for run_id in made)
+    assert parent.data.tags["study"].startswith("cnn-")
+    assert aside.data.tags["continues"] == parent.info.run_id
+    assert "study" not in aside.data.tags
+
+
+# --- interrupted ---
+
+
+def test_an_interrupted_search_repeats_the_trial_and_goes_on(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(training: int, epoch: int) -> None:
+        if (training, epoch) == (1, 2):
+            raise KeyboardInterrupt("Ctrl-C")
+
+    with monkeypatch.context() as patch:
+        wrap_fit(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    parent, nested = runs(tmp_path)
+    assert (parent.info.status, parent.data.tags["failure"]) == ("KILLED", "Ctrl-C")
+    assert states(nested) == [("FINISHED", "complete"), ("KILLED", "interrupted")]
+
+    result = call()
+    assert result is not None
+    assert result.run_id == parent.info.run_id
+    parent, nested = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert "failure" not in parent.data.tags
+    complete = ("FINISHED", "complete")
+    assert states(nested) == [complete, ("KILLED", "interrupted"), complete, complete]
+    cut, again = nested[1], nested[2]
+    assert again.data.tags["repeats"] == "1"
+    assert again.data.params == cut.data.params
+    assert list(result.trials["trial"]) == [0, 2, 3]
+    assert parent.data.metrics["trials_complete"] == 3
+
+
+def test_the_originals_settings_are_repeated_as_such(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(training: int, epoch: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        wrap_fit(patch, interrupt)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                call(n_trials=2)
+    result = call(n_trials=2)
+    assert result is not None
+    assert list(result.trials["baseline"]) == [True, False]
+    assert result.trials.loc[0, "lr"] == 0.001
+    names = [r.info.run_name for r in runs(tmp_path)[1]]
+    assert names[:3] == [f"trial {n} (original)" for n in range(3)]
+
+
+def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunLog.log_metrics
+    calls: list[int] = []
+
+    def log_metrics(self: RunLog, *given: Any, **named: Any) -> None:
+        calls.append(1)
+        if "step" in named and len(calls) > 3:
+            raise MlflowException("gone away")
+        log(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "log_metrics", log_metrics)
+        with pytest.raises(TrackingError, match="does not answer as it should: gone away"):
+            call()
+    parent, nested = runs(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert states(nested)[-1] == ("FAILED", "interrupted")
+    result = call()
+    assert result is not None
+    assert list(result.trials["state"]) == ["complete"] * 3
+
+
+def test_a_trial_that_was_given_to_another_is_not_told_twice(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a machine that was asleep, whose heart had stopped for the others."""
+    searches: list[Search] = []
+    trials = Search.trials
+
+    def noted(self: Search, deadline: float | None = None) -> Any:
+        searches.append(self)
+        return trials(self, deadline)
+
+    def take_away(training: int, epoch: int) -> None:
+        if (training, epoch) == (1, 2):
+            searches[0].study.tell(1, state=TrialState.FAIL)
+
+    monkeypatch.setattr(Search, "trials", noted)
+    wrap_fit(monkeypatch, take_away)
+    result = call()
+    assert result is not None
+    _, nested = runs(tmp_path)
+    assert states(nested)[1] == ("KILLED", "interrupted")
+    assert nested[1].data.tags["failure"] == "taken for dead, and repeated by another process"
+    assert nested[2].data.tags["repeats"] == "1"
+    assert list(result.trials["trial"]) == [0, 2, 3]
+
+
+# --- time ---
+
+
+def test_time_that_is_up_ends_the_search_well(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour passes with the first trial."""
+    clock = SimpleNamespace(time=queue_module.time.time, sleep=queue_module.time.sleep)
+    now = clock.time
+
+    def slow(*given: Any) -> None:
+        run_trial(*given)
+        clock.time = lambda: now() + 3600
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue_module, "time", clock)
+        patch.setattr("shopee_mlflow.tuning.workers.run_trial", slow)
+        first = call(timeout=1800)
+    assert first is not None
+    parent, nested = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert states(nested) == [("FINISHED", "complete")]
+    assert "These are the original's settings: the search has found none better." in text(
+        parent, "tune/summary.md"
+    )
+    second = call()
+    assert second is not None
+    assert second.run_id == first.run_id
+    assert list(second.trials["state"]) == ["complete"] * 3
+
+
+def test_time_that_is_up_before_the_first_trial_is_told(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as raised:
+        call(timeout=1e-6)
+    assert "none of its 0 trials has completed, for want of time. They stay in the study; the " in (
+        str(raised.value)
+    )
+    assert runs(tmp_path)[1] == []
+    assert call() is not None
+
+
+# --- what is refused, and leaves what is there alone ---
+
+
+def test_another_search_under_the_same_name_is_refused(call: Call, tmp_path: Path) -> None:
+    mine = {"study": f"mine-{tmp_path.name}"}
+    call(mine, n_trials=1)
+    with pytest.raises(StudyError, match=r"space.lr: was 0.01 to 0.1, log, is 0.02 to 0.1, log"):
+        call(mine, n_trials=1, space={**SPACE, "lr": {"low": 0.02, "high": 0.1, "log": True}})
+    assert runs(tmp_path)[0].info.status == "FINISHED"
+
+
+def test_other_data_under_the_same_name_are_refused(
+    call: Call, tmp_path: Path, make_catalog: MakeCatalog
+) -> None:
+    mine = {"study": f"mine-{tmp_path.name}"}
+    call(mine, n_trials=1)
+    before = runs(tmp_path)
+    other = make_catalog(groups=4, name="other")
+    with pytest.raises(StudyError, match="was begun with other data .data_digest"):
+        call(mine, n_trials=2, data=str(other))
+    parent, nested = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert "failure" not in parent.data.tags
+    assert len(nested) == len(before[1])
+    assert call(mine, n_trials=2) is not None
+
+
+def test_a_stage_that_is_none_is_told_before_any_trial(call: Call, tmp_path: Path) -> None:
+    space = {"freeze": ["layers.8", "layers.99"], "lr": [0.01, 0.1]}
+    with pytest.raises(ModelError, match=r"freeze=layers.99: mnasnet0_5 cannot be cut there"):
+        call(model="mnasnet0_5", space=space)
+    parent, nested = runs(tmp_path)
+    assert (parent.info.status, nested) == ("FAILED", [])
+
+
+def test_an_unknown_architecture_opens_no_run(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Did you mean mnasnet0_5"):
+        call(models="cnn,mnasnet05")
+    assert CLIENT().get_experiment_by_name(tmp_path.name) is None
+
+
+@pytest.mark.parametrize(
+    ("storage", "error", "message"),
+    [
+        ("sqlite:///trials.db", ConfigError, "SQLite serves one process only"),
+        (
+            "postgresql://tuner:secret@127.0.0.1:1/optuna",
+            StudyError,
+            r"storage=postgresql://tuner:\*\*\*@127.0.0.1:1/optuna: cannot be reached: .*refused",
+        ),
+    ],
+)
+def test_a_storage_that_cannot_serve_opens_no_run(
+    call: Call, tmp_path: Path, storage: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        call({"storage": storage})
+    assert "secret" not in str(raised.value)
+    assert CLIENT().get_experiment_by_name(tmp_path.name) is None
+
+
+def test_a_password_is_in_no_run(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "a:secret@b" / "trials.journal"
+    call({"storage": str(file)}, n_trials=1)
+    assert runs(tmp_path)[0].data.params["storage"] == str(file)  # a file's name holds none
+
+
+def test_an_end_that_fails_is_done_again(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TrackingError("the registry is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shopee_mlflow.verbs.tune.register", refuse)
+        with pytest.raises(TrackingError, match="the registry is away"):
+            call(n_trials=2, register=True)
+    assert runs(tmp_path)[0].info.status == "FAILED"
+    asked: list[tuple[str, bool]] = []
+
+    def note(run_id: str, promote: bool) -> None:
+        asked.append((run_id, promote))
+
+    monkeypatch.setattr("shopee_mlflow.verbs.tune.register", note)
+    result = call(n_trials=2, register=True, promote=True)
+    assert result is not None
+    assert asked == [(result.run_id, True)]
+    assert runs(tmp_path)[0].info.status == "FINISHED"

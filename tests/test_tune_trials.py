@@ -1,0 +1,197 @@
+"""The trials of a search: those that fail or are given up, and what they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import MakeCatalog
+from optuna.trial import Trial
+from small_search import (
+    Call,
+    artifacts,
+    quick_search,
+    runs,
+    states,
+    text,
+    wrap_fit,
+)
+
+from shopee_mlflow.data.batches import PixelSource
+from shopee_mlflow.errors import TrainingError
+from shopee_mlflow.modeling.freezing import FrozenPrefix
+from shopee_mlflow.tracking.run_log import read_table
+from shopee_mlflow.tuning.study import Search
+from shopee_mlflow.tuning.trials import run_trial
+
+
+@pytest.fixture
+def call(make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    return quick_search(make_catalog(), tmp_path, monkeypatch)
+
+
+# --- trials that fail, and trials that are given up ---
+
+
+def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(training: int, epoch: int) -> None:
+        if (training, epoch) == (1, 2):
+            raise RuntimeError("CUDA out of memory\nof all sorts")
+
+    wrap_fit(monkeypatch, fail)
+    # The first diverges by itself.
+    result = call(baseline={"lr": 99}, epochs=12, schedule="constant", n_trials=4)
+    assert result is not None
+    parent, nested = runs(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert states(nested) == [("FAILED", "failed")] * 2 + [("FINISHED", "complete")] * 2
+    assert "training diverged. Lower lr (now 99)" in nested[0].data.tags["failure"]
+    assert nested[1].data.tags["failure"] == "RuntimeError: CUDA out of memory\nof all sorts"
+    table = read_table(result.run_id, "tune/trials.csv")
+    assert list(table["state"]) == ["failed", "failed", "complete", "complete"]
+    assert list(table["failure"])[1:] == ["RuntimeError: CUDA out of memory\nof all sorts", "", ""]
+    summary = text(parent, "tune/summary.md")
+    assert "4 trials, 2 failed, 2 complete." in summary or "2 complete, 2 failed." in summary
+    assert "- The original's settings did not complete, so nothing stands beside it." in summary
+    assert "- Trial 0 failed: The loss in epoch " in summary
+    assert "- Trial 1 failed: RuntimeError: CUDA out of memory\n" in summary
+    assert "mcnemar_p" not in parent.data.metrics
+    assert (parent.data.metrics["trials_failed"], parent.data.metrics["trials_complete"]) == (2, 2)
+
+
+def test_a_study_in_which_all_fails_says_why_and_can_go_on(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(training: int, epoch: int) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        wrap_fit(patch, fail)
+        with pytest.raises(TrainingError) as raised:
+            call(n_trials=2)
+    parent, nested = runs(tmp_path)
+    assert str(raised.value) == (
+        f"study={parent.data.tags['study']}: none of its 2 trials has completed, for: "
+        "RuntimeError: out of memory. They stay in the study; a greater n_trials searches on."
+    )
+    assert (parent.info.status, parent.data.tags["failure"]) == ("FAILED", str(raised.value))
+    assert states(nested) == [("FAILED", "failed")] * 2
+    table = read_table(parent.info.run_id, "tune/trials.csv")
+    assert list(table["failure"]) == ["RuntimeError: out of memory"] * 2
+
+    result = call(n_trials=3)
+    assert result is not None
+    assert result.run_id == parent.info.run_id
+    assert runs(tmp_path)[0].info.status == "FINISHED"
+
+
+def test_a_pruned_trial_is_no_failed_run(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Search, trial: Trial, epoch: int, val_accuracy: float) -> bool:
+        trial.report(val_accuracy, epoch)
+        return trial.number == 1 and epoch == 2
+
+    monkeypatch.setattr(Search, "should_stop", stop)
+    result = call(epochs=3)
+    assert result is not None
+    parent, nested = runs(tmp_path)
+    assert states(nested) == [("FINISHED", s) for s in ("complete", "pruned", "complete")]
+    assert list(result.trials["epochs"]) == [3, 2, 3]
+    assert "trial/weights.pt" not in artifacts(nested[1].info.run_id)
+    assert parent.data.metrics["trials_pruned"] == 1
+    assert "failure" not in nested[1].data.tags
+    assert "1 pruned" in text(parent, "tune/summary.md")
+
+
+def test_patience_ends_a_trial_that_is_complete_all_the_same(call: Call) -> None:
+    result = call(patience=1, epochs=9, n_trials=1, baseline={"lr": 1e-9})
+    assert result is not None
+    (row,) = result.trials.to_dict("records")
+    assert (row["state"], row["epochs"]) == ("complete", 2)
+
+
+# --- what trials share, and what they may not see ---
+
+
+def test_frozen_layers_run_once_for_all_trials(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos: list[int] = []
+    forward = FrozenPrefix.forward
+
+    def counted(self: FrozenPrefix, images: torch.Tensor) -> torch.Tensor:
+        photos.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FrozenPrefix, "forward", counted)
+    after: list[int] = []
+
+    def noted(*given: Any) -> None:
+        run_trial(*given)
+        after.append(sum(photos))
+
+    monkeypatch.setattr("shopee_mlflow.tuning.workers.run_trial", noted)
+    assert call(model="mnasnet0_5", freeze="layers.8") is not None
+    assert after[0] > 0
+    assert after == [after[0]] * 3
+
+
+def test_the_test_split_is_looked_at_after_the_last_trial_alone(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[np.ndarray] = []
+    take = PixelSource.take
+
+    def noted(self: PixelSource, rows: np.ndarray, variants: np.ndarray) -> torch.Tensor:
+        taken.append(rows)
+        return take(self, rows, variants)
+
+    before: list[int] = []
+
+    def trial(*given: Any) -> None:
+        run_trial(*given)
+        before.append(len(taken))
+
+    monkeypatch.setattr(PixelSource, "take", noted)
+    monkeypatch.setattr("shopee_mlflow.tuning.workers.run_trial", trial)
+    result = call()
+    assert result is not None
+    manifest = pd.read_csv(
+        mlflow.artifacts.download_artifacts(
+            run_id=result.run_id, artifact_path="data/manifest.csv", dst_path=str(tmp_path)
+        )
+    )
+    test = set(np.flatnonzero(manifest["split"] == "test"))
+    assert test
+    searched = set(np.concatenate(taken[: before[-1]]))
+    assert searched == set(range(len(manifest))) - test
+    looked = np.concatenate(taken[before[-1] :])
+    assert set(looked) == test
+    assert len(looked) <= 2 * len(test)  # the best, and the original's settings
+
+
+def test_architectures_are_compared_in_a_table(call: Call, tmp_path: Path) -> None:
+    result = call(models="cnn,mnasnet0_5", epochs=1)
+    assert result is not None
+    assert result.study.startswith("models-")
+    assert list(result.trials["model"])[:2] == ["cnn", "mnasnet0_5"]
+    assert list(result.trials["baseline"]) == [True, True, False]
+    parent, nested = runs(tmp_path)
+    assert [r.data.params["model"] for r in nested] == list(result.trials["model"])
+    lines = text(parent, "tune/summary.md").splitlines()
+    head = lines.index("| model | trials | complete | best validation accuracy | its trial |")
+    for line, name in zip(lines[head + 2 : head + 4], ("cnn", "mnasnet0_5"), strict=True):
+        mine = result.trials[result.trials["model"] == name]
+        top = mine.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+        assert line == (
+            f"| {name} | {len(mine)} | {len(mine)} | {top['val_accuracy']:.1%} | {top['trial']} |"
+        )
+    best = yaml.safe_load(text(parent, "tune/best.yaml"))
+    assert best["model"] == result.best["model"]
