@@ -153,12 +153,12 @@ def test_who_has_nothing_to_do_waits_for_the_others_and_says_so(
 # --- what is cut short ---
 
 
-@pytest.mark.parametrize("owner", [DEAD, "this"])
+@pytest.mark.parametrize("owner", [DEAD, None], ids=["dead", "this"])
 def test_a_lost_trial_is_repeated_with_its_values_and_all_that_was_said(
-    open_queue: OpenQueue, owner: str
+    open_queue: OpenQueue, owner: str | None
 ) -> None:
     """That of a dead process, and that of this one, which is at none when it asks for the next."""
-    lost = open_queue(2, None if owner == "this" else owner)
+    lost = open_queue(2, owner)
     lost.enqueue({"lr": 0.25}, baseline=True, fixed={"epochs": 99})
     trial = start(lost)
     trial.suggest_int("batch", 1, 1000)

@@ -43,7 +43,7 @@ def both_at_work(searches: Searches) -> tuple[Tuner, Tuner]:
     """Start one command twice at once; the process that began the study, the one that joined."""
     both = [searches.tune(), searches.tune()]
     pids = {tuner.pid for tuner in both}
-    both[0].wait_for(lambda: searches.at_work() == pids, "trials of both", 90)
+    both[0].wait_for(lambda: searches.at_work() == pids, "trials of both")
     holder = process_of(searches.parent())
     began, joined = sorted(both, key=lambda tuner: tuner.pid != holder)
     assert "joining the study search" in joined.output()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,13 @@ from small_search import (
     text,
     wrap_fit,
 )
+from torch import nn
 
 from shopee_mlflow.data.batches import PixelSource
 from shopee_mlflow.errors import TrainingError
+from shopee_mlflow.modeling.fit import Epoch, fit
 from shopee_mlflow.modeling.freezing import FrozenPrefix
-from shopee_mlflow.tracking.run_log import read_table
+from shopee_mlflow.tracking.run_log import read_table, read_weights
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial
 
@@ -117,6 +122,30 @@ def test_patience_ends_a_trial_that_is_complete_all_the_same(call: Call) -> None
     assert result is not None
     (row,) = result.trials.to_dict("records")
     assert (row["state"], row["epochs"]) == ("complete", 2)
+
+
+def test_the_weights_of_the_best_epoch_are_kept_not_the_last(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: dict[str, torch.Tensor] = {}
+
+    def worse_and_worse(module: nn.Module, *given: Any) -> Iterator[Epoch]:
+        for epoch in fit(module, *given):
+            if epoch.number == 1:
+                first.update(copy.deepcopy(module.state_dict()))
+            yield dataclasses.replace(epoch, val_accuracy=1 / epoch.number)
+
+    monkeypatch.setattr("shopee_mlflow.tuning.trials.fit", worse_and_worse)
+    result = call(n_trials=1, epochs=3)
+    assert result is not None
+    assert (result.scores["best_epoch"], result.scores["best_val_accuracy"]) == (1, 1.0)
+    (row,) = result.trials.to_dict("records")
+    kept = read_weights(row["run_id"], "trial/weights.pt")
+    found = result.model.state_dict()
+    assert kept.keys() == found.keys() == first.keys()
+    for name, tensor in first.items():
+        assert torch.equal(kept[name], tensor), name
+        assert torch.equal(found[name], tensor), name
 
 
 # --- what trials share, and what they may not see ---

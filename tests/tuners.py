@@ -60,7 +60,7 @@ class Tuner:
     def output(self) -> str:
         return f"\n--- {self._log.name}, exit code {self.process.poll()}:\n{self._log.read_text()}"
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         """Wait while the process works."""
         until = time.monotonic() + seconds
         while not condition():
@@ -72,7 +72,7 @@ class Tuner:
         assert self.process.poll() is None, f"has ended before {number.name}{self.output()}"
         self.process.send_signal(number)
 
-    def end(self, seconds: float = 90) -> int:
+    def end(self, seconds: float = 180) -> int:
         """Wait for the end; the exit code."""
         try:
             return self.process.wait(seconds)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from ..config import TrainConfig, as_params
@@ -65,8 +64,6 @@ def run_trial(
             run.log_params(as_params(config))
             outcome = _train(search, bench, run, trial, config)
             _record(search, run, trial, values, outcome, time.monotonic() - started)
-        except UpdateFinishedTrialError:
-            _leave(run, trial, values)
         except (StudyError, TrackingError, *SILENCE):
             _give_back(search, run, trial)
             raise
@@ -142,6 +139,7 @@ def _record_failure(
     if not isinstance(error, ShopeeError):
         reason = f"{type(error).__name__}: {reason}"
     if not search.queue.end(trial, TrialState.FAIL, about={FAILURE: reason}):
+        # That is what went wrong: the study takes no more reports of it.
         return _leave(run, trial, values)
     run.log_tags({STATE_TAG: "failed"})
     run.end_as("FAILED", reason)
