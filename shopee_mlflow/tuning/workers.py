@@ -129,6 +129,15 @@ def _stop(processes: dict[BaseProcess, str]) -> None:
 
 def _work_alone(assignment: Assignment) -> None:
     """The main function of a worker process."""
+    code = _exit_code(assignment)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python would tidy up all that torch has loaded, for seconds that the main process waits.
+    os._exit(code)
+
+
+def _exit_code(assignment: Assignment) -> int:
+    """Work until there is nothing left to do, or a reason to end."""
     show_log_messages()
     quieten()
     torch.set_num_threads(assignment.threads)
@@ -141,11 +150,10 @@ def _work_alone(assignment: Assignment) -> None:
             work(search, bench, RunLog(*assignment.parent), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except psutil.NoSuchProcess:  # the one that started us is gone already
-        sys.exit(_INTERRUPTED)
+        return error.exit_code
+    except (KeyboardInterrupt, psutil.NoSuchProcess):  # or the one that started us is gone already
+        return _INTERRUPTED
+    return 0
 
 
 def _exit_in_words(code: int | None) -> str:
