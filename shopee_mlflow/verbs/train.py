@@ -98,8 +98,9 @@ def train(
             **{f"test_{name}": value for name, value in score(labels, logits).items()},
         }
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
-        log_results(run, bench, model, config, history, labels, logits, scores)
+        # The model first: hours of work are in it, and a page is drawn again in seconds.
         model_id = run.log_model(model, scores, config.serialization)
+        log_results(run, bench, model, config, history, labels, logits, scores)
         say(*summary(scores, len(labels), run, time.monotonic() - started))
     if config.register:
         register(run.run_id, promote=config.promote)
