@@ -122,3 +122,18 @@ def test_hooks_are_gone_after_a_failure() -> None:
         grad_cam(model, torch.zeros(3, SIDE, SIDE), torch.tensor([0]))
     assert not any(module._forward_hooks for module in model.modules())
     assert all(module.training for module in model.modules())
+
+
+def test_the_map_is_of_all_branches_that_a_block_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeezenet's last block ends in a concatenation of two layers."""
+    model = build_model("squeezenet1_1", ["a", "b"], 64).eval()
+    seen: list[int] = []
+    real = torch.autograd.grad
+
+    def grad(outputs: torch.Tensor, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(inputs.shape[1])
+        return real(outputs, inputs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    assert grad_cam(model, torch.rand(1, 3, 64, 64), torch.tensor([0])) is not None
+    assert seen == [512]

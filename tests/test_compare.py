@@ -75,7 +75,7 @@ def test_trained_runs_side_by_side(
     assert pairs[["first", "second"]].to_numpy().tolist() == [["A", "B"]]
 
     digests = table["data_digest"].tolist()
-    told = f"their test photos: A, B on {digests[0]}; C on {digests[2]}."
+    told = f"their test photos may: A, B on {digests[0]}; C on {digests[2]}."
     assert told in out
     page = read_page(folder / "report.html")
     assert told in page.text
@@ -146,7 +146,7 @@ def test_many_runs_in_few_words(tmp_path: Path) -> None:
     assert result.words[3].startswith("No more than chance can explain: A and B, C and D, ")
     assert result.words[3].endswith("and 286 more.")
     page = read_page(tmp_path / "report.html")
-    assert "and 318 more rows in the CSV file beside this page" in page.text
+    assert "and 318 more rows" in page.text
 
 
 def test_equal_answers_and_no_difference(tmp_path: Path) -> None:
@@ -166,7 +166,8 @@ def test_other_test_photos_are_not_compared(tmp_path: Path, digests: tuple[str, 
     result = compare(runs, out=tmp_path)
     assert result.pairs.empty
     assert result.words[0] == (
-        "No two of these runs were tested on the same photos, so none is known to be better."
+        "No two of these runs are known to have the same test photos, so none is known to be "
+        "better."
     )
     assert ("A on d1; B on d2" in " ".join(result.words)) == (digests[0] == "d1")
     assert pd.read_csv(tmp_path / "pairs.csv").empty
@@ -211,7 +212,7 @@ def test_trials_by_id_have_no_test_accuracy(tmp_path: Path) -> None:
         for n, lr in enumerate(("0.1", "0.2"))
     ]  # fmt: skip
     result = compare(trials, out=tmp_path)
-    assert result.words[0].startswith("No two of these runs were tested on the same photos")
+    assert result.words[0].startswith("No two of these runs are known to have the same test photos")
     assert result.words[1].endswith("as is every trial of a search, and so without test accuracy: "
                                     "A, B.")  # fmt: skip
     assert "test_accuracy" not in result.runs

@@ -170,7 +170,7 @@ def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split:
         (
             ([0.5, 0.8, 0.9, 0.95], [0.5, 0.7, 0.7, 0.7]),
             2,
-            "At the end training photos are 25% more often right than validation photos",
+            "At the end accuracy on training photos is 25 percentage points higher than",
         ),
         (([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7, 0.8]), 4, "It is among the last: more epochs may"),
         (([0.1, 0.1, 0.2, 0.3], [0.1, 0.2, 0.2, 0.3]), 4, "only 30% of the training photos are"),
@@ -182,7 +182,7 @@ def test_curves_in_words(
 ) -> None:
     page = page_of(facts(history=history(*curves), best_epoch=best_epoch))
     assert f"Epoch {best_epoch} was the best on validation photos" in page.text
-    known = ("more often right than", "among the last", "of the training photos", "stay together")
+    known = ("points higher than", "among the last", "of the training photos", "stay together")
     assert [words for words in known if words in page.text] == [w for w in known if w in said]
     assert said in page.text
 

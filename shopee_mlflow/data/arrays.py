@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 import uuid
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor
 
 from ..errors import CatalogError
 from .storage import CACHE_VARIABLE, cache_folder
@@ -50,6 +53,18 @@ def load_or_build(
         return there
     with _one_builder(target):
         return _read(target) or _build(target, shape, np.dtype(dtype), fill, what)
+
+
+def is_built(name: str) -> bool:
+    """Whether there is an array of this name, finished, though perhaps damaged."""
+    return (cache_folder() / f"{name}.json").is_file()
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """The same memory as a tensor, for reading; a mapped array may forbid writing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
 def has_room(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> bool:
@@ -134,7 +149,12 @@ def _writing_to(folder: Path) -> Iterator[None]:
 
 def _map(target: Path) -> np.ndarray:
     # Copy on write: torch wants writable memory, and the file must not change.
-    values: np.ndarray = np.load(target, mmap_mode="c", allow_pickle=False)
+    try:
+        values: np.ndarray = np.load(target, mmap_mode="c", allow_pickle=False)
+    except OSError:
+        # Memory that might be written to counts as taken; a file larger than all of it can still
+        # be read in place.
+        values = np.load(target, mmap_mode="r", allow_pickle=False)
     return values
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from .arrays import as_tensor
+
 # Augmentation is a choice among finitely many variants of a photo: as it is, or one of three.
 PLAIN, HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = VARIANTS = range(4)
 _AUGMENT_PROBABILITY = 0.5
@@ -41,7 +43,7 @@ class PixelSource:
 
     def __init__(self, pixels: np.ndarray, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._pixels = torch.from_numpy(pixels)
+        self._pixels = as_tensor(pixels)
         if self.device.type == "cuda" and self._fits():
             self._pixels = self._pixels.to(self.device)
 
@@ -52,6 +54,7 @@ class PixelSource:
         return apply_variants(batch.permute(0, 3, 1, 2), variants)
 
     def _fits(self) -> bool:
+        torch.cuda.empty_cache()  # what torch keeps for later is free, too
         free, _ = torch.cuda.mem_get_info(self.device)
         return self._pixels.nbytes < free / 2
 

@@ -33,11 +33,11 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
 
     def keep(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
-            # In place operations that follow must not touch what is kept.
             kept[:] = [output]
 
-    leaves = [m for m in model.backbone.modules() if not list(m.children())]
-    hooks = [leaf.register_forward_hook(keep) for leaf in leaves]
+    # Blocks, too, and not layers alone: a block may join the maps of several layers, and ends
+    # after them.
+    hooks = [module.register_forward_hook(keep) for module in model.backbone.modules()]
     try:
         with torch.enable_grad():
             logits = model(_with_gradient(model, images))

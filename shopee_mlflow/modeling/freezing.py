@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, fx, nn
 
-from ..data.arrays import has_room, load_or_build
+from ..data.arrays import as_tensor, has_room, is_built, load_or_build
 from ..data.batches import PLAIN, VARIANTS, Source
 from ..errors import ModelError
 from .inference import fuse_layers
@@ -104,9 +104,10 @@ class ActivationSource:
                 if progress:
                     progress(min(start + _PREFIX_BATCH, len(rows)), len(rows))
 
-        self.mapped = name is not None and _fits_a_file(first, shape)
+        file = f"activations-{name}"
+        self.mapped = name is not None and _fits_a_file(first, shape, file)
         if self.mapped:
-            self._store = _in_file(f"activations-{name}", shape, fill)
+            self._store = _in_file(file, shape, fill)
         else:
             _check_memory(first, len(rows))
             self._store = first.new_empty(shape)
@@ -129,9 +130,9 @@ def _channels_last(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
 
 
-def _fits_a_file(example: Tensor, shape: tuple[int, ...]) -> bool:
+def _fits_a_file(example: Tensor, shape: tuple[int, ...], name: str) -> bool:
     known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and has_room(shape, np.float32)
+    return known and (is_built(name) or has_room(shape, np.float32))
 
 
 def _in_file(name: str, shape: tuple[int, ...], fill: Callable[[Tensor], None]) -> Tensor:
@@ -140,13 +141,14 @@ def _in_file(name: str, shape: tuple[int, ...], fill: Callable[[Tensor], None]) 
         return {}
 
     stored, _ = load_or_build(name, shape, np.float32, fill_array, "the activations")
-    return torch.from_numpy(stored)
+    return as_tensor(stored)
 
 
 def _check_memory(example: Tensor, total: int) -> None:
     """:raises ModelError: before the activations of all photos fill the memory."""
     needed = total * example.nbytes
     if example.device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free, too
         free = torch.cuda.mem_get_info(example.device)[0]
     else:
         free = psutil.virtual_memory().available

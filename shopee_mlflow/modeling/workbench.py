@@ -22,6 +22,8 @@ from .models import ProductClassifier
 
 _EVALUATION_BATCH = 64
 _MODELS_KEPT = 8
+# Changes when photos are prepared for the network, or varied, in another way.
+_RECIPE = "activations-1"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Workbench:
     """What trainings on one dataset have in common, for one of them or for many in turn.
 
     Pixels are laid out once. What a frozen prefix gives is computed once for all trainings that
-    freeze the same layers with the same weights, and found again in the cache folder by other
-    processes and later runs, where the option ``cache`` allows it.
+    freeze the same layers with the same weights. On the CPU in fp32, and where the option
+    ``cache`` allows it, other processes and later runs find it in the cache folder.
     """
 
     dataset: Dataset
@@ -105,6 +107,9 @@ class Workbench:
         train = self.dataset.rows(TRAIN) if config.augment else np.array([], dtype=np.int64)
         key = self._key(prefix, train, config)
         if key not in self._activations:
+            # Memory holds one prefix's; those in files are the system's to keep or let go.
+            held = {k: source for k, source in self._activations.items() if source.mapped}
+            self._activations = held
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
                     prefix.fused(),
@@ -125,6 +130,7 @@ class Workbench:
         facts = [
             pixel_key(list(self.dataset.frame["content"]), config.image_size),
             str(augmented.tolist()),
+            _RECIPE,
             config.model,
             config.freeze,
             str(self.machine),

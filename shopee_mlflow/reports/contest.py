@@ -113,7 +113,10 @@ def verdict(facts: ComparisonFacts) -> str:
     """The comparison in a sentence."""
     differ = sum(pair.differs for pair in facts.pairs)
     if not facts.pairs:
-        return "No two of these runs were tested on the same photos, so none is known to be better."
+        return (
+            "No two of these runs are known to have the same test photos, so none is known to be "
+            "better."
+        )
     if len(facts.pairs) == 1:
         more = "more than chance" if differ else "no more than chance can explain"
         return f"The difference between the two runs that can be compared is {more}."
@@ -138,8 +141,8 @@ def findings(facts: ComparisonFacts) -> list[str]:
             for digest, some in facts.splits.items()
         )
         lines.append(
-            f"Not to be compared with one another, since their data_digest differs and so do their "
-            f"test photos: {groups}."
+            "Not to be compared with one another, since their data_digest differs, and their test "
+            f"photos may: {groups}."
         )
     untested = [c for c in facts.contestants if not c.photos]
     if untested:

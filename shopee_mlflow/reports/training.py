@@ -137,8 +137,8 @@ def _curves_in_words(facts: TrainingFacts) -> str:
     words = f"Epoch {best} was the best on validation photos, and its weights were kept. "
     if gap > 0.1:
         return words + (
-            f"At the end training photos are {gap:.0%} more often right than validation photos: "
-            "more photos, augmentation or weight decay may help."
+            f"At the end accuracy on training photos is {100 * gap:.0f} percentage points higher "
+            "than on validation photos: more photos, augmentation or weight decay may help."
         )
     if last["train_accuracy"] < 0.5:
         return words + (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,6 +30,10 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import MANIFEST_FILE
 
 REPORT_FILE = "report.html"
+# Few, since each takes the memory of a training step.
+_LOOKED_AT_ONCE = 4
+
+_log = logging.getLogger(__name__)
 
 
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
@@ -115,9 +120,19 @@ def _with_and_without_copy(
 
 def _look(model: ProductClassifier) -> Look:
     def look(photos: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
-        images = torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2)
-        maps = grad_cam(model, images, torch.from_numpy(predicted))
-        return None if maps is None else maps.numpy()
+        parts = []
+        for start in range(0, len(photos), _LOOKED_AT_ONCE):
+            part = slice(start, start + _LOOKED_AT_ONCE)
+            images = torch.from_numpy(np.ascontiguousarray(photos[part])).permute(0, 3, 1, 2)
+            try:
+                maps = grad_cam(model, images, torch.from_numpy(predicted[part]))
+            except torch.OutOfMemoryError as error:
+                _log.warning("The report does not show where the network looked: %s", error)
+                return None
+            if maps is None:
+                return None
+            parts.append(maps.numpy())
+        return np.concatenate(parts)
 
     return look
 
