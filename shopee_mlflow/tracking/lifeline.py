@@ -15,8 +15,32 @@ _POLL_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Writing:
+    """Whether a write to a local store is under way, and the stop that waits for its end."""
+
+    depth = 0
+    waiting: Stopped | None = None
+
+
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop; the message says by whom."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a stop wait until the block is left: a database stopped in the middle of a write may keep
+    its lock, and then the run's end cannot be written either. For writes that are short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Writing.depth += 1
+    try:
+        yield
+    finally:
+        _Writing.depth -= 1
+    if _Writing.waiting is not None and not _Writing.depth:
+        stopped, _Writing.waiting = _Writing.waiting, None
+        raise stopped
 
 
 @contextmanager
@@ -43,7 +67,11 @@ def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
         stopping = True
         gone = orphaned.is_set()
         name = "the process that started this one" if boss else "mlflow run"
-        raise Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
+        stopped = Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
+        if _Writing.depth:
+            _Writing.waiting = stopped
+            return
+        raise stopped
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     finished = threading.Event()

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
 from . import flavor
+from .lifeline import uninterrupted
 
 MODEL_NAME = "model"
 _PARAMS_AT_ONCE = 100
@@ -74,10 +75,13 @@ class RunLog:
 
     def flush(self) -> None:
         """Send the metrics that wait."""
-        while self._waiting:
-            self._client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_AT_ONCE])
-            del self._waiting[:_METRICS_AT_ONCE]
-        self._sent = time.monotonic()
+        # A server may take minutes to answer; it has its own ways to survive a client that leaves.
+        local = mlflow.get_tracking_uri().startswith("sqlite:")
+        with uninterrupted() if local else nullcontext():
+            while self._waiting:
+                self._client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_AT_ONCE])
+                del self._waiting[:_METRICS_AT_ONCE]
+            self._sent = time.monotonic()
 
     def end_as(self, status: str, reason: str) -> None:
         """Let the run end as FAILED or KILLED, though its block is left without an exception."""
