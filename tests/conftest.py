@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,3 +104,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Where a study may be kept."""
+    return tmp_path / "studies" / "study.journal"
+
+
+@pytest.fixture
+def open_queue(journal: Path) -> Callable[..., Any]:
+    """A function that opens a worker's queue on the file that all of a test's workers share."""
+    from small_queue import queue_of
+
+    from shopee_mlflow.tuning.storage import open_storage
+
+    def opened(total: int = 3, owner: str | None = None) -> Any:
+        return queue_of(open_storage("auto", journal), total, owner)
+
+    return opened
+
+
+@pytest.fixture
+def another() -> str:
+    """The name of another process that is alive: the one that has started the tests."""
+    from shopee_mlflow.tuning.queue import process_name
+
+    return process_name(os.getppid())

@@ -186,7 +186,7 @@ def test_the_best_of_an_experiment_by_validation(tmp_path: Path) -> None:
 
     def run(run_name: str, val: float, test: float = 0.5, **about: str) -> str:
         ended = {"best_val_accuracy": val, "best_epoch": 1.0, "test_accuracy": test}
-        return made_run(name, run_name, metrics=ended, **about)  # type: ignore[arg-type]
+        return made_run(name, run_name, metrics=ended, **about)
 
     run("third", 0.7, test=0.99)
     second, first = run("second", 0.8), run("first", 0.9)
@@ -297,7 +297,7 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
     ]
     for call, message in cases:
         with pytest.raises(ConfigError, match=message):
-            compare(**{"out": tmp_path, **call})  # type: ignore[arg-type]
+            compare(**{"out": tmp_path, **call})
     for experiment, message in (
         ("nowhere", "experiment=nowhere: no such experiment in .*; there are: .*lonely"),
         ("empty", "experiment=empty: has no training run that has finished"),

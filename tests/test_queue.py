@@ -6,14 +6,12 @@ Workers are queues of their own on one file, run in turn by hand; each has a pro
 from __future__ import annotations
 
 import itertools
-import os
 from datetime import timedelta
-from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
-from small_queue import DEAD, ELSEWHERE, OpenQueue, final, queue_of, run_all, start
+from small_queue import DEAD, ELSEWHERE, OpenQueue, final, run_all, start
 
 from shopee_mlflow.tuning import queue as queue_module
 from shopee_mlflow.tuning.queue import (
@@ -21,37 +19,14 @@ from shopee_mlflow.tuning.queue import (
     FAILURE,
     OWNER,
     REPEATS,
-    TrialQueue,
     counting,
     process_name,
 )
-from shopee_mlflow.tuning.storage import open_storage
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "studies" / "study.journal"
-
-
-@pytest.fixture
-def open_queue(journal: Path) -> OpenQueue:
-    """A worker on the file that all of a test's workers share."""
-
-    def opened(total: int = 3, owner: str | None = None) -> TrialQueue:
-        return queue_of(open_storage("auto", journal), total, owner)
-
-    return opened
-
-
-@pytest.fixture
-def another() -> str:
-    """The name of another process that is alive: the one that has started the tests."""
-    return process_name(os.getppid())
 
 
 # --- the total ---
@@ -348,7 +323,7 @@ def test_two_may_notice_a_loss_at_once(
     def later(*args: object) -> bool:
         monkeypatch.undo()
         other.take_up_lost()
-        return tell(*args)  # type: ignore[arg-type]
+        return tell(*args)
 
     monkeypatch.setattr(mine.study._storage, "set_trial_state_values", later)
     mine.take_up_lost()

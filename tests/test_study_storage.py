@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from small_queue import DEAD, ELSEWHERE, OpenQueue, final, queue_of, run_all, st
 
 from shopee_mlflow.errors import ConfigError, StudyError
 from shopee_mlflow.tuning.queue import (
-    TrialQueue,
     is_gone,
     process_name,
 )
@@ -28,27 +26,6 @@ from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, wi
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "studies" / "study.journal"
-
-
-@pytest.fixture
-def open_queue(journal: Path) -> OpenQueue:
-    """A worker on the file that all of a test's workers share."""
-
-    def opened(total: int = 3, owner: str | None = None) -> TrialQueue:
-        return queue_of(open_storage("auto", journal), total, owner)
-
-    return opened
-
-
-@pytest.fixture
-def another() -> str:
-    """The name of another process that is alive: the one that has started the tests."""
-    return process_name(os.getppid())
 
 
 # --- who is alive ---

@@ -73,5 +73,5 @@ def test_a_full_disk_keeps_activations_in_memory(
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path / "full"))
     monkeypatch.setattr("shopee_mlflow.modeling.freezing.has_room", lambda *_: False)
     [source] = sources(bench, config)
-    assert not source.mapped  # type: ignore[attr-defined]
+    assert not source.mapped
     assert not list((tmp_path / "full").glob("activations-*"))
