@@ -100,6 +100,12 @@ class TrainConfig(DataConfig):
     freeze: str = option(
         NONE, "none, backbone (train the head only), or the last stage to freeze, e.g. features.5"
     )
+    activations: str = option(
+        AUTO,
+        "numbers in which what frozen layers give is kept on the disk: float32, float16 (half the "
+        "size), auto: float16 where float32 would take more than 4 GiB",
+        choices=(AUTO, "float32", "float16"),
+    )
     augment: bool = option(
         True, "with probability 0.5 one of horizontal flip, vertical flip, grayscale (train only)"
     )
@@ -131,6 +137,12 @@ class TrainConfig(DataConfig):
         AUTO,
         "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it, else fp32",
         choices=(AUTO, "fp32", "bf16", "fp16"),
+    )
+    compile: str = option(
+        AUTO,
+        "torch.compile the training step, which takes a minute or two; auto: in runs that are long "
+        "enough to pay for it",
+        choices=(AUTO, "true", "false"),
     )
     serialization: str = option(
         "pickle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import mmap
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_bad_photo_is_remembered_and_left_out_again(shop: Path, cache: bool) -> 
     pd.testing.assert_frame_equal(first.frame, second.frame)
     np.testing.assert_array_equal(first.pixels, second.pixels)
     assert first.cleaning == second.cleaning
+
+
+def test_photos_left_out_are_passed_over_not_copied_away(shop: Path) -> None:
+    dataset = load(shop)
+    assert isinstance(dataset.decoded.base, np.memmap | mmap.mmap)
+    assert len(dataset.decoded) == len(dataset.frame) + 1
+    rows = np.array([5, 0])
+    np.testing.assert_array_equal(dataset.photos(rows), dataset.pixels[rows])
 
 
 def test_only_the_largest_groups_are_loaded(make_catalog: MakeCatalog) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from shopee_mlflow import score, wilson_interval
 from shopee_mlflow.data.batches import Batches, PixelSource
-from shopee_mlflow.modeling.fit import Machine, predict_logits
+from shopee_mlflow.modeling.fit import predict_logits
+from shopee_mlflow.modeling.machine import Machine
 
 PHOTOS = 82
 CLASSES = 21

@@ -8,6 +8,7 @@ damaged file is made again.
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import time
 import uuid
@@ -34,6 +35,8 @@ _LEFT_SECONDS = 3600
 # Left free on the disk when a file is made, in bytes.
 _DISK_RESERVE = 200 * 2**20
 _CHUNK = 2**20
+# Of a mapped file, read or written since it was last let go, in bytes.
+_WINDOW = 2**30
 
 
 def load_or_build(
@@ -65,6 +68,36 @@ def as_tensor(values: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
+
+
+class Window:
+    """How much of a mapped file this process holds in memory: a window, however large the file.
+
+    The system keeps what is let go for as long as it has memory to spare, so that reading it again
+    costs next to nothing; but it may take it back, and it does not count as this process's.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        """
+        :param values: an array; one that is not mapped is left alone.
+        """
+        self._file = _file_of(values)
+        self._held = 0
+
+    def passed(self, nbytes: int) -> None:
+        """So many more bytes have been read or written."""
+        self._held += nbytes
+        if self._file is not None and self._held > _WINDOW:
+            self._file.madvise(mmap.MADV_DONTNEED)
+            self._held = 0
+
+
+def _file_of(values: np.ndarray) -> mmap.mmap | None:
+    """The map behind an array, where the system can let go of parts of it."""
+    base: object = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def has_room(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> bool:

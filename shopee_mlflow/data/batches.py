@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from .arrays import as_tensor
+from .arrays import Window, as_tensor
 
 # Augmentation is a choice among finitely many variants of a photo: as it is, or one of three.
 PLAIN, HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = VARIANTS = range(4)
@@ -38,25 +38,44 @@ class Source(Protocol):
 class PixelSource:
     """Decoded photos, on the device where they fit, else in (memory-mapped) memory.
 
-    :param pixels: (N, S, S, 3) uint8.
+    :param pixels: (M, S, S, 3) uint8.
+    :param places: (N,) int64, where in ``pixels`` each row's photo is; None: row for row.
     """
 
-    def __init__(self, pixels: np.ndarray, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        device: torch.device | str = "cpu",
+        places: np.ndarray | None = None,
+    ) -> None:
         self.device = torch.device(device)
+        self._places = places
         self._pixels = as_tensor(pixels)
+        self._window = Window(pixels)
         if self.device.type == "cuda" and self._fits():
             self._pixels = self._pixels.to(self.device)
 
     def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
         """(n, 3, S, S) uint8 on the device, in channels-last memory order."""
-        index = torch.from_numpy(rows).to(self._pixels.device)
-        batch = self._pixels.index_select(0, index).to(self.device, non_blocking=True)
+        places = rows if self._places is None else self._places[rows]
+        batch = self._pixels.index_select(0, on_device(places, self._pixels.device))
+        self._window.passed(batch.nbytes)
+        batch = batch.to(self.device, non_blocking=True)
         return apply_variants(batch.permute(0, 3, 1, 2), variants)
 
     def _fits(self) -> bool:
         torch.cuda.empty_cache()  # what torch keeps for later is free, too
         free, _ = torch.cuda.mem_get_info(self.device)
         return self._pixels.nbytes < free / 2
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Values as a tensor there. To a GPU from pinned memory, since a copy from any other would
+    wait for all that the GPU has still to do."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def draw_variants(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -73,7 +92,7 @@ def apply_variants(images: Tensor, variants: np.ndarray) -> Tensor:
     for variant, operation in _OPERATIONS.items():
         chosen = np.flatnonzero(variants == variant)
         if len(chosen):
-            index = torch.from_numpy(chosen).to(images.device)
+            index = on_device(chosen, images.device)
             images[index] = operation(images[index])
     return images
 
@@ -113,7 +132,7 @@ class Batches:
         start = 0
         for end in self._ends():
             part = rows[start:end]
-            labels = torch.from_numpy(self.labels[part]).to(self.device, non_blocking=True)
+            labels = on_device(self.labels[part], self.device)
             yield self.source.take(part, variants[start:end]), labels
             start = end
 

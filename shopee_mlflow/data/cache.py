@@ -20,7 +20,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from ..errors import ImageError
-from .arrays import load_or_build
+from .arrays import Window, load_or_build
 from .images import RECIPE, open_photo, read_pixels
 
 Progress = Callable[[int, int], None]
@@ -116,12 +116,14 @@ def _decode_into(
 ) -> dict[int, str]:
     """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
     size = values.shape[1]
+    window = Window(values)
 
     def decode(row: int) -> str | None:
         try:
             values[row] = read_pixels(files[row], size)
         except ImageError as error:
             return str(error)
+        window.passed(values[row].nbytes)
         return None
 
     reasons = _in_threads(decode, range(len(files)), workers, progress)

@@ -35,7 +35,9 @@ class Dataset:
     :ivar frame: one row a photo, index 0, 1, ...; columns image, label_group, image_phash,
         content (digest of the file's bytes), file (Path), split, label (int64, position in
         ``classes``), and posting_id and title where the catalogue has them.
-    :ivar pixels: (N, size, size, 3) uint8, RGB, row for row; often memory-mapped.
+    :ivar decoded: (M, size, size, 3) uint8, RGB, photos as they were decoded, also those left out
+        since; often memory-mapped.
+    :ivar places: (N,) int64, where in ``decoded`` each row's photo is.
     :ivar classes: label groups as text, sorted.
     :ivar cleaning: what each step left out.
     :ivar source: the CSV file.
@@ -44,7 +46,8 @@ class Dataset:
     """
 
     frame: pd.DataFrame
-    pixels: np.ndarray
+    decoded: np.ndarray
+    places: np.ndarray
     classes: list[str]
     cleaning: Cleaning
     source: Path
@@ -54,6 +57,16 @@ class Dataset:
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64) of ``train``, ``val`` or ``test``."""
         return np.flatnonzero(self.frame["split"] == split)
+
+    def photos(self, rows: np.ndarray) -> np.ndarray:
+        """(n, size, size, 3) uint8, RGB: a copy of the photos in these rows."""
+        return self.decoded[self.places[rows]]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(N, size, size, 3) uint8, RGB, row for row; a copy where a decoded photo was left out."""
+        whole = len(self.places) == len(self.decoded)
+        return self.decoded if whole else self.decoded[self.places]
 
     def manifest(self) -> pd.DataFrame:
         """File, label, split and content digest of every photo, sorted by file."""
@@ -115,15 +128,15 @@ def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
     return find_catalog(config.data, None if config.images == AUTO else config.images)
 
 
-def _assemble(frame: pd.DataFrame, pixels: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
-    kept = frame.index.to_numpy()
+def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
+    places = frame.index.to_numpy(np.int64)
     classes = sorted(frame["label_group"].unique())
     frame = frame.reset_index(drop=True)
     frame["label"] = frame["label_group"].map({name: i for i, name in enumerate(classes)})
     return Dataset(
         frame=frame,
-        # All rows are the rule; taking some copies them out of the memory map.
-        pixels=pixels if len(kept) == len(pixels) else pixels[kept],
+        decoded=decoded,
+        places=places,
         classes=classes,
         cleaning=cleaning,
         source=csv,

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..config import AUTO, TrainConfig
+from ..config import TrainConfig
 from ..data.batches import Batches
-from ..errors import ConfigError, TrainingError
+from ..errors import TrainingError
+from .machine import Machine
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 Watch = Callable[[int, float, float], None]
@@ -81,49 +81,6 @@ def _rank(epoch: Epoch) -> tuple[float, float]:
     return epoch.val_accuracy, -epoch.val_loss
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how precisely to compute."""
-
-    device: torch.device
-    precision: str
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision where it is asked for, else nothing."""
-        if self.precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
-
-    def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        where = f"{self.device} ({name})" if name else str(self.device)
-        return f"{where}, {self.precision}"
-
-
-def choose_machine(device: str = AUTO, precision: str = AUTO) -> Machine:
-    """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
-
-    :raises ConfigError: when the device asked for is not there.
-    """
-    try:
-        chosen = torch.device(_best_device() if device == AUTO else device)
-    except RuntimeError:
-        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"]) from None
-    usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
-    if chosen.type not in usable:
-        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"])
-    if (chosen.index or 0) >= usable[chosen.type]:
-        there = [name for name, count in usable.items() if count]
-        raise ConfigError([f"device={device}: this machine has {', '.join(there)} only"])
-    if precision == AUTO:
-        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if bf16 else "fp32"
-    if precision == "fp16" and chosen.type == "cpu":
-        raise ConfigError(["precision=fp16: the CPU trains in fp32 or bf16"])
-    return Machine(chosen, precision)
-
-
 def fit(
     module: nn.Module,
     train: Batches,
@@ -131,6 +88,7 @@ def fit(
     config: TrainConfig,
     machine: Machine,
     watch: Watch | None = None,
+    step: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Epoch]:
     """Train, giving back one result an epoch: SGD on cross entropy, validation in eval mode.
 
@@ -138,6 +96,7 @@ def fit(
     same seed, module and batches give the same epochs, value by value.
 
     :param module: inputs of ``train`` -> logits; trained in place, on the device already.
+    :param step: the same module, compiled for whole batches; a smaller last batch goes uncompiled.
     :raises TrainingError: when the loss is no finite number any more.
     """
     optimizer = SGD(
@@ -148,7 +107,7 @@ def fit(
     )
     schedule = LambdaLR(optimizer, learning_rate_curve(config, steps_per_epoch=len(train)))
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    trainer = _Trainer(module, optimizer, schedule, config, machine, scaler)
+    trainer = _Trainer(module, step or module, optimizer, schedule, config, machine, scaler)
     for number in range(1, config.epochs + 1):
         started = time.perf_counter()
         # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
@@ -178,6 +137,7 @@ def fit(
 @dataclass(frozen=True)
 class _Trainer:
     module: nn.Module
+    step: Callable[[Tensor], Tensor]
     optimizer: SGD
     schedule: LambdaLR
     config: TrainConfig
@@ -193,10 +153,11 @@ class _Trainer:
         totals = torch.zeros(2, device=self.machine.device)
         done, shown = 0, time.perf_counter()
         for inputs, labels in batches.epoch(number):
+            whole = len(labels) == self.config.batch_size
             with self.machine.autocast():
-                logits = self.module(inputs)
+                logits = (self.step if whole else self.module)(inputs)
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-            self._step(loss)
+            self._learn(loss)
             correct = (logits.detach().argmax(1) == labels).sum()
             totals += torch.stack([loss.detach().float() * len(labels), correct])
             done += len(labels)
@@ -207,7 +168,7 @@ class _Trainer:
         loss_sum, correct_sum = totals.tolist()
         return loss_sum / done, correct_sum / done
 
-    def _step(self, loss: Tensor) -> None:
+    def _learn(self, loss: Tensor) -> None:
         scaler = self.scaler
         self.optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -250,13 +211,3 @@ def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     return factor
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if _has_mps() else "cpu"
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()

@@ -7,16 +7,19 @@ rest learns is in the model, and the model that is logged is the whole, unchange
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, fx, nn
 
-from ..data.arrays import as_tensor, has_room, is_built, load_or_build
-from ..data.batches import PLAIN, VARIANTS, Source
+from ..config import AUTO
+from ..data.arrays import Window, as_tensor, has_room, is_built, load_or_build
+from ..data.batches import PLAIN, VARIANTS, Source, on_device
 from ..errors import ModelError
 from .inference import fuse_layers
 from .models import ProductClassifier
@@ -26,6 +29,10 @@ BACKBONE = "backbone"
 _MEMORY_SHARE = 0.8
 _PREFIX_BATCH = 32
 NOTHING = "none"
+_Real = type[np.floating[Any]]
+# From this size on, in bytes, activations are kept in half precision.
+_HALF_FROM = 4 * 2**30
+_HALF_MOST = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class ActivationSource:
         augmented_rows: np.ndarray,
         *,
         name: str | None = None,
+        numbers: str = AUTO,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Run the prefix over all rows, and over every variant of ``augmented_rows``.
@@ -87,6 +95,8 @@ class ActivationSource:
         :param name: of the file in the cache folder, a digest of all that shapes the activations;
             None keeps them in memory. What is on a GPU, or finds no room on the disk, stays in
             memory too.
+        :param numbers: of the file: ``float32``; ``float16``, half the size, relative error
+            2**-11; ``auto``: float16 for large ones. What float16 cannot hold stays float32.
         :raises ModelError: when they are to be kept in memory and are too large for it.
         """
         wanted = [(row, PLAIN) for row in plain_rows]
@@ -97,17 +107,24 @@ class ActivationSource:
         first = _channels_last(prefix(photos.take(rows[:1], variants[:1])))
         shape = (len(rows), *first.shape[1:])
 
-        def fill(store: Tensor) -> None:
+        def fill(store: Tensor, window: Window | None = None) -> None:
             for start in range(0, len(rows), _PREFIX_BATCH):
                 part = slice(start, start + _PREFIX_BATCH)
-                store[part] = _channels_last(prefix(photos.take(rows[part], variants[part])))
+                values = _channels_last(prefix(photos.take(rows[part], variants[part])))
+                if store.dtype == torch.float16 and values.abs().max() > _HALF_MOST:
+                    raise _TooLargeError
+                store[part] = values
+                if window:
+                    window.passed(store[part].nbytes)
                 if progress:
                     progress(min(start + _PREFIX_BATCH, len(rows)), len(rows))
 
-        file = f"activations-{name}"
-        self.mapped = name is not None and _fits_a_file(first, shape, file)
+        file, dtype = f"activations-{name}", _numbers(numbers, shape)
+        self._window: Window | None = None
+        self.mapped = name is not None and _fits_a_file(first, shape, dtype, file)
         if self.mapped:
-            self._store = _in_file(file, shape, fill)
+            stored = _in_file(file, shape, dtype, fill)
+            self._store, self._window = as_tensor(stored), Window(stored)
         else:
             _check_memory(first, len(rows))
             self._store = first.new_empty(shape)
@@ -115,8 +132,11 @@ class ActivationSource:
 
     def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
         """Activations on the device, 4-dimensional ones in channels-last memory order."""
-        index = torch.from_numpy(self._place[variants, rows]).to(self._store.device)
-        batch = self._store.index_select(0, index)
+        places = self._place[variants, rows]
+        batch = self._store.index_select(0, on_device(places, self._store.device))
+        if self._window:
+            self._window.passed(batch.nbytes)
+            batch = batch.float()
         return batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch
 
     @property
@@ -130,18 +150,35 @@ def _channels_last(values: Tensor) -> Tensor:
     return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
 
 
-def _fits_a_file(example: Tensor, shape: tuple[int, ...], name: str) -> bool:
+def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: str) -> bool:
     known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and (is_built(name) or has_room(shape, np.float32))
+    return known and (is_built(name) or has_room(shape, dtype))
 
 
-def _in_file(name: str, shape: tuple[int, ...], fill: Callable[[Tensor], None]) -> Tensor:
+class _TooLargeError(ArithmeticError):
+    """An activation that float16 cannot hold."""
+
+
+def _numbers(wanted: str, shape: tuple[int, ...]) -> _Real:
+    if wanted == AUTO:
+        wanted = "float16" if 4 * math.prod(shape) > _HALF_FROM else "float32"
+    return np.float16 if wanted == "float16" else np.float32
+
+
+def _in_file(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: _Real,
+    fill: Callable[[Tensor, Window], None],
+) -> np.ndarray:
     def fill_array(values: np.ndarray) -> dict[str, object]:
-        fill(torch.from_numpy(values))
+        fill(torch.from_numpy(values), Window(values))
         return {}
 
-    stored, _ = load_or_build(name, shape, np.float32, fill_array, "the activations")
-    return as_tensor(stored)
+    try:
+        return load_or_build(name, shape, dtype, fill_array, "the activations")[0]
+    except _TooLargeError:
+        return _in_file(name, shape, np.float32, fill)
 
 
 def _check_memory(example: Tensor, total: int) -> None:

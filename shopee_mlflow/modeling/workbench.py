@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import AUTO, TrainConfig
 from ..console import say, watch
@@ -16,8 +18,9 @@ from ..data.cache import pixel_key
 from ..data.dataset import Dataset
 from ..data.splits import TEST, TRAIN, VAL
 from .architectures import build_model
-from .fit import Machine
+from .compiling import compile_step
 from .freezing import ActivationSource, Cut, FrozenPrefix, cut_model
+from .machine import Machine, keep_freed_memory
 from .models import ProductClassifier
 
 _EVALUATION_BATCH = 64
@@ -28,9 +31,13 @@ _RECIPE = "activations-1"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model cut where it is frozen, and the batches for what is trained of it."""
+    """A model cut where it is frozen, and the batches for what is trained of it.
+
+    :ivar step: what is trained, compiled; None where it is not to be.
+    """
 
     cut: Cut
+    step: Callable[[Tensor], Tensor] | None
     train: Batches
     val: Batches
     test: Batches
@@ -50,6 +57,10 @@ class Workbench:
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.machine.device.type == "cpu":
+            keep_freed_memory()
 
     def new_model(self, config: TrainConfig) -> ProductClassifier:
         """A model on the device, in the memory order that convolutions like; seeded.
@@ -91,8 +102,13 @@ class Workbench:
                 seed=config.seed,
             )
 
+        example = source.take(self.dataset.rows(TRAIN)[:1], np.zeros(1, dtype=np.int64))
+        photos = len(self.dataset.rows(TRAIN))
+        with self.machine.autocast():
+            step = compile_step(cut.rest, example, photos, config, self.machine)
         return Prepared(
             cut,
+            step,
             train=batches(TRAIN, config.batch_size, learn=True),
             val=batches(VAL, _EVALUATION_BATCH),
             test=batches(TEST, _EVALUATION_BATCH),
@@ -100,7 +116,8 @@ class Workbench:
 
     def _photos(self) -> PixelSource:
         if self._pixels is None:
-            self._pixels = PixelSource(self.dataset.pixels, self.machine.device)
+            data = self.dataset
+            self._pixels = PixelSource(data.decoded, self.machine.device, data.places)
         return self._pixels
 
     def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
@@ -117,6 +134,7 @@ class Workbench:
                     plain_rows=np.arange(len(self.dataset.frame)),
                     augmented_rows=train,
                     name=key if config.cache else None,
+                    numbers=config.activations,
                     progress=watch("computing what the frozen layers give"),
                 )
             where = "the cache folder" if source.mapped else "memory"
@@ -133,6 +151,7 @@ class Workbench:
             _RECIPE,
             config.model,
             config.freeze,
+            config.activations,
             str(self.machine),
             torch.__version__,
         ]

@@ -32,7 +32,7 @@ _FEW_PHOTOS = 5
 class TrainingFacts:
     """What the page is made from: plain results, row for row of the test split where arrays.
 
-    :ivar photos: (T, S, S, 3) uint8.
+    :ivar photos: rows of the test split, (n,) int64 -> their photos, (n, S, S, 3) uint8.
     :ivar names: columns image and label_group, and title where the catalogue has one.
     :ivar probabilities: (T, C) float.
     :ivar has_copy: (T,) bool, whether a copy of the photo is in train.
@@ -48,7 +48,7 @@ class TrainingFacts:
     data_lines: Sequence[str]
     scores: Mapping[str, float]
     history: pd.DataFrame
-    photos: np.ndarray
+    photos: Callable[[np.ndarray], np.ndarray]
     names: pd.DataFrame
     labels: np.ndarray
     probabilities: np.ndarray
@@ -247,8 +247,8 @@ def _gallery(
 ) -> Gallery:
     shown = rows[:_MOST_TILES]
     tiles = [
-        Tile(photo_picture(facts.photos[row], _alt(facts, row, "Photo")), _lines(facts, row))
-        for row in shown
+        Tile(photo_picture(photo, _alt(facts, row, "Photo")), _lines(facts, row))
+        for row, photo in zip(shown, facts.photos(shown), strict=True)
     ]
     return Gallery(title, caption if tiles else "There are none.", tiles, total - len(tiles))
 
@@ -259,15 +259,16 @@ def _attention(
     """The mistakes once more, with what spoke for the wrong label group."""
     if not len(rows):
         return None
-    maps = look(np.asarray(facts.photos[rows]), predicted[rows])
+    photos = facts.photos(rows)
+    maps = look(photos, predicted[rows])
     if maps is None:
         return None
     tiles = [
         Tile(
-            photo_picture(_overlay(facts.photos[row], heat), _alt(facts, row, "Grad-CAM on photo")),
+            photo_picture(_overlay(photo, heat), _alt(facts, row, "Grad-CAM on photo")),
             _answer(facts, row),
         )
-        for row, heat in zip(rows, maps, strict=True)
+        for row, photo, heat in zip(rows, photos, maps, strict=True)
     ]
     caption = (
         "The same mistakes in the same order. Grad-CAM: the brighter and warmer a part of the "

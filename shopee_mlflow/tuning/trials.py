@@ -83,7 +83,8 @@ def _train(
     epochs: list[Epoch] = []
     pruned = False
     progress = watch(f"trial {trial.number}, epochs")
-    for epoch in fit(part.cut.rest, part.train, part.val, config, bench.machine):
+    rest = part.cut.rest
+    for epoch in fit(rest, part.train, part.val, config, bench.machine, step=part.step):
         epochs.append(epoch)
         best.update(epoch)
         run.log_metrics(epoch.metrics(), step=epoch.number)

@@ -19,7 +19,7 @@ import torch
 from ..console import fail, say, show_log_messages
 from ..data.dataset import load_dataset
 from ..errors import ShopeeError, StudyError
-from ..modeling.fit import choose_machine
+from ..modeling.machine import choose_machine
 from ..modeling.workbench import Workbench
 from ..tracking.lifeline import stop_on_signals
 from ..tracking.run_log import RunLog

@@ -88,7 +88,7 @@ def log_results(
         data_lines=dataset.lines(),
         scores=scores,
         history=history,
-        photos=dataset.pixels[test],
+        photos=lambda rows: dataset.photos(test[rows]),
         names=names,
         labels=labels,
         probabilities=softmax(logits),

@@ -13,15 +13,8 @@ from ..config import AUTO, TrainConfig, as_params
 from ..console import TrainingProgress, duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..modeling.architectures import check_architecture
-from ..modeling.fit import (
-    Best,
-    Epoch,
-    Machine,
-    choose_machine,
-    epochs_without_progress,
-    fit,
-    predict_logits,
-)
+from ..modeling.fit import Best, Epoch, epochs_without_progress, fit, predict_logits
+from ..modeling.machine import Machine, choose_machine
 from ..modeling.metrics import score
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Prepared, Workbench
@@ -86,6 +79,9 @@ def train(
         model = bench.new_model(config)
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
         part = bench.prepare(model, config)
+        run.log_tags({"compiled": str(part.step is not None).lower()})
+        if part.step is not None:
+            say("the training step is compiled first, which takes a minute or two")
         best = Best(part.cut.rest)
         epochs = run_epochs(run, part, best, config, machine)
         best.restore()
@@ -118,7 +114,8 @@ def run_epochs(
     """Train, log each epoch, keep the best, and stop early where ``patience`` says so."""
     epochs: list[Epoch] = []
     with TrainingProgress(part.train.photos, config.epochs) as progress:
-        loop = fit(part.cut.rest, part.train, part.val, config, machine, progress.batch)
+        rest, step = part.cut.rest, part.step
+        loop = fit(rest, part.train, part.val, config, machine, progress.batch, step)
         for epoch in loop:
             epochs.append(epoch)
             improved = best.update(epoch)

@@ -14,8 +14,8 @@ from ..console import duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
 from ..modeling.architectures import check_architecture
-from ..modeling.fit import choose_machine
 from ..modeling.freezing import cut_model
+from ..modeling.machine import choose_machine
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Workbench
 from ..tracking.lifeline import stop_on_signals

@@ -1,0 +1,82 @@
+"""Where a training computes, and how precisely."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ..config import AUTO
+from ..errors import ConfigError
+
+# glibc's mallopt: M_MMAP_THRESHOLD as large as it may be, M_TRIM_THRESHOLD off.
+_MALLOC = {-3: 2**31 - 1, -1: -1}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how precisely to compute."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision where it is asked for, else nothing."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        where = f"{self.device} ({name})" if name else str(self.device)
+        return f"{where}, {self.precision}"
+
+
+def choose_machine(device: str = AUTO, precision: str = AUTO) -> Machine:
+    """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
+
+    :raises ConfigError: when the device asked for is not there.
+    """
+    try:
+        chosen = torch.device(_best_device() if device == AUTO else device)
+    except RuntimeError:
+        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"]) from None
+    usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
+    if chosen.type not in usable:
+        raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"])
+    if (chosen.index or 0) >= usable[chosen.type]:
+        there = [name for name, count in usable.items() if count]
+        raise ConfigError([f"device={device}: this machine has {', '.join(there)} only"])
+    if precision == AUTO:
+        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "fp32"
+    if precision == "fp16" and chosen.type == "cpu":
+        raise ConfigError(["precision=fp16: the CPU trains in fp32 or bf16"])
+    return Machine(chosen, precision)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that a training step frees, for the next step.
+
+    Otherwise glibc hands large blocks back to the system and takes them anew, page by page, in
+    each step, which took up to half of the time on a CPU. Other systems are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in _MALLOC.items():
+        libc.mallopt(parameter, value)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if _has_mps() else "cpu"
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
