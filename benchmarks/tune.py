@@ -17,11 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 import torch
+
+if TYPE_CHECKING:
+    from .job import Job
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,26 +39,47 @@ def main() -> None:
     parser.add_argument("--data", default="sample")
     parser.add_argument("--weights")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        seconds, table = run_study(Path(place), options)
-    first = table.loc[table["trial"] == 0, "seconds"].item()
-    rest = table.loc[table["trial"] > 0, "seconds"]
-    states = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items())
+    given = {"data": options.data, "n_trials": options.trials, "jobs": options.jobs}
+    found = study_seconds({**given, **starting_weights(options.weights)})
+    first, whole = found["first_trial"], found["whole"]
     print(
         "| trials | first trial, s | median of the others, s | whole command, s | command / first "
         "trial | machine |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     print(
-        f"| {states} | {first:.1f} | {rest.median():.2f} | {seconds:.1f} | {seconds / first:.2f} | "
+        f"| {found['states']} | {first:.1f} | {found['others']:.2f} | {whole:.1f} | "
+        f"{whole / first:.2f} | "
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__} |"
     )
 
 
-def run_study(place: Path, options: argparse.Namespace) -> tuple[float, pd.DataFrame]:
-    """Seconds of the whole command, and the table of its trials."""
-    given = {"data": options.data, "n_trials": options.trials, "jobs": options.jobs}
-    given |= {"weights": options.weights} if options.weights else {"model": "effnet"}
+def measure(job: Job) -> dict[str, Any]:
+    """The seconds of a study on the benchmark's catalogue."""
+    given = {"data": job.catalog, "n_trials": job.trials, "image_size": job.image_size}
+    return study_seconds({**given, "device": job.device, **starting_weights(job.weights)})
+
+
+def starting_weights(weights: str | None) -> dict[str, str]:
+    """The options for these weights; without any, random ones."""
+    return {"weights": weights} if weights else {"model": "effnet"}
+
+
+def study_seconds(given: Mapping[str, object]) -> dict[str, Any]:
+    """Seconds of the first trial, of the others (median) and of the whole command."""
+    with tempfile.TemporaryDirectory() as place:
+        whole, table = run_study(Path(place), given)
+    states = table["state"].value_counts()
+    return {
+        "states": ", ".join(f"{count} {state}" for state, count in states.items()),
+        "first_trial": float(table.loc[table["trial"] == 0, "seconds"].item()),
+        "others": float(table.loc[table["trial"] > 0, "seconds"].median()),
+        "whole": whole,
+    }
+
+
+def run_study(place: Path, given: Mapping[str, object]) -> tuple[float, pd.DataFrame]:
+    """Seconds of the whole command with these options, and the table of its trials."""
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     store = f"sqlite:///{place}/mlflow.db"
     env = {

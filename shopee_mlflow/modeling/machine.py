@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 
 from ..config import AUTO
 from ..errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 # glibc's mallopt: M_MMAP_THRESHOLD as large as it may be, M_TRIM_THRESHOLD off.
 _MALLOC = {-3: 2**31 - 1, -1: -1}
@@ -54,9 +57,17 @@ def choose_machine(device: str = AUTO, precision: str = AUTO) -> Machine:
     if precision == AUTO:
         bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if bf16 else "fp32"
+    if precision == "bf16" and chosen.type == "cpu" and not computes_bf16():
+        _log.warning("precision=bf16: this CPU has no instructions for it; fp32 would be faster")
     if precision == "fp16" and chosen.type == "cpu":
         raise ConfigError(["precision=fp16: the CPU trains in fp32 or bf16"])
     return Machine(chosen, precision)
+
+
+def computes_bf16() -> bool:
+    """Whether the CPU has instructions for bf16."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def keep_freed_memory() -> None:

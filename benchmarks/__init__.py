@@ -1,0 +1,1 @@
+"""Ours beside honest references; see README.md."""

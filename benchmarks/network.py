@@ -1,0 +1,59 @@
+"""The one network that every reference trains, and how it is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from shopee_mlflow.modeling.architectures import read_state
+
+from .job import Job, count_classes
+
+# Below this many full batches in a job, compiling evaluation costs more than it gives.
+_WORTH_COMPILING = 100
+
+
+def new_network(job: Job) -> nn.Module:
+    """torchvision's EfficientNet-B0 with the given weights and a head for our label groups."""
+    torch.manual_seed(0)
+    network = torchvision.models.efficientnet_b0(weights=None)
+    network.classifier[1] = nn.Linear(network.classifier[1].in_features, count_classes(job.catalog))
+    if job.weights:
+        network.load_state_dict({**network.state_dict(), **body_state(job)})
+    return network
+
+
+def body_state(job: Job) -> dict[str, Tensor]:
+    """The given weights without the head's, which is for other classes."""
+    state = read_state(job.weights) if job.weights else {}
+    return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+
+
+class CompiledBatches:
+    """Takes the place of a module's ``forward``: full batches run compiled, odd ones as they are.
+
+    So each kind of batch is compiled once, and the last, smaller one of an epoch never is.
+
+    :ivar on: False: everything runs as it is.
+    """
+
+    def __init__(self, module: nn.Module, job: Job, val_photos: int) -> None:
+        self._module, self._full = module, job.batch_size
+        full_batches = val_photos // job.batch_size * job.epochs
+        self._evaluation = full_batches >= _WORTH_COMPILING
+        self._plain: Any = module.forward
+        self._fast = torch.compile(self._plain, dynamic=False)
+        self.on = True
+        module.forward = self
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        wanted = self.on and len(inputs) == self._full
+        if wanted and (self._module.training or self._evaluation):
+            # fastai's own kind of tensor would be traced method by method.
+            output: Tensor = self._fast(inputs.as_subclass(Tensor))
+        else:
+            output = self._plain(inputs)
+        return output

@@ -1,0 +1,142 @@
+"""Ours: the command as people type it, read back from the tracking store that it has written."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from torch import Tensor
+
+from shopee_mlflow.config import TrainConfig, read_yaml, resolve
+from shopee_mlflow.data.batches import Batches
+from shopee_mlflow.data.dataset import load_dataset
+from shopee_mlflow.modeling.fit import fit
+from shopee_mlflow.modeling.machine import choose_machine, computes_bf16
+from shopee_mlflow.modeling.workbench import Workbench
+
+from ..job import MANIFEST, Job
+
+FROZEN, FULL = "ours_frozen", "ours_full"
+_FAST = Path(__file__).parents[2] / "experiments" / "fast.yaml"
+# Epochs of a job that is scaled: one that starts up, and one that is like all that follow.
+_FEWEST = 2
+# Batches of the epoch in which waiting is measured, where all of them would take minutes.
+_WAIT_BATCHES = 4
+
+
+def options(job: Job) -> dict[str, Any]:
+    """The options of the training, as they are typed."""
+    given: dict[str, Any] = {
+        "data": job.catalog,
+        "model": "effnet_pretrained" if job.weights else "effnet",
+        "epochs": epochs(job),
+        "batch_size": job.batch_size,
+        "image_size": job.image_size,
+        "device": job.device,
+    }
+    if job.name == FROZEN and choose_machine(job.device).device.type == "cpu" and computes_bf16():
+        # What is trained are matrix products nearly all, which gain by it.
+        given["precision"] = "bf16"
+    if job.weights:
+        given["weights"] = job.weights
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    if job.name == FULL:
+        given |= {"freeze": "none", "augment": "false"}
+        given |= {"compile": str(job.compile).lower()} if "compile" in names else {}
+    elif _FAST.is_file():
+        given["config"] = str(_FAST)
+    else:
+        given["freeze"] = "features.6"
+    return given
+
+
+def epochs(job: Job) -> int:
+    """How many epochs are run."""
+    return job.epochs if job.to_the_end else min(_FEWEST, job.epochs)
+
+
+def command(job: Job) -> list[str]:
+    """What is typed."""
+    words = [word for name, value in options(job).items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "shopee_mlflow", "train", *words]
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The figures of the command that has been run in this job's folder, and the input wait.
+
+    Seconds are told by the metrics in the tracking store; ``job.started`` is when it began.
+    """
+    [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "epoch_seconds")
+    history.sort(key=lambda metric: metric.step)
+    speeds = client.get_metric_history(run.info.run_id, "images_per_second")
+    later = [metric.value for metric in history if metric.step > 1]
+    figures: dict[str, Any] = {
+        "first_epoch_done": history[0].timestamp / 1000 - job.started,
+        "later_epoch": statistics.median(later) if later else None,
+        "images_per_second": statistics.median(m.value for m in speeds if m.step > 1 or not later),
+        "epochs_run": len(history),
+        "scaled": [],
+        "flags": _flags(job, compiled=run.data.tags.get("compiled") == "true"),
+        "input_wait": input_wait(job),
+    }
+    if len(history) == job.epochs:
+        test = {k.removeprefix("test_"): v for k, v in run.data.metrics.items() if "test_" in k}
+        photos = int((pd.read_csv(Path(job.catalog) / MANIFEST)["split"] == "test").sum())
+        figures["test"] = {**test, "photos": photos}
+    return figures
+
+
+def _flags(job: Job, compiled: bool) -> str:
+    given = options(job)
+    found = {**(read_yaml(Path(given["config"])) if "config" in given else {}), **given}
+    words = [f"{name}={found[name]}" for name in ("freeze", "lr", "precision") if name in found]
+    return ", ".join([*words, *(["compile"] if compiled else [])])
+
+
+class WatchedBatches(Batches):
+    """The training's own batches, with the seconds that they were waited for."""
+
+    def epoch(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches as they are."""
+        waits = _waits.setdefault(number, [])
+        batches = super().epoch(number)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waits.append(time.perf_counter() - asked)
+            if batch is None:
+                return
+            yield batch
+
+
+# By epoch; the batches themselves are frozen.
+_waits: dict[int, list[float]] = {}
+
+
+def input_wait(job: Job) -> float:
+    """Share of a warm epoch, without validation, in which the next batch was waited for.
+
+    The real loop is run for two epochs on the prepared photos, or activations; the second counts.
+    """
+    # The length of the whole job decides what is worth compiling.
+    config = resolve(TrainConfig, {**options(job), "epochs": max(job.epochs, 2)})
+    machine = choose_machine(config.device, config.precision)
+    bench = Workbench(load_dataset(config), machine)
+    part = bench.prepare(bench.new_model(config), config)
+    rows = part.train.rows
+    if job.name == FULL:
+        rows = rows[: _WAIT_BATCHES * config.batch_size]
+    batches = WatchedBatches(**{**vars(part.train), "rows": rows})
+    loop = fit(part.cut.rest, batches, part.val, config, machine, step=part.step)
+    next(loop)
+    warm = next(loop)
+    return sum(_waits[2]) / (len(rows) / warm.images_per_second)
