@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,31 +135,3 @@ def test_a_compiled_training_gives_the_same() -> None:
         epochs = fit(whole, batches(4, learn=True), batches(8), config, CPU, step=step)
         histories.append([(e.train_loss, e.val_loss) for e in epochs])
     assert histories[0] == [pytest.approx(pair, rel=1e-4) for pair in histories[1]]
-
-
-PAGES = """
-import resource, sys, torch
-from shopee_mlflow.modeling.machine import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def step():
-    return torch.ones(2**24)  # 64 MiB
-step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
-    def faults(choice: str) -> int:
-        command = [sys.executable, "-c", PAGES, choice]
-        root = Path(__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        return int(done.stdout)
-
-    # 64 MiB are 16,384 pages of 4 KiB: taken once, or in each of the five steps.
-    assert faults("keep") < 20_000
-    assert faults("leave") > 60_000

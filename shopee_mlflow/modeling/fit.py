@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..errors import TrainingError
-from .machine import Machine
+from .machine import Machine, give_back_memory
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 Watch = Callable[[int, float, float], None]
@@ -122,6 +122,7 @@ def fit(
                 f"The loss in epoch {number} is {train_loss} (validation {val_loss}): training "
                 f"diverged. Lower lr (now {config.lr:g}) or set clip_norm=1."
             )
+        give_back_memory(machine)
         yield Epoch(
             number=number,
             train_loss=train_loss,

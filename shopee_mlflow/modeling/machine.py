@@ -8,6 +8,7 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from ..config import AUTO
@@ -17,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 # glibc's mallopt: M_MMAP_THRESHOLD as large as it may be, M_TRIM_THRESHOLD off.
 _MALLOC = {-3: 2**31 - 1, -1: -1}
+# Share of the machine's memory above which freed memory is given back after each epoch.
+_MUCH = 0.4
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,27 @@ def keep_freed_memory() -> None:
     Otherwise glibc hands large blocks back to the system and takes them anew, page by page, in
     each step, which took up to half of the time on a CPU. Other systems are left as they are.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc:
+        for parameter, value in _MALLOC.items():
+            libc.mallopt(parameter, value)
+
+
+def give_back_memory(machine: Machine) -> None:
+    """Hand freed memory back to the system where this process holds much of the machine's.
+
+    What is kept for the next step lies in pieces between what is in use, so it grows.
+    """
+    if machine.device.type != "cpu":
         return
-    libc = ctypes.CDLL(None)
-    for parameter, value in _MALLOC.items():
-        libc.mallopt(parameter, value)
+    held = psutil.Process().memory_info().rss
+    libc = _glibc()
+    if libc and held > _MUCH * psutil.virtual_memory().total:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def _best_device() -> str:

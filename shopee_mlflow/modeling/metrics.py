@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import classification_report, confusion_matrix
 
 # Two-sided 95 % of the normal distribution.
 _Z95 = 1.959963984540054
@@ -159,6 +158,9 @@ def _mean_deviation(trials: int, chance: float) -> float:
 
 def class_report(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """scikit-learn's classification report: precision, recall, f1-score and support by class."""
+    # Here, since it takes a second to import and is needed at the end of a training only.
+    from sklearn.metrics import classification_report
+
     report: dict[str, Any] = classification_report(
         labels,
         predicted,
@@ -174,5 +176,7 @@ def class_report(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """Counts of true (rows) against predicted (columns) label groups."""
+    from sklearn.metrics import confusion_matrix
+
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
     return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
