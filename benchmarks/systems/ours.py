@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 import time
@@ -25,6 +24,8 @@ from ..job import MANIFEST, Job
 
 FROZEN, FULL = "ours_frozen", "ours_full"
 _FAST = Path(__file__).parents[2] / "experiments" / "fast.yaml"
+# Photos times epochs from which compiling pays on a CPU, all layers trained.
+_LONG = 45_000
 # Epochs of a job that is scaled: one that starts up, and one that is like all that follow.
 _FEWEST = 2
 # Batches of the epoch in which waiting is measured, where all of them would take minutes.
@@ -46,10 +47,10 @@ def options(job: Job) -> dict[str, Any]:
         given["precision"] = "bf16"
     if job.weights:
         given["weights"] = job.weights
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
     if job.name == FULL:
         given |= {"freeze": "none", "augment": "false"}
-        given |= {"compile": str(job.compile).lower()} if "compile" in names else {}
+        # As auto decides for the whole job; of a scaled one it sees two epochs.
+        given["compile"] = str(job.compile and job.size * job.epochs > _LONG).lower()
     elif _FAST.is_file():
         given["config"] = str(_FAST)
     else:
