@@ -84,7 +84,7 @@ def _train(
     pruned = False
     progress = watch(f"trial {trial.number}, epochs")
     rest = part.cut.rest
-    for epoch in fit(rest, part.train, part.val, config, bench.machine, step=part.step):
+    for epoch in fit(rest, part.train, part.val, config, bench.machine, None, part.step):
         epochs.append(epoch)
         best.update(epoch)
         run.log_metrics(epoch.metrics(), step=epoch.number)
