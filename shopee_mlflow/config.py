@@ -109,6 +109,11 @@ class TrainConfig(DataConfig):
     augment: bool = option(
         True, "with probability 0.5 one of horizontal flip, vertical flip, grayscale (train only)"
     )
+    tta: bool = option(
+        False,
+        "the model answers with the mean over a photo and its mirror image (test-time "
+        "augmentation, in test and serving); takes twice the time",
+    )
     epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
     batch_size: int = option(75, "photos in a training step", minimum=1, maximum=65_536)
     lr: float = option(0.01, "learning rate of SGD", above=0, maximum=100)

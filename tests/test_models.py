@@ -105,6 +105,21 @@ def test_preprocessing_is_imagenets(small: ProductClassifier) -> None:
     torch.testing.assert_close(small.preprocess(white)[0, :, 5, 5], expected)
 
 
+def test_tta_answers_with_the_mean_of_a_photo_and_its_mirror_image(
+    small: ProductClassifier,
+) -> None:
+    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        plain, mirrored = small(images).softmax(1), small(images.flip(3)).softmax(1)
+        assert not torch.allclose(plain, mirrored, atol=1e-4)
+        small.tta = True
+        torch.testing.assert_close(small(images).softmax(1), (plain + mirrored) / 2)
+        # Logarithms of probabilities: nothing is left to be normalised.
+        torch.testing.assert_close(small(images), small(images).log_softmax(1))
+        small.train()
+        torch.testing.assert_close(small(images).softmax(1), plain)
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 32, 32, 3)])
 def test_another_shape_is_a_clear_error(small: ProductClassifier, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must have the shape \(N, 3, H, W\)"):

@@ -95,10 +95,11 @@ def test_the_manifest_and_predictions_are_those_of_the_result(
     assert right == pytest.approx(result.scores["test_accuracy"])
 
 
+@pytest.mark.parametrize("tta", [False, True])
 def test_the_logged_model_is_the_best_epochs_and_knows_its_classes(
-    make_catalog: MakeCatalog,
+    make_catalog: MakeCatalog, tta: bool
 ) -> None:
-    result = train(tiny(make_catalog(), epochs=4))
+    result = train(tiny(make_catalog(), epochs=4, tta=tta))
     loaded = mlflow.pytorch.load_model(f"models:/{result.model_id}", weights_only=False)
     test = result.dataset.rows("test")
     images = torch.from_numpy(result.dataset.pixels[test]).permute(0, 3, 1, 2)
@@ -106,6 +107,7 @@ def test_the_logged_model_is_the_best_epochs_and_knows_its_classes(
         np.testing.assert_allclose(loaded(images).numpy(), result.test_logits, atol=1e-5)
     assert loaded.classes == result.dataset.classes
     assert loaded.image_size == 32
+    assert loaded.tta == tta
 
     info = mlflow.get_logged_model(result.model_id)
     assert {m.key: m.value for m in info.metrics}["test_accuracy"] == result.scores["test_accuracy"]
@@ -133,11 +135,10 @@ def test_the_same_options_give_the_same_run_and_another_seed_another(
     assert train(tiny(folder, split_seed=1)).dataset.digest != first.dataset.digest
 
 
-def test_frozen_training_gives_a_whole_model(make_catalog: MakeCatalog) -> None:
-    config = tiny(
-        make_catalog(), model="mobilenet_v3_small", freeze="features.3", image_size=64, epochs=1
-    )
-    result = train(config)
+@pytest.mark.parametrize("tta", [False, True])
+def test_frozen_training_gives_a_whole_model(make_catalog: MakeCatalog, tta: bool) -> None:
+    options = {"model": "mobilenet_v3_small", "freeze": "features.3", "image_size": 64}
+    result = train(tiny(make_catalog(), **options, epochs=1, tta=tta))
     test = result.dataset.rows("test")
     images = torch.from_numpy(result.dataset.pixels[test]).permute(0, 3, 1, 2)
     with torch.no_grad():

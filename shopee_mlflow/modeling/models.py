@@ -5,6 +5,7 @@ This file travels inside every logged model, so it imports nothing but torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,14 @@ class ProductClassifier(nn.Module):
     :ivar classes: label groups as text, in the order of the logits.
     :ivar image_size: side in pixels to which photos are resized inside.
     :ivar architecture: the name it was built by.
+    :ivar tta: in eval mode, answer for a photo and its mirror image together (test-time
+        augmentation); the time is twice as long.
     """
 
     mean: Tensor
     std: Tensor
+    # Of the class as well: models logged before there was such a thing do not have their own.
+    tta = False
 
     def __init__(
         self,
@@ -69,9 +74,16 @@ class ProductClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Photos -> (N, classes) float logits.
 
+        With ``tta``, in eval mode, logarithms of the mean of both images' probabilities.
+
         :param images: (N, 3, H, W), uint8 0..255 or float 0..1, any H and W.
         """
-        return self.head(self.embed(images))
+        logits: Tensor = self.head(self.embed(images))
+        if not self.tta or self.training:
+            return logits
+        mirrored = self.head(self.embed(images.flip(-1)))
+        both = torch.stack([logits.log_softmax(1), mirrored.log_softmax(1)])
+        return both.logsumexp(0) - math.log(2)
 
 
 class SmallCNN(nn.Module):

@@ -77,6 +77,7 @@ def save_model(
         "classes": portable.classes,
         "image_size": portable.image_size,
         "architecture": portable.architecture,
+        "tta": portable.tta,
         "probe": _probe_logits(portable, portable.image_size),
     }
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")

@@ -50,6 +50,7 @@ def score_trial(plan: SearchPlan, bench: Workbench, trial: TrialResult) -> Teste
     config = plan.trial_config(trial.values)
     model = bench.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, WEIGHTS_FILE))
+    model.tta = config.tta
     labels, logits = predict_logits(model, bench.test_photos(), bench.machine)
     scores = {
         "best_val_accuracy": trial.val_accuracy,

@@ -85,8 +85,10 @@ def train(
         best = Best(part.cut.rest)
         epochs = run_epochs(run, part, best, config, machine)
         best.restore()
-        labels, logits = predict_logits(part.cut.rest, part.test, machine)
         model.eval().requires_grad_(True)
+        model.tta = config.tta
+        tested = (model, bench.test_photos()) if model.tta else (part.cut.rest, part.test)
+        labels, logits = predict_logits(*tested, machine)
         assert best.epoch is not None
         scores = {
             "best_val_accuracy": best.epoch.val_accuracy,
