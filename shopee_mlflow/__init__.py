@@ -23,7 +23,7 @@ _HOMES = {
     "ShopeeError": "errors",
     "Dataset": "data.dataset",
     "load_dataset": "data.dataset",
-    "read_catalog": "data.catalog",
+    "read_catalog": "data.catalog_file",
     "read_pixels": "data.images",
     "assign_splits": "data.splits",
     "sample_catalog": "data.sample",

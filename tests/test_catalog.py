@@ -16,11 +16,10 @@ from shopee_mlflow.data.catalog import (
     drop_conflicting_contents,
     drop_small_groups,
     fill_phashes,
-    find_catalog,
     locate_files,
-    read_catalog,
     select_rows,
 )
+from shopee_mlflow.data.catalog_file import find_catalog, read_catalog
 from shopee_mlflow.errors import CatalogError
 
 Write = Callable[[str | bytes], Path]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from shopee_mlflow import ExploreConfig, cli, explore
 from shopee_mlflow.config import DataConfig
-from shopee_mlflow.data.catalog import read_catalog
+from shopee_mlflow.data.catalog_file import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
 from shopee_mlflow.data.photo_survey import survey_photos

@@ -10,11 +10,16 @@ import pytest
 from conftest import SHARED, write_csv
 
 from shopee_mlflow.config import DataConfig
-from shopee_mlflow.data.catalog import read_catalog
+from shopee_mlflow.data.catalog_file import read_catalog
 from shopee_mlflow.data.selection import select_photos, try_splits
 from shopee_mlflow.data.splits import assign_splits, count_leaks
 from shopee_mlflow.data.survey import Survey, cluster_table, survey_catalog
-from shopee_mlflow.data.titles import count_bytes_literals, decode_escapes, escaped_titles
+from shopee_mlflow.data.titles import (
+    count_bytes_literals,
+    decode_escapes,
+    escaped_titles,
+    without_formulas,
+)
 from shopee_mlflow.errors import CatalogError
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
@@ -245,3 +250,23 @@ def test_the_real_catalogue_has_the_facts_that_are_known_of_it() -> None:
     # 3,419 by comparing each of 28,735 phashes with each other one.
     assert facts["near_pairs"] == 3_419
     assert seconds < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1", "'+1"),
+        ("-cmd|x", "'-cmd|x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("-5", "-5"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_no_text_for_people_begins_as_a_formula(text: str, written: str) -> None:
+    table = pd.DataFrame({"title": [text], "rows": [-3]})
+    plain = without_formulas(table)
+    assert plain.loc[0].tolist() == [written, -3]
+    assert table.loc[0, "title"] == text

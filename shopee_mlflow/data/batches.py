@@ -124,13 +124,17 @@ class Batches:
         """Photos in an epoch."""
         return len(self.rows)
 
-    def epoch(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, (n,) int64, of each batch, on the device."""
+    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, (n,) int64, of each batch, on the device.
+
+        :param skip: so many batches at the beginning are left out.
+        """
         rng = np.random.default_rng((self.seed, number))
         rows = rng.permutation(self.rows) if self.shuffle else self.rows
         variants = draw_variants(len(rows), rng) if self.augment else np.zeros(len(rows), int)
-        start = 0
-        for end in self._ends():
+        ends = self._ends()
+        start = ends[skip - 1] if skip else 0
+        for end in ends[skip:]:
             part = rows[start:end]
             labels = on_device(self.labels[part], self.device)
             yield self.source.take(part, variants[start:end]), labels

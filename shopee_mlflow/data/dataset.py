@@ -18,11 +18,10 @@ from .catalog import (
     drop_conflicting_contents,
     drop_small_groups,
     fill_phashes,
-    find_catalog,
     locate_files,
-    read_catalog,
     select_rows,
 )
+from .catalog_file import find_catalog, read_catalog
 from .sample import sample_catalog
 
 Watch = Callable[[str], Progress | None]

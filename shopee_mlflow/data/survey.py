@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .catalog import COLUMNS, PHASH
+from .catalog import PHASH
+from .catalog_file import COLUMNS
 from .near_copies import NearPairs, connected, near_pairs, parse_phashes
 from .titles import count_bytes_literals, escaped_titles
 
@@ -148,7 +149,7 @@ class Survey:
 
 
 def survey_catalog(rows: pd.DataFrame, computed: Mapping[str, str] | None = None) -> Survey:
-    """Survey a catalogue as :func:`shopee_mlflow.data.catalog.read_catalog` gives it.
+    """Survey a catalogue as :func:`shopee_mlflow.data.catalog_file.read_catalog` gives it.
 
     :param computed: phashes of photos by file name, for rows without a valid one.
     """

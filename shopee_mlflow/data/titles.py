@@ -8,8 +8,22 @@ import pandas as pd
 
 ESCAPE = r"\\[xX][0-9a-fA-F]{2}"
 _RUN = re.compile(f"(?:{ESCAPE})+")
+# A minus before a digit is a number.
+_FORMULA = re.compile(r"[=+@\t\r]|-(?!\d)")
 # The text that Python prints for bytes: b'...' or b"...".
 _BYTES_LITERAL = r"b(?:'.*'|\".*\")"
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for people, in which no text begins as a formula of a spreadsheet program does.
+
+    Such a text gets an apostrophe before it, which those programs take for "this is text".
+    """
+
+    def plain(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+    return table.map(plain)
 
 
 def decode_escapes(title: str) -> str:

@@ -12,15 +12,8 @@ import torch
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
 from ..data.cache import hash_files, load_pixels
-from ..data.catalog import (
-    Cleaning,
-    drop_bad_images,
-    find_catalog,
-    inside_folder,
-    locate_files,
-    read_catalog,
-    select_rows,
-)
+from ..data.catalog import Cleaning, drop_bad_images, inside_folder, locate_files, select_rows
+from ..data.catalog_file import find_catalog, read_catalog
 from ..data.dataset import locate_catalog
 from ..data.splits import TEST
 from ..errors import CatalogError

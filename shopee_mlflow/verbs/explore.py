@@ -12,11 +12,12 @@ import pandas as pd
 
 from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
-from ..data.catalog import IMAGES_NAME, REQUIRED, find_csv, read_catalog
+from ..data.catalog_file import IMAGES_NAME, REQUIRED, find_csv, read_catalog
 from ..data.dataset import locate_catalog
 from ..data.photo_survey import survey_photos
 from ..data.selection import select_photos
 from ..data.survey import survey_catalog
+from ..data.titles import without_formulas
 from ..errors import CatalogError
 from ..reports.explore import TABLES, Explored, explore_page
 from ..reports.explore.photo_words import states_in_words
@@ -60,7 +61,8 @@ def explore(config: ExploreConfig, typed: Mapping[str, str] | None = None) -> Ex
         explored = look_into(config, csv, folder)
         facts, tables = explored.facts(), explored.tables()
         files = {REPORT_FILE: explore_page(explored)}
-        files |= {n: t.to_csv(index=False, lineterminator="\n") for n, t in tables.items()}
+        for name, table in tables.items():
+            files[name] = without_formulas(table).to_csv(index=False, lineterminator="\n")
         for name, text in files.items():
             (out / name).write_text(text, encoding="utf-8", newline="")
             run.log_text(text, f"{FOLDER}/{name}")

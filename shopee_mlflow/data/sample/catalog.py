@@ -20,7 +20,7 @@ import imagehash
 from PIL import Image
 
 from ...errors import CatalogError
-from ..catalog import COLUMNS
+from ..catalog_file import COLUMNS
 from ..storage import cache_folder
 from .designs import DESIGNS
 from .drawing import draw_product
