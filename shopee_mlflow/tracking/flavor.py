@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -84,6 +85,15 @@ def save_model(
     mlflow_model.signature = signature()
     mlflow_model.flavors["python_function"]["loader_module"] = __name__
     mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def save_in_folder(classifier: ProductClassifier, folder: Path) -> None:
+    """Write a classifier into a folder, which ``mlflow.pytorch.load_model`` takes, without a store.
+
+    What is there is replaced.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(str(folder), Model(), classifier)
 
 
 def _save_pickle(model: ProductClassifier, path: str, mlflow_model: Model) -> None:

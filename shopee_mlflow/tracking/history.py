@@ -18,7 +18,8 @@ from ..config import TrainConfig, read_yaml
 from ..errors import TrackingError
 from ..options import as_text, parse_option
 from .run_log import read_table
-from .runs import STORE_ERRORS, find_run, quieten, store_error
+from .runs import find_run
+from .store import STORE_ERRORS, quieten, store_error
 
 CHOSEN_BY = "best_val_accuracy"
 TRIAL_TAG = "trial"

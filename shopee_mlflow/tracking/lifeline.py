@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,6 +24,37 @@ class _Writing:
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop; the message says by whom."""
+
+
+class _Patience:
+    """Whether the first stop may wait until it is asked for, and which one waits."""
+
+    granted = False
+    waiting: Stopped | None = None
+    signal = 0
+
+
+@contextmanager
+def gently() -> Iterator[Callable[[], None]]:
+    """Let the first stop wait until the work has come to a good place; the second comes at once.
+
+    ``mlflow run`` sends a SIGTERM after each Ctrl-C, so only a second signal of the same kind
+    counts as a second one.
+
+    :returns: to be called at each good place: raises the :class:`Stopped` that waits there; one
+        that still waits at the end of the block is raised then.
+    """
+
+    def stop_here() -> None:
+        if _Patience.waiting is not None:
+            raise _Patience.waiting
+
+    _Patience.granted, _Patience.waiting = True, None
+    try:
+        yield stop_here
+        stop_here()
+    finally:
+        _Patience.granted, _Patience.waiting = False, None
 
 
 @contextmanager
@@ -62,12 +93,15 @@ def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's form
         nonlocal stopping
-        if stopping:
+        if stopping or (_Patience.waiting is not None and number != _Patience.signal):
             return
-        stopping = True
         gone = orphaned.is_set()
         name = "the process that started this one" if boss else "mlflow run"
         stopped = Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
+        if _Patience.granted and _Patience.waiting is None:
+            _Patience.waiting, _Patience.signal = stopped, number
+            return
+        stopping = True
         if _Writing.depth:
             _Writing.waiting = stopped
             return

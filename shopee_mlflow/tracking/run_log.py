@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -24,22 +23,25 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from torch import Tensor
 
+from ..console import duration, say
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
 from . import flavor
 from .lifeline import uninterrupted
+from .outbox import Outbox
+from .store import STORE_ERRORS
 
 MODEL_NAME = "model"
 _PARAMS_AT_ONCE = 100
-_METRICS_AT_ONCE = 1000
-_SEND_SECONDS = 1.0
+# How long the end of a training waits for a store that is silent.
+_PATIENCE_SECONDS = 300.0
 
 
 class RunLog:
     """What a command may write into a run, which need not be its own.
 
-    Metrics of epochs are sent together, once a second at most, so that many short epochs do not
-    wait for the store: call :meth:`flush` when the run ends.
+    Metrics of epochs are sent in the background, together, so that no epoch waits for the store,
+    and kept while it is silent: call :meth:`flush` when the run ends.
     """
 
     def __init__(self, run_id: str, experiment_id: str) -> None:
@@ -48,8 +50,9 @@ class RunLog:
         # How the run is to end, where that is decided before its block is left.
         self.status, self.reason = "FINISHED", ""
         self._client = MlflowClient()
-        self._waiting: list[Metric] = []
-        self._sent = -math.inf
+        self._outbox = Outbox(self._send)
+        # Metrics by name and step that the store has already.
+        self._known: set[tuple[str, int | None]] = set()
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters; those that ``mlflow run`` has logged before us stay as they are.
@@ -67,21 +70,54 @@ class RunLog:
         self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log named numbers, for an epoch where ``step`` is given."""
+        """Log named numbers: at once, or for an epoch, where ``step`` is given, soon."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(k, float(v), now, step or 0) for k, v in metrics.items()]
-        if step is None or time.monotonic() - self._sent > _SEND_SECONDS:
+        self._outbox.put(
+            [
+                Metric(name, float(value), now, step or 0)
+                for name, value in metrics.items()
+                if (name, step) not in self._known
+            ]
+        )
+        if step is None:
             self.flush()
 
+    def know_metrics(self, names: Iterable[str]) -> None:
+        """Log none of these metrics again for a step that the store has it for."""
+        for name in names:
+            history = self._client.get_metric_history(self.run_id, name)
+            self._known |= {(name, metric.step) for metric in history}
+
     def flush(self) -> None:
-        """Send the metrics that wait."""
+        """Send the metrics that wait.
+
+        :raises: one of ``STORE_ERRORS`` where the store does not answer; they wait on.
+        """
         # A server may take minutes to answer; it has its own ways to survive a client that leaves.
         local = mlflow.get_tracking_uri().startswith("sqlite:")
         with uninterrupted() if local else nullcontext():
-            while self._waiting:
-                self._client.log_batch(self.run_id, metrics=self._waiting[:_METRICS_AT_ONCE])
-                del self._waiting[:_METRICS_AT_ONCE]
-            self._sent = time.monotonic()
+            self._outbox.flush()
+
+    def wait_for_store(self) -> None:
+        """Send the metrics that wait; where the store is silent, ask again for some minutes.
+
+        :raises: one of ``STORE_ERRORS`` where it is silent still.
+        """
+        deadline, pause = time.monotonic() + _PATIENCE_SECONDS, 1.0
+        while True:
+            try:
+                self._client.get_run(self.run_id)
+                return self.flush()
+            except STORE_ERRORS:
+                if time.monotonic() + pause > deadline:
+                    raise
+            if pause == 1.0:
+                say(f"waiting for the tracking store, {duration(_PATIENCE_SECONDS)} at most")
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
+
+    def _send(self, metrics: Sequence[Metric]) -> None:
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def end_as(self, status: str, reason: str) -> None:
         """Let the run end as FAILED or KILLED, though its block is left without an exception."""

@@ -8,19 +8,18 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ShopeeError, TrackingError
 from .lifeline import stop_on_signals
 from .run_log import RunLog, read_table
+from .store import STORE_ERRORS, quieten, store_error
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +30,6 @@ CONTINUES_TAG = "continues"
 _SYSTEM_METRICS_SECONDS = 5
 _LONGEST_REASON = 5000
 _END_PAUSES = (0.0, 0.5, 2.0)
-# How a store says that it does not answer; one on a disk fails with the disk's errors, too.
-SILENCE = (MlflowException, SQLAlchemyError)
-STORE_ERRORS = (*SILENCE, OSError)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -222,22 +218,11 @@ def _end(log: RunLog, status: str, reason: str) -> None:
             return
         except STORE_ERRORS as error:
             failure = error
-    _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, failure)
-
-
-def store_error(error: Exception) -> TrackingError:
-    """The error for people about a store that has failed."""
-    message = getattr(error, "message", None) or str(error)
-    return TrackingError(
-        f"The tracking store {mlflow.get_tracking_uri()} does not answer as it should: {message}"
-    )
-
-
-def quieten() -> None:
-    """MLflow tells of each step of a new database, which is nobody's concern."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with suppress(*STORE_ERRORS):
+        # Else it would stay this process's active run, and could not be gone on with here.
+        mlflow.end_run(status)
+    reason = str(failure).split("\n")[0]
+    _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
 def child_runs(parent: RunLog) -> list[MlflowRun]:
@@ -275,9 +260,3 @@ def close_run(run_id: str, status: str, tags: Mapping[str, str]) -> None:
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     client.set_terminated(run_id, status)
-
-
-def local_folder() -> Path:
-    """The folder of a tracking store that is a local database; else the current one."""
-    uri = mlflow.get_tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path()

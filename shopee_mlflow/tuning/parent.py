@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from ..config import AUTO
 from ..console import say
 from ..errors import ShopeeError
+from ..tracking.processes import PROCESS_TAG, is_gone, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import (
     FAILURE_TAG,
-    STORE_ERRORS,
     child_runs,
     close_run,
     find_run,
@@ -19,11 +19,11 @@ from ..tracking.runs import (
     open_run,
     running_runs,
 )
-from .queue import is_gone, process_name
+from ..tracking.store import STORE_ERRORS
 from .study import Search
 from .trials import STATE_TAG, TRIAL_TAG
 
-PROCESS_TAG, STUDY_TAG = "process", "study"
+STUDY_TAG = "study"
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 

@@ -10,7 +10,6 @@ worker that should have; where several did it at once, the first counts.
 from __future__ import annotations
 
 import logging
-import platform
 import threading
 import time
 import warnings
@@ -21,12 +20,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..console import say
+from ..tracking.processes import is_gone, process_name
 from .storage import FAULTS, reachable
 
 _log = logging.getLogger(__name__)
@@ -38,29 +37,8 @@ _COPIED = ("baseline", "fixed", CRASHES)
 # A trial that has ended two processes of a machine is not given to a third.
 _MOST_CRASHES = 2
 _WAIT_SECONDS = 1.0
-_CLOCK_SECONDS = 5.0
 # Between a trial's start and its owner's name lie milliseconds.
 _NAMELESS = timedelta(seconds=60)
-
-
-def process_name(pid: int | None = None) -> str:
-    """Names a process on any machine for all time: host, process id, start time."""
-    process = psutil.Process(pid)
-    return f"{platform.node()}:{process.pid}:{process.create_time():.2f}"
-
-
-def is_gone(name: str) -> bool:
-    """Whether a process of this machine is no more; of other machines' processes nobody knows."""
-    host, pid, started = name.rsplit(":", 2)
-    if host != platform.node():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        # The system's notion of when it was started moves a little with its clock.
-        another = abs(process.create_time() - float(started)) > _CLOCK_SECONDS
-        return another or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def counts(trial: FrozenTrial) -> bool:

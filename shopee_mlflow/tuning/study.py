@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial
 
 from ..errors import StudyError
+from ..tracking.processes import is_gone, process_name
 from .queue import (
     FAILURE,
     PLANNED,
@@ -23,8 +24,6 @@ from .queue import (
     counting,
     counts,
     is_final,
-    is_gone,
-    process_name,
 )
 from .results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_result
 from .sampling import make_pruner, make_sampler, suggest

@@ -13,11 +13,13 @@ from optuna.trial import Trial, TrialState
 from ..config import TrainConfig, as_params
 from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
-from ..modeling.fit import Best, Epoch, epochs_without_progress, fit
+from ..modeling.epochs import Best, Epoch, epochs_without_progress
+from ..modeling.fit import fit
 from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import RunLog
-from ..tracking.runs import SILENCE, open_run
+from ..tracking.runs import open_run
+from ..tracking.store import SILENCE
 from .queue import FAILURE, OWNER, REPEATS
 from .results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
 from .storage import reachable

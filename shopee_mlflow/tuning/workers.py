@@ -22,9 +22,9 @@ from ..errors import ShopeeError, StudyError
 from ..modeling.machine import choose_machine
 from ..modeling.workbench import Workbench
 from ..tracking.lifeline import stop_on_signals
+from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import quieten
-from .queue import process_name
+from ..tracking.store import quieten
 from .space import SearchPlan
 from .study import Search
 from .trials import run_trial

@@ -1,0 +1,70 @@
+"""A real tracking server on loopback, which can be stopped and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+_PATIENCE_SECONDS = 90
+
+
+class MlflowServer:
+    """``mlflow server`` with its database and artifacts in a folder, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--workers",
+            "1",
+        ]
+        command += ["--port", str(self.port), "--artifacts-destination", str(self.folder / "files")]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        # It must not take itself for a client of another store, or wait for jobs.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        log = (self.folder / "server.log").open("ab")
+        self._process = subprocess.Popen(
+            command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+        )
+        log.close()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._answers():
+            said = (self.folder / "server.log").read_text()
+            assert self._process.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Take it away at once, its workers included, as a power cut would."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
