@@ -154,6 +154,9 @@ class TrainConfig(DataConfig):
         "pickle: the model can be trained on; pt2: a program that loads without running code",
         choices=("pickle", "pt2"),
     )
+    resume: str = option(
+        NONE, "go on with an interrupted training: its run's id, or 'last' for the latest"
+    )
     register: bool = option(False, "register the model as shopee-classifier when the run has ended")
     promote: bool = option(False, "make it the champion even where it is not known to be better")
     experiment: str = option("shopee", "MLflow experiment that the run belongs to")
@@ -248,6 +251,10 @@ def _contradictions(config: DataConfig) -> list[str]:
             problems.append(
                 f"warmup_epochs={as_text(config.warmup_epochs)}: must be at most "
                 f"epochs={config.epochs}"
+            )
+        if config.resume != NONE and isinstance(config, TuneConfig):
+            problems.append(
+                f"resume={config.resume}: a search goes on by itself when its command is repeated"
             )
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")

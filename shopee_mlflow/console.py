@@ -69,17 +69,21 @@ class TrainingProgress:
     Where the output is no terminal: a line an epoch, nothing else.
     """
 
-    def __init__(self, photos_per_epoch: int, epochs: int) -> None:
+    def __init__(self, photos_per_epoch: int, epochs: int, done: int = 0) -> None:
+        """
+        :param done: epochs that were trained before.
+        """
         self.photos = photos_per_epoch
         self.epochs = epochs
         self.started = time.monotonic()
         self.bar = tqdm(
             total=photos_per_epoch * epochs,
+            initial=photos_per_epoch * done,
             unit="img",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-        self._epochs_done = 0
+        self._epochs_done = self._epochs_before = done
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -101,7 +105,8 @@ class TrainingProgress:
         """Called after each epoch."""
         self._epochs_done = number
         self.bar.update(number * self.photos - self.bar.n)
-        left = (time.monotonic() - self.started) / number * (self.epochs - number)
+        an_epoch = (time.monotonic() - self.started) / (number - self._epochs_before)
+        left = an_epoch * (self.epochs - number)
         say(
             f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
             f"train loss {metrics['train_loss']:.3f} accuracy {metrics['train_accuracy']:6.1%}  "

@@ -45,5 +45,9 @@ class TrainingError(ShopeeError):
     exit_code = 1
 
 
+class CheckpointError(ShopeeError):
+    """A checkpoint that cannot be written or read, or that does not fit what is asked for."""
+
+
 class StudyError(ShopeeError):
     """A search's study, or the storage it is kept in, is not what was asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared"
+RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 COLOURS = [
     (220, 40, 40),
     (40, 160, 60),
@@ -23,6 +25,24 @@ COLOURS = [
 ]
 
 MakeCatalog = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--endurance", action="store_true", help="run the tests that take minutes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Faults are those of the table in docs/reliability.md; minutes are spent when asked for."""
+    faults = set(re.findall(r"`(tests/[^`]+::\w+)`", RELIABILITY.read_text(encoding="utf-8")))
+    for item in items:
+        if item.nodeid.partition("[")[0] in faults:
+            item.add_marker("fault")
+    if not config.getoption("--endurance"):
+        left_out = pytest.mark.skip(reason="takes minutes; asked for with --endurance")
+        for item in items:
+            if "endurance" in item.keywords:
+                item.add_marker(left_out)
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +148,6 @@ def open_queue(journal: Path) -> Callable[..., Any]:
 @pytest.fixture
 def another() -> str:
     """The name of another process that is alive: the one that has started the tests."""
-    from shopee_mlflow.tuning.queue import process_name
+    from shopee_mlflow.tracking.processes import process_name
 
     return process_name(os.getppid())

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from shopee_mlflow.modeling.fit import Epoch, fit
+from shopee_mlflow.modeling.epochs import Epoch
+from shopee_mlflow.modeling.fit import fit
 from shopee_mlflow.tracking.run_log import RunLog
 from shopee_mlflow.tuning.space import SearchPlan, plan_search
 from shopee_mlflow.verbs.tune import TuneResult, tune

@@ -14,7 +14,8 @@ from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.errors import ConfigError, TrainingError
 from shopee_mlflow.modeling.architectures import build_model
-from shopee_mlflow.modeling.fit import Best, Epoch, fit, learning_rate_curve, predict_logits
+from shopee_mlflow.modeling.epochs import Best, Epoch
+from shopee_mlflow.modeling.fit import fit, learning_rate_curve, predict_logits
 from shopee_mlflow.modeling.machine import Machine, choose_machine
 
 CPU = Machine(torch.device("cpu"), "fp32")

@@ -21,7 +21,7 @@ import pytest
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
-from shopee_mlflow.tracking.runs import local_folder
+from shopee_mlflow.tracking.store import local_folder
 from shopee_mlflow.tuning.storage import open_storage, study_file
 
 ROOT = Path(__file__).parents[1]

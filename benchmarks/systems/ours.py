@@ -106,10 +106,10 @@ def _flags(job: Job, compiled: bool) -> str:
 class WatchedBatches(Batches):
     """The training's own batches, with the seconds that they were waited for."""
 
-    def epoch(self, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as they are."""
         waits = _waits.setdefault(number, [])
-        batches = super().epoch(number)
+        batches = super().epoch(number, skip)
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)

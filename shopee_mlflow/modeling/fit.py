@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,67 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..config import TrainConfig
 from ..data.batches import Batches
 from ..errors import TrainingError
+from .epochs import Epoch
 from .machine import Machine, give_back_memory
+from .memory import free_memory, is_out_of_memory, smaller_part
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 Watch = Callable[[int, float, float], None]
 _WATCH_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch gave. ``number`` counts from 1; accuracies are shares, 0..1."""
-
-    number: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    epoch_seconds: float
-    images_per_second: float
-
-    def metrics(self) -> dict[str, float]:
-        """Name -> value, by the names that a run logs."""
-        return {name: value for name, value in vars(self).items() if name != "number"}
-
-
-@dataclass
-class Best:
-    """The best epoch by validation accuracy, and a copy of its weights.
-
-    Of epochs of equal accuracy, which are common where few photos validate, the one of lower
-    validation loss is the better.
-    """
-
-    module: nn.Module
-    epoch: Epoch | None = None
-    _weights: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def update(self, epoch: Epoch) -> bool:
-        """Keep the module's weights if this epoch is better than all before; says whether it is."""
-        if self.epoch is not None and _rank(epoch) <= _rank(self.epoch):
-            return False
-        self.epoch = epoch
-        # A copy of the mapping itself, which says the layers' versions, too: MNASNet asks for its.
-        self._weights = copy.deepcopy(self.module.state_dict())
-        return True
-
-    def restore(self) -> Epoch:
-        """Put the best weights back into the module."""
-        assert self.epoch is not None, "no epoch has been seen"
-        self.module.load_state_dict(self._weights)
-        return self.epoch
-
-
-def epochs_without_progress(epochs: Sequence[Epoch]) -> int:
-    """How many epochs ago the highest validation accuracy was first reached."""
-    accuracies = [epoch.val_accuracy for epoch in epochs]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies))
-
-
-def _rank(epoch: Epoch) -> tuple[float, float]:
-    return epoch.val_accuracy, -epoch.val_loss
 
 
 def fit(
@@ -90,98 +35,219 @@ def fit(
     watch: Watch | None = None,
     step: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Epoch]:
-    """Train, giving back one result an epoch: SGD on cross entropy, validation in eval mode.
+    """Train from the beginning, giving back one result an epoch: see :class:`Training`."""
+    return Training(module, train, val, config, machine, step).epochs(watch)
 
-    Which epoch is the last is the caller's to decide, up to ``config.epochs``. On the CPU the
-    same seed, module and batches give the same epochs, value by value.
 
-    :param module: inputs of ``train`` -> logits; trained in place, on the device already.
-    :param step: the same module, compiled for whole batches; a smaller last batch goes uncompiled.
-    :raises TrainingError: when the loss is no finite number any more.
+class Training:
+    """SGD on cross entropy, validation in eval mode: epochs one by one, up to ``config.epochs``.
+
+    Which of them is the last is the caller's to decide. On the CPU the same seed, module and
+    batches give the same epochs, value by value; also where a training goes on from the state that
+    another had between two batches.
     """
-    optimizer = SGD(
-        [p for p in module.parameters() if p.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    schedule = LambdaLR(optimizer, learning_rate_curve(config, steps_per_epoch=len(train)))
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
-    trainer = _Trainer(module, step or module, optimizer, schedule, config, machine, scaler)
-    for number in range(1, config.epochs + 1):
-        started = time.perf_counter()
-        # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
-        torch.manual_seed(config.seed * 1_000_003 + number)
-        lr = float(schedule.get_last_lr()[0])
-        train_loss, train_accuracy = trainer.train_epoch(train, number, watch)
+
+    def __init__(
+        self,
+        module: nn.Module,
+        train: Batches,
+        val: Batches,
+        config: TrainConfig,
+        machine: Machine,
+        step: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """
+        :param module: inputs of ``train`` -> logits; trained in place, on the device already.
+        :param step: the same module, compiled for whole batches; a smaller last batch goes
+            uncompiled.
+        """
+        self.module, self._step = module, step or module
+        self._train, self._val, self._config, self._machine = train, val, config, machine
+        self._optimizer = SGD(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        curve = learning_rate_curve(config, steps_per_epoch=len(train))
+        self._schedule = LambdaLR(self._optimizer, curve)
+        self._scaler = torch.amp.GradScaler(
+            machine.device.type, enabled=machine.precision == "fp16"
+        )
+        # Photos whose gradients are computed together: a batch, the last one may have one more, or
+        # less where memory does not do.
+        self.part = train.batch_size + 1
+        self._number = 1
+        self._random: Tensor | None = None
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._begin_epoch()
+
+    @property
+    def photos(self) -> int:
+        """Photos of an epoch."""
+        return self._train.photos
+
+    def epochs(
+        self, watch: Watch | None = None, between: Callable[[], None] | None = None
+    ) -> Iterator[Epoch]:
+        """The epochs that are left.
+
+        :param watch: told now and then how the epoch goes.
+        :param between: called after each batch; what it raises leaves the training in a state to
+            go on from.
+        :raises TrainingError: when the loss is no finite number any more.
+        """
+        while self._number <= self._config.epochs:
+            yield self._epoch(watch, between)
+
+    def state(self) -> dict[str, Any]:
+        """All that a training needs to go on exactly: weights, optimizer, schedule, place in the
+        epoch and random states; tensors are not copied."""
+        return {
+            "number": self._number,
+            "batches": self._batches,
+            "seen": self._seen,
+            "totals": self._totals,
+            "part": self.part,
+            "lr": self._lr,
+            "random": torch.get_rng_state(),
+            "cuda_random": self._cuda_random(),
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave.
+
+        :raises ValueError: when it is no state of such a training.
+        """
+        try:
+            self.module.load_state_dict(state["module"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self._scaler.load_state_dict(state["scaler"])
+            self._number, self._batches = state["number"], state["batches"]
+            self._seen, self._lr = state["seen"], state["lr"]
+            self.part = state["part"]
+            self._totals = state["totals"].to(self._machine.device)
+            self._random = state["random"].cpu()
+            if state["cuda_random"] is not None and self._machine.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"no state of such a training: {error}") from error
+
+    def _begin_epoch(self) -> None:
+        self._batches = self._seen = 0
+        # Summed on the device: reading a value would wait for it, so that is done rarely.
+        self._totals = torch.zeros(2, device=self._machine.device)
+        self._random = None
+
+    def _cuda_random(self) -> Tensor | None:
+        if self._machine.device.type != "cuda":
+            return None
+        return torch.cuda.get_rng_state(self._machine.device)
+
+    def _epoch(self, watch: Watch | None, between: Callable[[], None] | None) -> Epoch:
+        started, done_before = time.perf_counter(), self._seen
+        train_loss, train_accuracy = self._train_epoch(watch, between)
         seconds = time.perf_counter() - started
-        labels, logits = predict_logits(module, val, machine)
+        labels, logits = predict_logits(self.module, self._val, self._machine)
         val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise TrainingError(
-                f"The loss in epoch {number} is {train_loss} (validation {val_loss}): training "
-                f"diverged. Lower lr (now {config.lr:g}) or set clip_norm=1."
-            )
-        give_back_memory(machine)
-        yield Epoch(
-            number=number,
+        self._check_finite(train_loss, val_loss)
+        give_back_memory(self._machine)
+        epoch = Epoch(
+            number=self._number,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             val_loss=val_loss,
             val_accuracy=float((logits.argmax(axis=1) == labels).mean()),
-            lr=lr,
+            lr=self._lr,
             epoch_seconds=time.perf_counter() - started,
-            images_per_second=train.photos / seconds,
+            images_per_second=(self._seen - done_before) / seconds,
         )
+        self._number += 1
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._begin_epoch()
+        return epoch
 
-
-@dataclass(frozen=True)
-class _Trainer:
-    module: nn.Module
-    step: Callable[[Tensor], Tensor]
-    optimizer: SGD
-    schedule: LambdaLR
-    config: TrainConfig
-    machine: Machine
-    scaler: torch.amp.GradScaler
-
-    def train_epoch(
-        self, batches: Batches, number: int, watch: Watch | None
+    def _train_epoch(
+        self, watch: Watch | None, between: Callable[[], None] | None
     ) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
         self.module.train()
-        # Summed on the device: reading a value would wait for it, so that is done rarely.
-        totals = torch.zeros(2, device=self.machine.device)
-        done, shown = 0, time.perf_counter()
-        for inputs, labels in batches.epoch(number):
-            whole = len(labels) == self.config.batch_size
-            with self.machine.autocast():
-                logits = (self.step if whole else self.module)(inputs)
-                loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-            self._learn(loss)
-            correct = (logits.detach().argmax(1) == labels).sum()
-            totals += torch.stack([loss.detach().float() * len(labels), correct])
-            done += len(labels)
-            if watch and time.perf_counter() - shown > _WATCH_SECONDS:
-                loss_sum, correct_sum = totals.tolist()
-                watch(done, loss_sum / done, correct_sum / done)
+        if self._random is not None and self._batches:
+            torch.set_rng_state(self._random)
+        elif not self._batches:
+            # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
+            torch.manual_seed(self._config.seed * 1_000_003 + self._number)
+        shown = time.perf_counter()
+        for inputs, labels in self._train.epoch(self._number, skip=self._batches):
+            self._learn(inputs, labels)
+            if time.perf_counter() - shown > _WATCH_SECONDS:
+                loss_sum, correct_sum = self._totals.tolist()
+                self._check_finite(loss_sum / self._seen)
+                if watch:
+                    watch(self._seen, loss_sum / self._seen, correct_sum / self._seen)
                 shown = time.perf_counter()
-        loss_sum, correct_sum = totals.tolist()
-        return loss_sum / done, correct_sum / done
+            if between:
+                between()
+        loss_sum, correct_sum = self._totals.tolist()
+        return loss_sum / self._seen, correct_sum / self._seen
 
-    def _learn(self, loss: Tensor) -> None:
-        scaler = self.scaler
-        self.optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if self.config.clip_norm:
-            scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+    def _check_finite(self, train_loss: float, val_loss: float = 0.0) -> None:
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise TrainingError(
+                f"The loss in epoch {self._number} is {train_loss} (validation {val_loss}): "
+                f"training diverged. Lower lr (now {self._config.lr:g}) or set clip_norm=1."
+            )
+
+    def _learn(self, inputs: Tensor, labels: Tensor) -> None:
+        """One step, and what it adds to the epoch; in smaller parts where memory does not do."""
+        while True:
+            try:
+                totals = self._gradients(inputs, labels)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[0]
+            # Not within the handler, where the error holds what the step has taken.
+            self.part = smaller_part(min(self.part, len(labels)), len(labels), reason)
+            free_memory(self._machine)
+        self._update()
+        self._totals += totals
+        self._seen += len(labels)
+        self._batches += 1
+
+    def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The gradients of the mean loss of a batch -> (2,) its summed loss, and photos right."""
+        self._optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros_like(self._totals)
+        for x, y in zip(inputs.split(self.part), labels.split(self.part), strict=True):
+            # What is compiled is compiled for whole batches.
+            step = self._step if len(y) == self._config.batch_size else self.module
+            with self._machine.autocast():
+                logits = step(x)
+                loss = F.cross_entropy(logits, y, label_smoothing=self._config.label_smoothing)
+            share = len(y) / len(labels)
+            self._scaler.scale(loss if share == 1 else loss * share).backward()
+            correct = (logits.detach().argmax(1) == y).sum()
+            totals += torch.stack([loss.detach().float() * len(y), correct])
+        return totals
+
+    def _update(self) -> None:
+        scaler = self._scaler
+        if self._config.clip_norm:
+            scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._config.clip_norm)
         scale = scaler.get_scale()
-        scaler.step(self.optimizer)
+        scaler.step(self._optimizer)
         scaler.update()
         # fp16 leaves out a step whose gradients overflow, and then lowers its scale.
         if scaler.get_scale() >= scale:
-            self.schedule.step()
+            self._schedule.step()
 
 
 @torch.inference_mode()
@@ -193,9 +259,21 @@ def predict_logits(
     labels, logits = [], []
     for inputs, targets in batches.epoch():
         with machine.autocast():
-            logits.append(module(inputs).float())
+            logits.append(_answer(module, inputs, machine).float())
         labels.append(targets)
     return torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
+
+
+def _answer(module: nn.Module, inputs: Tensor, machine: Machine) -> Tensor:
+    """A module's answer, asked for in halves where memory does not do."""
+    try:
+        answer: Tensor = module(inputs)
+        return answer
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(inputs) == 1:
+            raise
+    free_memory(machine)
+    return torch.cat([_answer(module, half, machine) for half in inputs.chunk(2)])
 
 
 def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:

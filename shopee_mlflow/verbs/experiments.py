@@ -18,7 +18,7 @@ from .train import train
 
 _FOLDER = Path(__file__).parents[2] / "experiments"
 # Options that cannot be given for all experiments at once.
-_OWN = ("config", "run_name")
+_OWN = ("config", "run_name", "resume")
 _ORIGINAL = ("cnn", "cnn_augmented", "effnet", "effnet_pretrained", "effnet_pretrained_batch75")
 
 

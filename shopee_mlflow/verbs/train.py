@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, TrainConfig, as_params
+from ..config import AUTO, NONE, TrainConfig, as_params
 from ..console import TrainingProgress, duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..modeling.architectures import check_architecture
-from ..modeling.fit import Best, Epoch, epochs_without_progress, fit, predict_logits
-from ..modeling.machine import Machine, choose_machine
+from ..modeling.epochs import Best, Epoch, epochs_without_progress
+from ..modeling.fit import Training, predict_logits
+from ..modeling.machine import choose_machine
 from ..modeling.metrics import score
 from ..modeling.models import ProductClassifier
-from ..modeling.workbench import Prepared, Workbench
+from ..modeling.workbench import Workbench
+from ..tracking.lifeline import Stopped, gently
 from ..tracking.machine import machine_tags
+from ..tracking.processes import PROCESS_TAG, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .register import register
 from .results import log_data, log_results
+from .resume import (
+    Keeper,
+    Past,
+    check_facts,
+    checkpoints_of,
+    close_stale_runs,
+    facts_of,
+    find_past,
+    go_on,
+    how_to_go_on,
+    kept_on_disk,
+)
 
 
 @dataclass(frozen=True)
@@ -67,23 +83,34 @@ def train(
     :raises ShopeeError: for what the user can mend, always with what, where and what to do.
     """
     started = time.monotonic()
+    past = find_past(config, typed or {}) if config.resume != NONE else None
+    config = past.config if past else config
     check_architecture(config.model)
     machine = choose_machine(config.device, config.precision)
-    with open_run(name or run_name(config), config.experiment, parent=parent) as run:
-        run.log_params({**as_params(config), **(typed or {})})
+    with begin_run(name or run_name(config), config, parent, past) as run:
+        if past is None:
+            run.log_params({**as_params(config), **(typed or {})})
         run.log_tags(machine_tags(str(machine)))
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
-        log_data(run, dataset, config)
+        if past is None:
+            log_data(run, dataset, config)
         bench = Workbench(dataset, machine)
         model = bench.new_model(config)
+        facts = facts_of(dataset, model)
+        if past:
+            check_facts(past, facts)
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
         part = bench.prepare(model, config)
         run.log_tags({"compiled": str(part.step is not None).lower()})
         if part.step is not None:
             say("the training step is compiled first, which takes a minute or two")
         best = Best(part.cut.rest)
-        epochs = run_epochs(run, part, best, config, machine)
+        keeper = Keeper(run.run_id, config, facts)
+        training = Training(part.cut.rest, part.train, part.val, config, machine, part.step)
+        if past:
+            go_on(past, run, keeper, training, best)
+        epochs = run_epochs(run, training, best, keeper, config)
         best.restore()
         model.eval().requires_grad_(True)
         model.tta = config.tta
@@ -96,10 +123,14 @@ def train(
             **{f"test_{name}": value for name, value in score(labels, logits).items()},
         }
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
-        # The model first: hours of work are in it, and a page is drawn again in seconds.
-        model_id = run.log_model(model, scores, config.serialization)
-        log_results(run, bench, model, config, history, labels, logits, scores)
+        with kept_on_disk(keeper, training, best, model):
+            run.wait_for_store()
+            # The model first: hours of work are in it, and a page is drawn again in seconds.
+            model_id = run.log_model(model, scores, config.serialization)
+            log_results(run, bench, model, config, history, labels, logits, scores)
+            run.flush()
         say(*summary(scores, len(labels), run, time.monotonic() - started))
+    keeper.checkpoints.delete()
     if config.register:
         register(run.run_id, promote=config.promote)
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
@@ -110,23 +141,66 @@ def run_name(config: TrainConfig) -> str:
     return config.model if config.run_name == AUTO else config.run_name
 
 
+@contextmanager
+def begin_run(
+    name: str, config: TrainConfig, parent: RunLog | None, past: Past | None
+) -> Iterator[RunLog]:
+    """The run of a training; one that is stopped says how to go on with it."""
+    if past is None and parent is None:
+        close_stale_runs(config.experiment)
+    owner = {PROCESS_TAG: process_name()}
+    resume = past.run_id if past else None
+    run_id = resume
+    try:
+        with open_run(name, config.experiment, parent=parent, resume=resume, tags=owner) as run:
+            run_id = run.run_id
+            yield run
+    except KeyboardInterrupt:
+        if run_id and checkpoints_of(run_id).is_there():
+            say(how_to_go_on(run_id))
+        raise
+
+
 def run_epochs(
-    run: RunLog, part: Prepared, best: Best, config: TrainConfig, machine: Machine
+    run: RunLog, training: Training, best: Best, keeper: Keeper, config: TrainConfig
 ) -> list[Epoch]:
-    """Train, log each epoch, keep the best, and stop early where ``patience`` says so."""
-    epochs: list[Epoch] = []
-    with TrainingProgress(part.train.photos, config.epochs) as progress:
-        rest, step = part.cut.rest, part.step
-        loop = fit(rest, part.train, part.val, config, machine, progress.batch, step)
-        for epoch in loop:
-            epochs.append(epoch)
+    """Train, log each epoch, keep the best and a checkpoint, and stop early where ``patience``
+    says so."""
+    epochs = keeper.history
+    with (
+        TrainingProgress(training.photos, config.epochs, len(epochs)) as progress,
+        stopped_gently(training, best, keeper) as stop_here,
+    ):
+        loop = training.epochs(progress.batch, stop_here)
+        while not _is_stale(epochs, config) and (epoch := next(loop, None)):
             improved = best.update(epoch)
             run.log_metrics(epoch.metrics(), step=epoch.number)
             progress.epoch(epoch.number, epoch.metrics(), improved)
-            if config.patience and epochs_without_progress(epochs) >= config.patience:
-                say(f"stopped: no better val_accuracy for {config.patience} epochs")
-                break
+            keeper.add(epoch, training, best)
+            stop_here()
     return epochs
+
+
+@contextmanager
+def stopped_gently(training: Training, best: Best, keeper: Keeper) -> Iterator[Callable[[], None]]:
+    """The first stop waits for the end of a batch and leaves a checkpoint of it."""
+    with gently() as stop_here:
+
+        def stop_with_checkpoint() -> None:
+            try:
+                stop_here()
+            except Stopped:
+                keeper.save(training, best)
+                raise
+
+        yield stop_with_checkpoint
+
+
+def _is_stale(epochs: list[Epoch], config: TrainConfig) -> bool:
+    stale = bool(config.patience and epochs) and epochs_without_progress(epochs) >= config.patience
+    if stale:
+        say(f"stopped: no better val_accuracy for {config.patience} epochs")
+    return stale
 
 
 def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: float) -> list[str]:

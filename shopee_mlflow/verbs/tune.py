@@ -21,7 +21,8 @@ from ..modeling.workbench import Workbench
 from ..tracking.lifeline import stop_on_signals
 from ..tracking.machine import machine_tags
 from ..tracking.run_log import RunLog
-from ..tracking.runs import find_run, local_folder
+from ..tracking.runs import find_run
+from ..tracking.store import local_folder
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots

@@ -1,0 +1,221 @@
+"""Checkpoints: whole or not at all, nothing executed; a training goes on from one exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shopee_mlflow.config import TrainConfig
+from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.errors import CheckpointError
+from shopee_mlflow.modeling.architectures import build_model
+from shopee_mlflow.modeling.checkpoint import BEST, LAST, Checkpoints
+from shopee_mlflow.modeling.epochs import Best, Epoch
+from shopee_mlflow.modeling.fit import Training
+from shopee_mlflow.modeling.machine import Machine
+
+CPU = Machine(torch.device("cpu"), "fp32")
+# Dropout and batch norms, so that random states and buffers matter; 3 batches an epoch.
+CONFIG = TrainConfig(
+    model="mobilenet_v3_small", epochs=3, lr=0.01, batch_size=4, image_size=32, label_smoothing=0.1
+)
+PHOTOS, CLASSES = 12, ["a", "b", "c"]
+
+
+class InterruptedHereError(Exception):
+    """Raised in the place of a signal."""
+
+
+def batches(size: int, learn: bool = False) -> Batches:
+    pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 32, 32, 3), dtype=np.uint8)
+    return Batches(
+        PixelSource(pixels),
+        np.arange(PHOTOS),
+        np.arange(PHOTOS) % len(CLASSES),
+        size,
+        torch.device("cpu"),
+        shuffle=learn,
+        augment=learn,
+    )
+
+
+def training(config: TrainConfig = CONFIG) -> Training:
+    torch.manual_seed(5)
+    model = build_model(config.model, CLASSES, 32).to(memory_format=torch.channels_last)
+    return Training(model, batches(4, learn=True), batches(8), config, CPU)
+
+
+def numbers(epochs: list[Epoch]) -> list[tuple[float, ...]]:
+    """What does not depend on the clock."""
+    return [(e.train_loss, e.train_accuracy, e.val_loss, e.val_accuracy, e.lr) for e in epochs]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[tuple[float, ...]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    history = numbers(list(training().epochs()))
+    torch.set_num_threads(threads)
+    assert len(history) == 3
+    return history
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 7, 8])
+def test_a_training_goes_on_exactly_after_any_batch(
+    after: int, undisturbed: list[tuple[float, ...]], tmp_path: Path
+) -> None:
+    before, left, history = training(), [after], []
+    checkpoints = Checkpoints(tmp_path / "run")
+
+    def between() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            checkpoints.save({"training": before.state()})
+            raise InterruptedHereError
+
+    with suppress(InterruptedHereError):
+        for epoch in before.epochs(between=between):
+            history.append(epoch)
+    assert left[0] == 0
+    # Another process has another random state.
+    torch.manual_seed(99)
+    again = training()
+    again.resume(checkpoints.load()[0]["training"])
+    history += again.epochs()
+    assert numbers(history) == undisturbed
+
+
+def test_after_an_epoch_the_next_one_comes(undisturbed: list[tuple[float, ...]]) -> None:
+    before = training()
+    first = next(before.epochs())
+    again = training()
+    again.resume(before.state())
+    assert numbers([first, *again.epochs()]) == undisturbed
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    other = training(dataclasses.replace(CONFIG, model="cnn"))
+    with pytest.raises(ValueError, match="no state of such a training"):
+        training().resume(other.state())
+    with pytest.raises(ValueError, match="no state of such a training"):
+        training().resume({"module": 1})
+
+
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2)
+    best = Best(module)
+    epoch = Epoch(1, 0.5, 0.5, 0.5, 0.5, 0.1, 1.0, 10.0)
+    best.update(epoch)
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save({"n": 1}, best.state())
+    with torch.no_grad():
+        module.weight.zero_()
+    checkpoints.save({"n": 2})
+    last, stored = checkpoints.load()
+    assert last["n"] == 2
+    assert stored is not None
+    again = Best(module)
+    again.resume(stored)
+    assert again.restore() == epoch
+    assert torch.equal(module.weight, kept["weight"])
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {LAST, BEST}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk")])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save({"n": 1})
+
+    def fail(content: Any, stream: Any) -> None:
+        stream.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointError, match=r"could not be written .* The one before is as it"):
+        checkpoints.save({"n": 2})
+    assert checkpoints.load()[0]["n"] == 1
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [LAST]
+
+
+REFUSED = """
+import resource, sys, torch
+from pathlib import Path
+from shopee_mlflow.errors import CheckpointError
+from shopee_mlflow.modeling.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save({"n": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    checkpoints.save({"n": 2, "weights": torch.ones(2**20)})
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
+def test_a_write_that_the_kernel_refuses_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert "could not be written" in done.stdout, done.stderr
+    assert Checkpoints(tmp_path / "run").load()[0]["n"] == 1
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [LAST]
+
+
+class Evil:
+    """Runs code when a pickle of it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "evil", "evil in torch's format"])
+def test_a_damaged_checkpoint_is_told_and_never_executed(damage: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save({"n": torch.ones(1000)})
+    file, proof = tmp_path / "run" / LAST, tmp_path / "executed"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:2000])
+    elif damage == "evil":
+        file.write_bytes(pickle.dumps(Evil(proof), protocol=2))
+    elif damage == "evil in torch's format":
+        torch.save({"version": 1, "evil": Evil(proof)}, file)
+    else:
+        file.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
+    with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+        checkpoints.load()
+    assert not proof.exists()
+
+
+def test_no_checkpoint_and_another_version(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert not checkpoints.is_there()
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        checkpoints.load()
+    checkpoints.save({"n": 1})
+    assert checkpoints.is_there()
+    torch.save({"version": 0}, tmp_path / "run" / LAST)
+    with pytest.raises(CheckpointError, match="another version of this project"):
+        checkpoints.load()
+    checkpoints.delete()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,293 @@
+"""A training that is interrupted goes on in its run, to the end it would have come to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from conftest import MakeCatalog, draw_photo
+
+from shopee_mlflow import TrainConfig, train
+from shopee_mlflow.cli import main
+from shopee_mlflow.config import TuneConfig, resolve
+from shopee_mlflow.errors import CheckpointError, ConfigError, TrackingError
+from shopee_mlflow.modeling.fit import Training
+from shopee_mlflow.tracking.lifeline import Stopped
+from shopee_mlflow.tracking.processes import PROCESS_TAG
+from shopee_mlflow.verbs.resume import checkpoints_of
+
+ROOT = Path(__file__).parents[1]
+# Dropout, batch norms and augmentation: all that could make a second half differ. 3 batches.
+OPTIONS = {
+    "model": "mobilenet_v3_small",
+    "image_size": "32",
+    "epochs": "4",
+    "batch_size": "8",
+    "lr": "0.02",
+    "augment": "true",
+}
+CLOCK = ["epoch_seconds", "images_per_second"]
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_places: None) -> None:
+    """A checkpoint's place is beside the store, and ``last`` looks through all of them."""
+    del own_places
+    monkeypatch.setattr("shopee_mlflow.verbs.resume.local_folder", lambda: tmp_path / "store")
+
+
+def config(folder: Path, **options: str) -> TrainConfig:
+    return resolve(TrainConfig, {**OPTIONS, "data": str(folder), **options})
+
+
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, config: TrainConfig, after: int, signals: int = 1
+) -> str:
+    """Run a training that gets a Ctrl-C within a batch; returns its run's id."""
+    learn, left = Training._learn, [after]
+
+    def interrupted(self: Training, *batch: Any) -> None:
+        learn(self, *batch)
+        left[0] -= 1
+        if left[0] == 0:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_learn", interrupted)
+        with pytest.raises(Stopped, match="SIGINT"):
+            train(config)
+    (run,) = mlflow.search_runs(experiment_names=["shopee"], max_results=1, output_format="list")
+    return str(run.info.run_id)
+
+
+def history_of(run_id: str) -> pd.DataFrame:
+    """What the store has of a run's epochs, with what depends on the clock left out."""
+    client = mlflow.MlflowClient()
+    names = ["train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"]
+    table = {name: client.get_metric_history(run_id, name) for name in names}
+    assert all([m.step for m in column] == [1, 2, 3, 4] for column in table.values())
+    return pd.DataFrame({name: [m.value for m in column] for name, column in table.items()})
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 12])
+def test_a_training_goes_on_to_the_same_end(
+    after: int,
+    make_catalog: MakeCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_catalog()
+    undisturbed = train(config(folder))
+    run_id = interrupt(monkeypatch, config(folder), after)
+
+    stopped = mlflow.get_run(run_id)
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["failure"] == "SIGINT received"
+    assert f"go on with: python -m shopee_mlflow train --resume {run_id}" in capsys.readouterr().out
+
+    result = train(TrainConfig(resume="last"))
+    assert result.run_id == run_id
+    pd.testing.assert_frame_equal(
+        result.history.drop(columns=CLOCK), undisturbed.history.drop(columns=CLOCK)
+    )
+    pd.testing.assert_frame_equal(history_of(run_id), history_of(undisturbed.run_id))
+    assert result.scores == undisturbed.scores
+    ended = mlflow.get_run(run_id)
+    assert ended.info.status == "FINISHED"
+    assert "failure" not in ended.data.tags
+    assert not checkpoints_of(run_id).folder.exists()
+
+
+def test_the_second_ctrl_c_leaves_the_checkpoint_before(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shopee_mlflow.verbs.resume._SAVE_SECONDS", 0.0)
+    run_id = interrupt(monkeypatch, config(make_catalog()), after=5, signals=2)
+    last, _ = checkpoints_of(run_id).load()
+    assert (len(last["history"]), last["training"]["batches"]) == (1, 0)
+    train(TrainConfig(resume=run_id))
+    assert len(history_of(run_id)) == 4
+
+
+def test_other_options_are_refused(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, config(make_catalog()), after=1)
+    with pytest.raises(ConfigError, match="model=effnet: the training began with model=mobilenet"):
+        train(TrainConfig(resume=run_id, model="effnet"))
+    with pytest.raises(ConfigError, match="epochs=50: the training began with epochs=4"):
+        train(TrainConfig(resume=run_id), {"epochs": "50"})
+
+
+def test_options_that_change_no_number_are_free(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_catalog()
+    run_id = interrupt(monkeypatch, config(folder), after=1)
+    moved = folder.rename(folder.with_name("moved"))
+    train(TrainConfig(resume=run_id, data=str(moved), cache="off"), {"workers": "1"})
+    assert len(history_of(run_id)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data", "The data are others than when the training began: 24 photos .* 25 with"),
+        ("classes", r"The label groups are others .*3 then, 3 now; gone: group2; new: other\)"),
+        ("weights", "The weights that the network starts from are others"),
+    ],
+)
+def test_another_training_is_refused(
+    change: str, message: str, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_catalog()
+    weights = folder / "start.pth"
+    changed = torchvision.models.mobilenet_v3_small().state_dict()
+    torch.save(changed, weights)
+    began = config(folder, weights=str(weights), model="mobilenet_v3_small_pretrained")
+    run_id = interrupt(monkeypatch, began, after=1)
+    table = folder / "train.csv"
+    if change == "data":
+        draw_photo(2, 99).save(folder / "train_images" / "more.png")
+        table.write_text(table.read_text() + "p,more.png,title,group2\n")
+    elif change == "classes":
+        table.write_text(table.read_text().replace("group2", "other"))
+    else:
+        changed["features.0.0.weight"] += 1
+        torch.save(changed, weights)
+    with pytest.raises(CheckpointError, match=message):
+        train(TrainConfig(resume=run_id))
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+    assert checkpoints_of(run_id).is_there()
+
+
+@pytest.mark.parametrize(
+    ("resume", "error", "message"),
+    [
+        ("last", ConfigError, "resume=last: there is no interrupted training in "),
+        ("yesterday", ConfigError, "resume=yesterday: must be a run's id .* or last"),
+        ("../" * 3 + "etc", ConfigError, "must be a run's id"),
+        ("0" * 32, TrackingError, "no such run"),
+    ],
+)
+def test_nothing_to_go_on_from(resume: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        train(TrainConfig(resume=resume))
+
+
+def test_a_finished_run_has_nothing_left(make_catalog: MakeCatalog) -> None:
+    done = train(config(make_catalog(), epochs="1"))
+    with pytest.raises(ConfigError, match="this run has finished; there is nothing left to do"):
+        train(TrainConfig(resume=done.run_id))
+
+
+def test_a_run_under_way_is_left_alone(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch, another: str
+) -> None:
+    run_id = interrupt(monkeypatch, config(make_catalog()), after=1)
+    client = mlflow.MlflowClient()
+    client.update_run(run_id, status="RUNNING")
+    client.set_tag(run_id, PROCESS_TAG, another)
+    with pytest.raises(ConfigError, match=f"it is under way, in process {another}"):
+        train(TrainConfig(resume=run_id))
+
+
+def test_a_search_is_not_resumed_as_a_training() -> None:
+    with pytest.raises(ConfigError, match="a search goes on by itself"):
+        resolve(TuneConfig, {"resume": "last"})
+
+
+def test_runs_of_processes_that_are_gone_are_ended(
+    make_catalog: MakeCatalog, another: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("stale runs")
+    gone = f"{platform.node()}:999999999:1"
+
+    def running(host: str, owner: str, **more: str) -> str:
+        tags = {"host": host, PROCESS_TAG: owner, **more}
+        return str(client.create_run(experiment, tags=tags).info.run_id)
+
+    stale = running(platform.node(), gone)
+    checkpoints_of(stale).save({"history": []})
+    others = [
+        running(platform.node(), another),
+        running("elsewhere", "elsewhere:1:1"),
+        running(platform.node(), gone, trial="3"),
+    ]
+    train(config(make_catalog(), epochs="1", experiment="stale runs"))
+    run = client.get_run(stale)
+    assert (run.info.status, run.data.tags["failure"]) == (
+        "KILLED",
+        f"its process {gone} is gone",
+    )
+    said = capsys.readouterr().out
+    assert f"run {stale} was left by a process that is gone; it is marked as KILLED now" in said
+    assert f"train --resume {stale}" in said
+    assert [client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 3
+
+
+@pytest.mark.slow
+def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
+    make_catalog: MakeCatalog, tmp_path: Path
+) -> None:
+    folder = make_catalog(groups=3, each=60)
+    store = tmp_path / "mlflow.db"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}", "OMP_NUM_THREADS": "1"}
+    options = {**OPTIONS, "data": str(folder), "epochs": "40", "batch_size": "4"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "shopee_mlflow", "train"]
+    # From the checkout, where the package is; the store is elsewhere, so nothing is left there.
+    process = subprocess.Popen(
+        [*command, *words], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("checkpoints/*/last.pt")):
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < deadline, "no checkpoint after two minutes"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+    (run_id,) = [folder.name for folder in tmp_path.glob("checkpoints/*")]
+    again = subprocess.run(
+        [*command, "--resume", "last"], env=env, cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"of run {run_id}" in again.stdout
+    client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
+    assert client.get_run(run_id).info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run_id, "val_loss")]
+    assert steps == list(range(1, 41))
+
+
+def test_the_command_ends_with_130_and_says_how_to_go_on(
+    make_catalog: MakeCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learn = Training._learn
+
+    def interrupted(self: Training, *batch: Any) -> None:
+        learn(self, *batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Training, "_learn", interrupted)
+    words = [w for name, value in OPTIONS.items() for w in (f"--{name}", value)]
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "--data", str(make_catalog()), *words])
+    assert leaving.value.code == 130
+    assert "go on with: python -m shopee_mlflow train --resume " in capsys.readouterr().out
