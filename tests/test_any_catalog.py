@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path
     with file.open("r+b") as stream:
         stream.truncate(10 * 2**30)  # a hole: ten gigabytes that take no room
     with pytest.raises(CatalogError, match=r"line 3 is longer than 1,048,576 bytes"):
+        read_catalog(file)
+
+
+def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text("image,label_group" + "," * 500_000 + "\n" + "a\n" * 1000)
+    with pytest.raises(CatalogError, match="has 500,002 columns; this is no catalogue"):
+        read_catalog(file)
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv.gz"
+    file.write_bytes(gzip.compress(b"image,label_group\n" + b"a,A\n" * 1000))
+    with pytest.raises(CatalogError):
         read_catalog(file)
 
 

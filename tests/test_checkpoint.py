@@ -18,6 +18,7 @@ from torch import nn
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.errors import CheckpointError
+from shopee_mlflow.modeling import checkpoint
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.checkpoint import BEST, LAST, Checkpoints
 from shopee_mlflow.modeling.epochs import Best, Epoch
@@ -189,17 +190,23 @@ class Evil:
         return (Path.touch, (self.file,))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "evil", "evil in torch's format"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "text", "changed", "evil", "evil in torch's format"]
+)
 def test_a_damaged_checkpoint_is_told_and_never_executed(damage: str, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save({"n": torch.ones(1000)})
     file, proof = tmp_path / "run" / LAST, tmp_path / "executed"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:2000])
+    elif damage == "changed":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1  # within the tensor
+        file.write_bytes(data)
     elif damage == "evil":
         file.write_bytes(pickle.dumps(Evil(proof), protocol=2))
     elif damage == "evil in torch's format":
-        torch.save({"version": 1, "evil": Evil(proof)}, file)
+        checkpoints.save({"evil": Evil(proof)})
     else:
         file.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
     with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
@@ -207,14 +214,14 @@ def test_a_damaged_checkpoint_is_told_and_never_executed(damage: str, tmp_path: 
     assert not proof.exists()
 
 
-def test_no_checkpoint_and_another_version(tmp_path: Path) -> None:
+def test_no_checkpoint_and_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     assert not checkpoints.is_there()
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         checkpoints.load()
     checkpoints.save({"n": 1})
     assert checkpoints.is_there()
-    torch.save({"version": 0}, tmp_path / "run" / LAST)
+    monkeypatch.setattr(checkpoint, "_VERSION", 2)
     with pytest.raises(CheckpointError, match="another version of this project"):
         checkpoints.load()
     checkpoints.delete()

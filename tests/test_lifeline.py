@@ -71,6 +71,39 @@ def test_the_second_stop_comes_at_once(number: signal.Signals) -> None:
     assert done == []
 
 
+def test_a_signal_after_the_stop_has_come_does_not_cut_the_end_short() -> None:
+    # mlflow run waits a quarter of a second before it sends its own.
+    done: list[str] = []
+    with stop_on_signals():
+        with pytest.raises(Stopped, match="SIGINT"):
+            stops(signal.SIGINT, done=done)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        done.append("run ended")
+    assert done == ["worked", "run ended"]
+
+
+def fails_when_stopped(done: list[str]) -> None:
+    with gently():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("worked")
+        raise ValueError("the disk is full")
+
+
+def test_a_stop_goes_before_what_else_went_wrong() -> None:
+    done: list[str] = []
+    with stop_on_signals(), pytest.raises(Stopped, match="SIGINT") as caught:
+        fails_when_stopped(done)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert done == ["worked"]
+
+
+def test_the_first_stop_is_told_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals(), pytest.raises(Stopped):
+        stops(signal.SIGINT, done=[])
+    assert "stopping after this batch; once more to stop now" in capfd.readouterr().err
+
+
 def test_a_stop_that_finds_no_good_place_comes_at_the_end() -> None:
     done: list[str] = []
     with stop_on_signals(), pytest.raises(Stopped):

@@ -98,7 +98,7 @@ def test_a_silent_store_is_told_once_and_gets_all_in_the_end(
     assert store.steps == [0, 1]
     first, second = caplog.messages
     assert "does not answer (connection refused). The work goes on" in first
-    assert "answers again; nothing is lost" in second
+    assert "answers again and has all metrics" in second
 
 
 def just_sent(store: Store) -> Outbox:
@@ -120,6 +120,23 @@ def test_flush_sends_at_once_and_says_when_that_fails() -> None:
     box.put(metrics(2))
     box.flush()
     assert store.steps == [0, 1, 2]
+
+
+def test_what_is_given_up_is_not_sent_when_the_store_is_back() -> None:
+    store = Store(silent=2)
+    box = Outbox(store.send)
+    box.put(metrics(0))
+    store.wait_for_requests(1)
+    box.close()
+    store.silent = 0
+    for thread in [t for t in threading.enumerate() if t.name == "metrics"]:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert store.steps == []
+    # Whoever goes on with it all the same is heard.
+    box.put(metrics(1))
+    box.flush()
+    assert store.steps == [1]
 
 
 @pytest.mark.usefixtures("long_pauses")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import uuid
@@ -22,6 +23,7 @@ from shopee_mlflow.errors import ConfigError, TrackingError
 from shopee_mlflow.tracking import flavor, registry
 from shopee_mlflow.tracking.registry import load_classifier, register_model
 from shopee_mlflow.tracking.runs import open_run
+from shopee_mlflow.tracking.store import quieten
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +218,8 @@ def silent_server() -> Iterator[str]:
 def test_a_silent_server_is_told_of_in_time(
     silent_server: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        registry,
-        "_BOUNDS",
-        {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"},
-    )
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
     for refused in (
         lambda: load_classifier(f"models:/{name}@champion"),
@@ -233,15 +232,13 @@ def test_a_silent_server_is_told_of_in_time(
 
 
 def test_bounds_are_set_only_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with registry._bounded_requests():
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-        assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) < 7
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    # Set first, so that it is put back as it was.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    quieten()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) < 7
 
 
 def test_training_registers_when_its_run_has_ended(

@@ -22,9 +22,11 @@ from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.cli import main
 from shopee_mlflow.config import TuneConfig, resolve
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrackingError
+from shopee_mlflow.modeling import fit
 from shopee_mlflow.modeling.fit import Training
 from shopee_mlflow.tracking.lifeline import Stopped
 from shopee_mlflow.tracking.processes import PROCESS_TAG
+from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.verbs.resume import checkpoints_of
 
 ROOT = Path(__file__).parents[1]
@@ -131,13 +133,21 @@ def test_other_options_are_refused(
         train(TrainConfig(resume=run_id), {"epochs": "50"})
 
 
-def test_options_that_change_no_number_are_free(
+def test_where_things_are_may_change(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_catalog()
-    run_id = interrupt(monkeypatch, config(folder), after=1)
+    weights, file = folder / "start.pth", folder / "options.yaml"
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights)
+    file.write_text("label_smoothing: 0.1\n")
+    options = {"model": "mobilenet_v3_small_pretrained", "weights": str(weights)}
+    run_id = interrupt(monkeypatch, config(folder, **options, config=str(file)), after=1)
+    file.unlink()
     moved = folder.rename(folder.with_name("moved"))
-    train(TrainConfig(resume=run_id, data=str(moved), cache="off"), {"workers": "1"})
+    again = TrainConfig(
+        resume=run_id, data=str(moved), weights=str(moved / "start.pth"), cache=False
+    )
+    train(again, {"workers": "1"})
     assert len(history_of(run_id)) == 4
 
 
@@ -202,6 +212,57 @@ def test_a_run_under_way_is_left_alone(
     client.set_tag(run_id, PROCESS_TAG, another)
     with pytest.raises(ConfigError, match=f"it is under way, in process {another}"):
         train(TrainConfig(resume=run_id))
+    with pytest.raises(ConfigError, match="no interrupted training in .*; 1 under way"):
+        train(TrainConfig(resume="last"))
+    # Of another machine's processes nobody knows; so ``last`` leaves theirs alone as well.
+    client.set_tag(run_id, PROCESS_TAG, "elsewhere:1:1")
+    with pytest.raises(ConfigError, match="1 under way"):
+        train(TrainConfig(resume="last"))
+    assert train(TrainConfig(resume=run_id)).run_id == run_id
+
+
+def test_a_stop_in_validation_keeps_the_epoch(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_catalog()
+    undisturbed = train(config(folder))
+    answer, left = fit._answer, [2]
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "_answer", interrupted)
+        with pytest.raises(Stopped):
+            train(config(folder))
+    (run_id,) = [place.name for place in checkpoints_of("x").folder.parent.iterdir()]
+    last, _ = checkpoints_of(run_id).load()
+    assert (len(last["history"]), last["training"]["batches"]) == (1, 3)
+    train(TrainConfig(resume="last"))
+    pd.testing.assert_frame_equal(history_of(run_id), history_of(undisturbed.run_id))
+
+
+def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_catalog()
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shopee_mlflow.verbs.results.learning_curves", fail)
+        with pytest.raises(TrackingError, match="The training has ended; nothing is lost"):
+            train(config(folder))
+    result = train(TrainConfig(resume="last"))
+    scores = mlflow.MlflowClient().get_metric_history(result.run_id, "test_loss")
+    assert {score.value for score in scores} == {result.scores["test_loss"]}
+    registered = register_model(result.run_id, "resumed")
+    version = mlflow.MlflowClient().get_model_version("resumed", registered.version)
+    assert version.source == f"models:/{result.model_id}"
 
 
 def test_a_search_is_not_resumed_as_a_training() -> None:

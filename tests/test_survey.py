@@ -261,6 +261,8 @@ def test_the_real_catalogue_has_the_facts_that_are_known_of_it() -> None:
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\t=1", "'\t=1"),
         ("-5", "-5"),
+        ("-5.25", "-5.25"),
+        ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
         ("a=b", "a=b"),
         ("", ""),
     ],

@@ -18,6 +18,7 @@ IMAGES_NAME = "train_images"
 
 # In bytes; titles of a few hundred letters are long.
 _LONGEST_LINE = 2**20
+_MOST_FIELDS = 1000
 _UNDECODABLE = "\ufffd"
 # Half of the bytes of a UTF-16 file, such as spreadsheets save, are zeros.
 _NOT_UTF8 = (_UNDECODABLE, "\0")
@@ -86,6 +87,7 @@ def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.Data
             skipinitialspace=True,
             encoding="utf-8-sig",
             encoding_errors="replace",
+            compression=None,
         )
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -104,6 +106,13 @@ def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.Data
     return frame
 
 
+def _check_fields(path: Path, header: bytes) -> None:
+    """Refuse a header of very many fields: each short row would be filled up to as many."""
+    fields = header.count(b",") + 1
+    if fields > _MOST_FIELDS:
+        raise CatalogError(f"{path}: has {fields:,} columns; this is no catalogue. {_wanted()}")
+
+
 def _check_lines(path: Path) -> None:
     """Refuse a line without end before a reader takes it into memory whole.
 
@@ -114,6 +123,8 @@ def _check_lines(path: Path) -> None:
         while block := file.read(_LONGEST_LINE):
             # Any line end will do; what counts is where the last one is.
             first = re.search(rb"[\r\n]", block)
+            if lines == 1 and not length:
+                _check_fields(path, block[: first.start()] if first else block)
             if length + (first.start() if first else len(block)) > _LONGEST_LINE:
                 raise CatalogError(
                     f"{path}: line {lines} is longer than {_LONGEST_LINE:,} bytes; this is no "

@@ -8,8 +8,8 @@ import pandas as pd
 
 ESCAPE = r"\\[xX][0-9a-fA-F]{2}"
 _RUN = re.compile(f"(?:{ESCAPE})+")
-# A minus before a digit is a number.
-_FORMULA = re.compile(r"[=+@\t\r]|-(?!\d)")
+# A minus before nothing but a number is one.
+_FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+([.,]\d+)?$)")
 # The text that Python prints for bytes: b'...' or b"...".
 _BYTES_LITERAL = r"b(?:'.*'|\".*\")"
 

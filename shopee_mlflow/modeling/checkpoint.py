@@ -7,14 +7,18 @@ executed when they are read.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -23,6 +27,8 @@ from ..errors import CheckpointError
 LAST, BEST = "last.pt", "best.pt"
 # Changes when checkpoints are written in another way.
 _VERSION = 1
+# Before torch's part of a file, and then that part's digest.
+_MAGIC, _DIGEST_BYTES = b"shopee01", 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,23 @@ class Checkpoints:
                 " The one before is as it was. Free some space, and go on with resume."
             ) from error
 
+    def prepare(self) -> None:
+        """Make the folder, and clear away what a write that was killed has left.
+
+        :raises CheckpointError: when nothing can be written there.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("*.tmp"):
+                left.unlink(missing_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"No checkpoint can be written to {self.folder.resolve()} "
+                f"({error.strerror or error}). Start from a folder that can be written to."
+            ) from error
+
     def load(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The state, on the CPU, and the best epoch, if there is one.
 
@@ -64,6 +87,23 @@ class Checkpoints:
     def delete(self) -> None:
         """Take the files away: the training has ended well."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # those of other trainings are there
+            self.folder.parent.rmdir()
+
+
+class _Hashing:
+    """A stream that is written to, and the digest of what was written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _write(target: Path, content: Mapping[str, Any]) -> None:
@@ -71,7 +111,11 @@ def _write(target: Path, content: Mapping[str, Any]) -> None:
     own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         with own.open("wb") as stream:
-            torch.save({"version": _VERSION, **content}, stream)
+            stream.write(_MAGIC + bytes(_DIGEST_BYTES))
+            hashing = _Hashing(stream)
+            torch.save({"version": _VERSION, **content}, cast(IO[bytes], hashing))
+            stream.seek(len(_MAGIC))
+            stream.write(hashing.digest.digest())
             stream.flush()
             os.fsync(stream.fileno())
         own.replace(target)
@@ -84,7 +128,13 @@ def _write(target: Path, content: Mapping[str, Any]) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        data = file.read_bytes()
+        start = len(_MAGIC) + _DIGEST_BYTES
+        # torch would load a tensor of which a bit has flipped, and say nothing.
+        digest = hashlib.blake2b(data[start:], digest_size=_DIGEST_BYTES).digest()
+        if data[:start] != _MAGIC + digest:
+            raise OSError("its digest does not fit")
+        content = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
         if content["version"] != _VERSION:
             raise CheckpointError(f"{file} was written by another version of this project.")
     except FileNotFoundError as error:

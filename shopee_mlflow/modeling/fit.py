@@ -153,7 +153,7 @@ class Training:
         started, done_before = time.perf_counter(), self._seen
         train_loss, train_accuracy = self._train_epoch(watch, between)
         seconds = time.perf_counter() - started
-        labels, logits = predict_logits(self.module, self._val, self._machine)
+        labels, logits = predict_logits(self.module, self._val, self._machine, between)
         val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         self._check_finite(train_loss, val_loss)
         give_back_memory(self._machine)
@@ -252,15 +252,23 @@ class Training:
 
 @torch.inference_mode()
 def predict_logits(
-    module: nn.Module, batches: Batches, machine: Machine
+    module: nn.Module,
+    batches: Batches,
+    machine: Machine,
+    between: Callable[[], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) int64 and logits (N, C) float32 of every photo, in order, in eval mode."""
+    """Labels (N,) int64 and logits (N, C) float32 of every photo, in order, in eval mode.
+
+    :param between: called after each batch.
+    """
     module.eval()
     labels, logits = [], []
     for inputs, targets in batches.epoch():
         with machine.autocast():
             logits.append(_answer(module, inputs, machine).float())
         labels.append(targets)
+        if between:
+            between()
     return torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
 
 

@@ -12,6 +12,12 @@ import pandas as pd
 # Two-sided 95 % of the normal distribution.
 _Z95 = 1.959963984540054
 
+# What a training logs when it has ended: of its best epoch, and of the test split by score().
+FINAL_METRICS = (
+    *("best_val_accuracy", "best_epoch"),
+    *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
+)
+
 
 def wilson_interval(correct: int, total: int, z: float = _Z95) -> tuple[float, float]:
     """Wilson score interval of a proportion, 95 % by default.

@@ -32,6 +32,8 @@ class _Patience:
     granted = False
     waiting: Stopped | None = None
     signal = 0
+    # The stop has come: like one that came at once, it is the last.
+    spent = False
 
 
 @contextmanager
@@ -47,12 +49,19 @@ def gently() -> Iterator[Callable[[], None]]:
 
     def stop_here() -> None:
         if _Patience.waiting is not None:
+            _Patience.spent = True
             raise _Patience.waiting
 
     _Patience.granted, _Patience.waiting = True, None
     try:
         yield stop_here
         stop_here()
+    except Exception as error:
+        # Whatever else went wrong meanwhile, a person has asked for the end of it all.
+        if _Patience.waiting is None:
+            raise
+        _Patience.spent = True
+        raise _Patience.waiting from error
     finally:
         _Patience.granted, _Patience.waiting = False, None
 
@@ -89,17 +98,21 @@ def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
         yield
         return
     orphaned = threading.Event()
-    stopping = False
+    stopping = _Patience.spent = False
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's form
         nonlocal stopping
-        if stopping or (_Patience.waiting is not None and number != _Patience.signal):
+        if stopping or _Patience.spent:
+            return
+        if _Patience.waiting is not None and number != _Patience.signal:
             return
         gone = orphaned.is_set()
         name = "the process that started this one" if boss else "mlflow run"
         stopped = Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
         if _Patience.granted and _Patience.waiting is None:
             _Patience.waiting, _Patience.signal = stopped, number
+            # Not by print, which may be in the middle of another line.
+            os.write(2, b"\nstopping after this batch; once more to stop now\n")
             return
         stopping = True
         if _Writing.depth:

@@ -58,6 +58,13 @@ class Outbox:
         with self._sending:
             self._send_all()
 
+    def close(self) -> None:
+        """Give up what still waits, so that nobody sends it beside one who goes on with the run."""
+        self._hurry.set()
+        # A request that is under way is waited for.
+        with self._sending, self._state:
+            self._waiting.clear()
+
     def _work(self) -> None:
         # At once, if nothing was sent a moment ago.
         pause, silent = max(0.0, self._sent + _SEND_SECONDS - time.monotonic()), False
@@ -73,7 +80,7 @@ class Outbox:
                     pause = min(max(2 * pause, _SEND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 else:
                     if silent:
-                        _log.warning("The tracking store answers again; nothing is lost.")
+                        _log.warning("The tracking store answers again and has all metrics.")
                     silent, pause = False, _SEND_SECONDS
             with self._state:
                 # Someone in a hurry sends the rest, and is told if that fails.
@@ -96,8 +103,8 @@ class Outbox:
 def _tell_silence(error: Exception) -> None:
     message = str(getattr(error, "message", None) or error).split("\n")[0]
     _log.warning(
-        "The tracking store %s does not answer (%s). The work goes on; metrics are kept and sent "
-        "when it is back.",
+        "The tracking store %s does not answer (%s). The work goes on; its metrics are kept and "
+        "sent when it is back (those of the machine's load end here).",
         mlflow.get_tracking_uri(),
         message,
     )

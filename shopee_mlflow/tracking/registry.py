@@ -7,29 +7,28 @@ better than the one before on the very same test photos, unless a person insists
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
+from .store import quieten
 
 REGISTERED_NAME = "shopee-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
 REFUSED_TAG = "refused"
 _METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
 _TAGS = ("data_digest", "git_commit", "classes")
-# Requests to the server: how often to ask again, and seconds to wait for each answer.
-_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ def load_classifier(uri: str) -> LoadedModel:
 
     :raises TrackingError: when there is none, or it is of another kind.
     """
+    quieten()
     try:
-        with _bounded_requests():
-            folder = Path(mlflow.artifacts.download_artifacts(uri))
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
@@ -94,25 +93,37 @@ def register_model(
         registry that does not answer; the aliases are then as before.
     """
     client = MlflowClient()
-    with _bounded_requests(), _told(f"run {run_id} cannot be registered as {name}"):
+    quieten()
+    with _told(f"run {run_id} cannot be registered as {name}"):
         run = client.get_run(run_id)
-        model_ids = [m.model_id for m in run.outputs.model_outputs] if run.outputs else []
-        if not model_ids:
+        model_id = _latest_model(client, run)
+        if model_id is None:
             raise TrackingError(
                 f"run {run_id} has logged no model (its status is {run.info.status}); register a "
                 "run that has ended well."
             )
         # Before it has a version, too: what is no model of this project leaves nothing behind.
-        check_probe(f"models:/{model_ids[-1]}")
+        check_probe(f"models:/{model_id}")
         facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
         facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
-        version = mlflow.register_model(f"models:/{model_ids[-1]}", name, tags=facts)
+        version = mlflow.register_model(f"models:/{model_id}", name, tags=facts)
         _check(client, version)
         # Read only now: another registration may have moved the alias meanwhile.
         champion = find_version(client, name, CHAMPION)
         alias, reason = decide(facts, champion, promote)
         client.set_registered_model_alias(name, alias, version.version)
     return Registration(name, str(version.version), alias, reason)
+
+
+def _latest_model(client: MlflowClient, run: Run) -> str | None:
+    """The last model that a run has logged whole: one that was interrupted may have left others."""
+    whole = []
+    for output in run.outputs.model_outputs if run.outputs else []:
+        with suppress(MlflowException):  # one that was deleted
+            model = client.get_logged_model(output.model_id)
+            if model.status == LoggedModelStatus.READY:
+                whole.append((model.creation_timestamp, model.model_id))
+    return max(whole)[1] if whole else None
 
 
 def _check(client: MlflowClient, version: ModelVersion) -> None:
@@ -161,22 +172,6 @@ def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | 
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-
-
-@contextmanager
-def _bounded_requests() -> Iterator[None]:
-    """A server that does not answer is told of within a minute or so; what the user has set holds.
-
-    MLflow itself would go on for four minutes at a refused connection, and longer at a silent one.
-    Nothing is lost meanwhile: the model is in its run.
-    """
-    unset = {name: value for name, value in _BOUNDS.items() if name not in os.environ}
-    os.environ.update(unset)
-    try:
-        yield
-    finally:
-        for name in unset:
-            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import mlflow
@@ -52,7 +52,7 @@ class RunLog:
         self._client = MlflowClient()
         self._outbox = Outbox(self._send)
         # Metrics by name and step that the store has already.
-        self._known: set[tuple[str, int | None]] = set()
+        self._known: set[tuple[str, int]] = set()
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters; those that ``mlflow run`` has logged before us stay as they are.
@@ -76,7 +76,7 @@ class RunLog:
             [
                 Metric(name, float(value), now, step or 0)
                 for name, value in metrics.items()
-                if (name, step) not in self._known
+                if (name, step or 0) not in self._known
             ]
         )
         if step is None:
@@ -97,6 +97,10 @@ class RunLog:
         local = mlflow.get_tracking_uri().startswith("sqlite:")
         with uninterrupted() if local else nullcontext():
             self._outbox.flush()
+
+    def close(self) -> None:
+        """Give up metrics that could not be sent: the run has ended for this process."""
+        self._outbox.close()
 
     def wait_for_store(self) -> None:
         """Send the metrics that wait; where the store is silent, ask again for some minutes.
@@ -153,6 +157,13 @@ class RunLog:
         context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
         inputs = [DatasetInput(dataset._to_mlflow_entity(), context)]
         self._client.log_inputs(self.run_id, inputs)
+
+    def forget_models(self) -> None:
+        """Take away what an earlier attempt has logged as this run's model, whole or not."""
+        outputs = self._client.get_run(self.run_id).outputs
+        for logged in outputs.model_outputs if outputs else []:
+            with suppress(MlflowException):
+                self._client.delete_logged_model(logged.model_id)
 
     def log_model(
         self,

@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
@@ -67,7 +67,9 @@ def open_run(
             yield log
             log.flush()
         except BaseException as error:
-            _end(log, *_verdict(error))
+            # A store that was waited for in vain is not waited for again.
+            silent = isinstance(error, (TrackingError, *STORE_ERRORS))
+            _end(log, *_verdict(error), pauses=_END_PAUSES[:1] if silent else _END_PAUSES)
             if isinstance(error, MlflowException):
                 raise store_error(error) from error
             raise
@@ -76,6 +78,8 @@ def open_run(
                 _end(log, log.status, log.reason)
             else:
                 mlflow.end_run(log.status)
+        finally:
+            log.close()
 
 
 @contextmanager
@@ -101,6 +105,8 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
         if isinstance(error, MlflowException):
             raise store_error(error) from error
         raise
+    finally:
+        log.close()
 
 
 def _verdict(error: BaseException) -> tuple[str, str]:
@@ -141,7 +147,7 @@ def _start(
     resume: str | None,
     tags: dict[str, str],
     measure: bool,
-) -> MlflowRun:
+) -> Run:
     mlflow.set_system_metrics_sampling_interval(_SYSTEM_METRICS_SECONDS)
     if parent is not None:
         return mlflow.start_run(
@@ -155,6 +161,9 @@ def _start(
     if resume is not None:
         set_adopted_aside(resume)
         _forget_failure(resume)
+        # A notebook may have been in another experiment, from which MLflow would refuse it.
+        where = MlflowClient().get_run(resume).info.experiment_id
+        mlflow.set_experiment(experiment_id=where)
         run = mlflow.start_run(run_id=resume, log_system_metrics=measure)
         mlflow.set_tags(tags)
         return run
@@ -202,13 +211,25 @@ def _choose_experiment(experiment: str) -> None:
         mlflow.set_experiment(experiment)
 
 
-def _end(log: RunLog, status: str, reason: str) -> None:
+def experiment_in_use(experiment: str) -> str:
+    """The experiment in which a run opened now would be, by its name."""
+    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if adopted:
+        number = MlflowClient().get_run(adopted).info.experiment_id
+    elif experiment != DEFAULT_EXPERIMENT:
+        return experiment
+    if number:
+        return str(MlflowClient().get_experiment(number).name)
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
+
+
+def _end(log: RunLog, status: str, reason: str, pauses: Sequence[float] = _END_PAUSES) -> None:
     """Mark a run as ended; tried again, since a signal may have cut a request to the store short.
 
     What ended the run must not be hidden behind a store that is gone as well, hence the warning.
     """
     client = MlflowClient()
-    for pause in _END_PAUSES:
+    for pause in pauses:
         time.sleep(pause)
         try:
             client.set_tag(log.run_id, FAILURE_TAG, reason[:_LONGEST_REASON])
@@ -225,23 +246,23 @@ def _end(log: RunLog, status: str, reason: str) -> None:
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
-def child_runs(parent: RunLog) -> list[MlflowRun]:
+def child_runs(parent: RunLog) -> list[Run]:
     """The children of a run that have not ended."""
     return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
 
 
-def running_runs(experiment: str, tag: str, value: str) -> list[MlflowRun]:
+def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
     """Runs of an experiment, if there is one, that have this tag and have not ended."""
     found = mlflow.get_experiment_by_name(experiment)
     return _running_runs(found.experiment_id, tag, value) if found else []
 
 
-def _running_runs(experiment_id: str, tag: str, value: str) -> list[MlflowRun]:
+def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
     wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
     return list(MlflowClient().search_runs([experiment_id], wanted, max_results=50_000))
 
 
-def find_run(run_id: str) -> MlflowRun:
+def find_run(run_id: str) -> Run:
     """A run by its id.
 
     :raises TrackingError: when it is not there.

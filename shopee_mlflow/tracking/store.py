@@ -15,8 +15,9 @@ from ..errors import TrackingError
 # How a store says that it does not answer; one on a disk fails with the disk's errors, too.
 SILENCE = (MlflowException, SQLAlchemyError)
 STORE_ERRORS = (*SILENCE, OSError)
-# Of each request to a server; MLflow's own 7 take four minutes until a server is given up.
-_RETRIES = 3
+# Of each request to a server, where nothing else is set: MLflow's own bounds let a single one take
+# four minutes where nobody listens, and a quarter of an hour where nobody answers.
+_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def store_error(error: Exception) -> TrackingError:
@@ -33,7 +34,8 @@ def quieten() -> None:
     It tells of each step of a new database and of each request that is repeated; what came of it
     all is told by us.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(_RETRIES))
+    for name, value in _BOUNDS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

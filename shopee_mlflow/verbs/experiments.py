@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import pandas as pd
 from ..config import PRETRAINED, TrainConfig, read_yaml, resolve
 from ..console import duration, say
 from ..errors import ConfigError, ShopeeError
+from ..tracking.processes import PROCESS_TAG, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
+from .resume import close_stale_runs
 from .train import train
 
 _FOLDER = Path(__file__).parents[2] / "experiments"
@@ -52,7 +55,9 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     configs = {name: resolve(TrainConfig, given) for name, given in options.items()}
     experiment = next(iter(configs.values())).experiment
     rows: list[dict[str, Any]] = []
-    with open_run("experiments", experiment) as parent:
+    close_stale_runs(experiment)
+    mine = {PROCESS_TAG: process_name(), "host": platform.node()}
+    with open_run("experiments", experiment, tags=mine) as parent:
         for name, config in configs.items():
             say(f"--- {name} ({len(rows) + 1} of {len(configs)})")
             rows.append(_run_one(parent, name, config, options[name]))

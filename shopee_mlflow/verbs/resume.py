@@ -22,20 +22,21 @@ from ..errors import CheckpointError, ConfigError, TrackingError
 from ..modeling.checkpoint import BEST, LAST, Checkpoints
 from ..modeling.epochs import Best, Epoch
 from ..modeling.fit import Training
+from ..modeling.metrics import FINAL_METRICS
 from ..modeling.models import ProductClassifier
 from ..tracking.flavor import save_in_folder
 from ..tracking.processes import PROCESS_TAG, is_gone, process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import close_run, find_run, running_runs
+from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running_runs
 from ..tracking.store import STORE_ERRORS, local_folder, quieten, store_error
 
 LATEST = "last"
 _FOLDER = "checkpoints"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-# Options that may be others than when the training began: they change no number, or only where the
-# same photos are.
+# Options that may be others than when the training began. They say where things are, which are
+# compared by their content, or how to compute, which changes the last digits at most.
 _FREE = {
-    *("resume", "config", "data", "images", "workers", "cache", "device", "compile"),
+    *("resume", "config", "data", "images", "weights", "workers", "cache", "device", "compile"),
     *("register", "promote", "run_name"),
 }
 _SAVE_SECONDS = 1.0
@@ -77,17 +78,18 @@ def find_past(config: TrainConfig, typed: Mapping[str, str]) -> Past:
     run = find_run(run_id)
     if run.info.status == "FINISHED" and not checkpoints.is_there():
         raise ConfigError([f"resume={run_id}: this run has finished; there is nothing left to do"])
-    owner = run.data.tags.get(PROCESS_TAG, "")
-    elsewhere = owner.startswith(f"{platform.node()}:") and owner != process_name()
-    if run.info.status == "RUNNING" and elsewhere and not is_gone(owner):
+    owner = _living_owner(run)
+    # Whether a process of another machine lives, nobody knows but who types its run's id.
+    if owner and owner.startswith(f"{platform.node()}:"):
         raise ConfigError([f"resume={run_id}: it is under way, in process {owner}"])
     last, best = checkpoints.load()
-    then = resolve(TrainConfig, last["params"])
-    _check_options(then, config, typed)
-    now = {name: getattr(config, name) for name in _given(config, typed) & _FREE}
+    given, now = _given(config, typed), as_params(config)
+    free = {name: now[name] for name in given & _FREE}
+    then = resolve(TrainConfig, {**last["params"], **free, "resume": run_id, "config": NONE})
+    _check_options(then, config, given - _FREE)
     return Past(
         run_id,
-        dataclasses.replace(then, **{**now, "resume": run_id, "config": NONE}),
+        then,
         [Epoch(**facts) for facts in last["history"]],
         last,
         best,
@@ -98,11 +100,21 @@ def _latest() -> str:
     found = sorted(
         (local_folder() / _FOLDER).glob(f"*/{LAST}"), key=lambda file: file.stat().st_mtime
     )
-    if not found:
-        raise ConfigError(
-            [f"resume=last: there is no interrupted training in {Path(local_folder()).resolve()}"]
-        )
-    return found[-1].parent.name
+    for file in reversed(found):
+        run_id = file.parent.name
+        if _RUN_ID.fullmatch(run_id) and _living_owner(find_run(run_id)) is None:
+            return run_id
+    where = Path(local_folder()).resolve()
+    under_way = f"; {len(found)} under way" if found else ""
+    raise ConfigError([f"resume=last: there is no interrupted training in {where}{under_way}"])
+
+
+def _living_owner(run: Run) -> str | None:
+    """Another process that may be training this run at this moment."""
+    owner = run.data.tags.get(PROCESS_TAG, "")
+    if run.info.status != "RUNNING" or not owner or owner == process_name() or is_gone(owner):
+        return None
+    return str(owner)
 
 
 def _given(config: TrainConfig, typed: Mapping[str, str]) -> set[str]:
@@ -111,12 +123,12 @@ def _given(config: TrainConfig, typed: Mapping[str, str]) -> set[str]:
     return {f.name for f in fields if getattr(config, f.name) != f.default} | set(typed)
 
 
-def _check_options(then: TrainConfig, config: TrainConfig, typed: Mapping[str, str]) -> None:
+def _check_options(then: TrainConfig, config: TrainConfig, given: set[str]) -> None:
     before, now = as_params(then), as_params(config)
     problems = [
         f"{name}={now[name]}: the training began with {name}={before[name]}; leave it out to go "
         "on, or leave resume out to begin another"
-        for name in sorted(_given(config, typed) - _FREE)
+        for name in sorted(given)
         if now[name] != before[name]
     ]
     if problems:
@@ -177,7 +189,8 @@ def kept_on_disk(
     keeper.save(training, best)
     try:
         yield
-    except (*STORE_ERRORS, TrackingError) as error:
+    except (*STORE_ERRORS, TrackingError, RuntimeError) as error:
+        # A RuntimeError is how torch tells that the disk is full while it writes the model.
         reason = error if isinstance(error, TrackingError) else store_error(error)
         folder = keeper.leave(model)
         raise TrackingError(
@@ -195,6 +208,7 @@ class Keeper:
         self.history: list[Epoch] = []
         self._saved_best = -1
         self._saved = float("-inf")
+        self.checkpoints.prepare()
 
     def add(self, epoch: Epoch, training: Training, best: Best) -> None:
         """An epoch has ended."""
@@ -209,7 +223,7 @@ class Keeper:
         """
         number = best.epoch.number if best.epoch else 0
         last = {
-            "params": as_params(dataclasses.replace(self._config, resume=NONE)),
+            "params": as_params(dataclasses.replace(self._config, resume=NONE, config=NONE)),
             "facts": dict(self._facts),
             "history": [vars(epoch) for epoch in self.history],
             "training": training.state(),
@@ -227,10 +241,10 @@ class Keeper:
             save_in_folder(model, folder / "model")
             table = pd.DataFrame([vars(epoch) for epoch in self.history])
             table.to_csv(folder / "history.csv", index=False)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
             raise CheckpointError(
                 f"The store does not answer, and the model could not be written to {folder} "
-                f"({error.strerror or error}); its weights are in {BEST} there."
+                f"({str(error).splitlines()[0]}); its weights are in {BEST} there."
             ) from error
         return folder
 
@@ -242,17 +256,17 @@ def close_stale_runs(experiment: str) -> None:
     """
     quieten()
     try:
-        stale = running_runs(experiment, "host", platform.node())
+        for run in running_runs(experiment_in_use(experiment), "host", platform.node()):
+            owner = run.data.tags.get(PROCESS_TAG, "")
+            if not owner or _SEARCHES & run.data.tags.keys() or not is_gone(owner):
+                continue
+            run_id = run.info.run_id
+            close_run(run_id, "KILLED", {"failure": f"its process {owner} is gone"})
+            say(f"run {run_id} was left by a process that is gone; it is marked as KILLED now")
+            if checkpoints_of(run_id).is_there():
+                say(f"  {how_to_go_on(run_id)}")
     except STORE_ERRORS as error:
         raise store_error(error) from error
-    for run in stale:
-        owner = run.data.tags.get(PROCESS_TAG, "")
-        if not owner or _SEARCHES & run.data.tags.keys() or not is_gone(owner):
-            continue
-        close_run(run.info.run_id, "KILLED", {"failure": f"its process {owner} is gone"})
-        say(f"run {run.info.run_id} was left by a process that is gone; it is marked as KILLED now")
-        if checkpoints_of(run.info.run_id).is_there():
-            say(f"  {how_to_go_on(run.info.run_id)}")
 
 
 def how_to_go_on(run_id: str) -> str:
@@ -274,7 +288,8 @@ def go_on(past: Past, run: RunLog, keeper: Keeper, training: Training, best: Bes
     keeper.history += past.history
     if past.best:
         best.resume(past.best)
-    run.know_metrics(Epoch.metric_names())
+    run.know_metrics([*Epoch.metric_names(), *FINAL_METRICS])
+    run.forget_models()
     for epoch in past.history:
         run.log_metrics(epoch.metrics(), step=epoch.number)
     say(f"going on after epoch {len(past.history)} of run {past.run_id}")

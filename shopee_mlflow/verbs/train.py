@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pandas as pd
 from ..config import AUTO, NONE, TrainConfig, as_params
 from ..console import TrainingProgress, duration, say, watch
 from ..data.dataset import Dataset, load_dataset
+from ..errors import CheckpointError, TrainingError
 from ..modeling.architectures import check_architecture
 from ..modeling.epochs import Best, Epoch, epochs_without_progress
 from ..modeling.fit import Training, predict_logits
@@ -39,6 +41,8 @@ from .resume import (
     how_to_go_on,
     kept_on_disk,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,10 @@ def begin_run(
         with open_run(name, config.experiment, parent=parent, resume=resume, tags=owner) as run:
             run_id = run.run_id
             yield run
-    except KeyboardInterrupt:
-        if run_id and checkpoints_of(run_id).is_there():
+    except BaseException as error:
+        # What has diverged would diverge again.
+        again = not isinstance(error, TrainingError)
+        if again and run_id and checkpoints_of(run_id).is_there():
             say(how_to_go_on(run_id))
         raise
 
@@ -190,7 +196,10 @@ def stopped_gently(training: Training, best: Best, keeper: Keeper) -> Iterator[C
             try:
                 stop_here()
             except Stopped:
-                keeper.save(training, best)
+                try:
+                    keeper.save(training, best)
+                except CheckpointError as error:
+                    _log.warning("%s", error)
                 raise
 
         yield stop_with_checkpoint
