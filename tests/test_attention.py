@@ -63,6 +63,14 @@ def test_maps_of_whole_networks(name: str) -> None:
         assert heat.max() == 0 or heat.max() == pytest.approx(1)
 
 
+def test_tta_does_not_mirror_the_map() -> None:
+    model = corner_model()
+    plain = grad_cam(model, corners(), torch.tensor([0]))
+    model.tta = True
+    assert plain is not None
+    torch.testing.assert_close(grad_cam(model, corners(), torch.tensor([0])), plain)
+
+
 def test_floats_and_bytes_give_the_same_map() -> None:
     model, photos = corner_model(), corners()
     kept = photos.clone()

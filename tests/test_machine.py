@@ -58,6 +58,29 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     assert number_from(PAGES, "leave") > 60_000
 
 
+class OldAllocator:
+    """Takes no threshold above 32 MiB, or none at all."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest, self.taken = largest, []
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == -3 and value > self.largest:
+            return 0
+        self.taken.append((parameter, value))
+        return 1
+
+
+@pytest.mark.parametrize(("largest", "taken"), [(2**25, [(-3, 2**25), (-1, -1)]), (0, [])])
+def test_an_older_allocator_gets_what_it_takes(
+    largest: int, taken: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = OldAllocator(largest)
+    monkeypatch.setattr(machine, "_glibc", lambda: old)
+    machine.keep_freed_memory()
+    assert old.taken == taken
+
+
 HELD = """
 import sys, psutil, torch
 from shopee_mlflow.modeling import machine

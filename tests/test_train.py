@@ -19,6 +19,7 @@ from shopee_mlflow import TrainConfig, train, tune
 from shopee_mlflow.config import as_params, read_yaml, resolve
 from shopee_mlflow.errors import CatalogError, ModelError, TrainingError
 from shopee_mlflow.tracking.flavor import ABOUT_FILE
+from shopee_mlflow.tracking.registry import load_classifier
 
 
 def tiny(folder: Path, **options: Any) -> TrainConfig:
@@ -119,6 +120,22 @@ def test_the_logged_model_is_the_best_epochs_and_knows_its_classes(
     assert {r.split("==")[0] for r in requirements} >= {"mlflow", "torch", "torchvision"}
     assert all("==" in r for r in requirements)
     assert (folder / "data" / ABOUT_FILE).is_file()
+
+
+def test_tta_is_in_every_form_of_the_model(make_catalog: MakeCatalog) -> None:
+    folder = make_catalog()
+    result = train(tiny(folder, tta=True, serialization="pt2"))
+    test = result.dataset.rows("test")
+    images = torch.from_numpy(result.dataset.pixels[test]).permute(0, 3, 1, 2)
+    program = load_classifier(f"models:/{result.model_id}").module
+    with torch.no_grad():
+        np.testing.assert_allclose(program(images).numpy(), result.test_logits, atol=1e-5)
+    served = mlflow.pyfunc.load_model(f"models:/{result.model_id}")
+    files = [str(folder / "train_images" / name) for name in result.dataset.frame["image"][test]]
+    answers = served.predict(pd.DataFrame({"image": files}))
+    np.testing.assert_allclose(
+        answers["probability"], np.exp(result.test_logits).max(axis=1), rtol=1e-3
+    )
 
 
 def test_the_same_options_give_the_same_run_and_another_seed_another(

@@ -40,7 +40,8 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
     hooks = [module.register_forward_hook(keep) for module in model.backbone.modules()]
     try:
         with torch.enable_grad():
-            logits = model(_with_gradient(model, images))
+            # Not model(...), which may look at the mirror image as well.
+            logits = model.head(model.embed(_with_gradient(model, images)))
             if not kept or not kept[0].requires_grad:
                 return None
             chosen = logits.gather(1, classes[:, None].to(logits.device)).sum()

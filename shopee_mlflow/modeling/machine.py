@@ -16,8 +16,9 @@ from ..errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# glibc's mallopt: M_MMAP_THRESHOLD as large as it may be, M_TRIM_THRESHOLD off.
-_MALLOC = {-3: 2**31 - 1, -1: -1}
+# Parameters of glibc's mallopt. Older ones take no larger M_MMAP_THRESHOLD than the second.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLDS = (2**31 - 1, 2**25)
 # Share of the machine's memory above which freed memory is given back after each epoch.
 _MUCH = 0.4
 
@@ -80,9 +81,9 @@ def keep_freed_memory() -> None:
     each step, which took up to half of the time on a CPU. Other systems are left as they are.
     """
     libc = _glibc()
-    if libc:
-        for parameter, value in _MALLOC.items():
-            libc.mallopt(parameter, value)
+    # The second alone would fix the threshold where it is low, which is the worst of all.
+    if libc and any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS):
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def give_back_memory(machine: Machine) -> None:

@@ -82,7 +82,8 @@ class ProductClassifier(nn.Module):
         if not self.tta or self.training:
             return logits
         mirrored = self.head(self.embed(images.flip(-1)))
-        both = torch.stack([logits.log_softmax(1), mirrored.log_softmax(1)])
+        # In half precision log 2 would leave a rest of itself.
+        both = torch.stack([both.float().log_softmax(1) for both in (logits, mirrored)])
         return both.logsumexp(0) - math.log(2)
 
 

@@ -45,7 +45,7 @@ SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
 # Options that say where and how to work and what to do with the result, not what is learned.
 _CIRCUMSTANCES = {
     *("data", "images", "workers", "cache", "activations", "device", "compile", "weights"),
-    *("tta", "serialization", "resume", "register", "promote", "experiment"),
+    *("serialization", "resume", "register", "promote", "experiment"),
     *("run_name", "config"),
     *("n_trials", "timeout", "jobs", "study", "storage", "models"),
 }
