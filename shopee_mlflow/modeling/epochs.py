@@ -55,6 +55,14 @@ class Best:
         self._weights = copy.deepcopy(self.module.state_dict())
         return True
 
+    def scores(self) -> dict[str, float]:
+        """Of the best epoch: best_val_accuracy and best_epoch."""
+        assert self.epoch is not None, "no epoch has been seen"
+        return {
+            "best_val_accuracy": self.epoch.val_accuracy,
+            "best_epoch": float(self.epoch.number),
+        }
+
     def state(self) -> dict[str, object]:
         """All of it, as a checkpoint keeps it."""
         assert self.epoch is not None, "no epoch has been seen"

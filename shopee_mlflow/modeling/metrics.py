@@ -67,6 +67,11 @@ def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     }
 
 
+def scores_of_test(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """:func:`score` by the names that a run logs: test_accuracy and so on."""
+    return {f"test_{name}": value for name, value in score(labels, logits).items()}
+
+
 def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """Whether two classifiers differ by more than chance on the same photos: McNemar's exact test.
 

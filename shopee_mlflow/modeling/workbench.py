@@ -19,6 +19,7 @@ from ..data.dataset import Dataset
 from ..data.splits import TEST, TRAIN, VAL
 from .architectures import build_model
 from .compiling import compile_step
+from .fit import predict_logits
 from .freezing import ActivationSource, Cut, FrozenPrefix, cut_model
 from .machine import Machine, keep_freed_memory
 from .models import ProductClassifier
@@ -82,6 +83,15 @@ class Workbench:
         labels = self.dataset.frame["label"].to_numpy(np.int64)
         rows = self.dataset.rows(TEST)
         return Batches(self._photos(), rows, labels, _EVALUATION_BATCH, self.machine.device)
+
+    def test(self, model: ProductClassifier, part: Prepared) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (T,) int64 and logits (T, C) float32 of the test split.
+
+        :param part: what was trained of the model.
+        """
+        # A mirrored photo has other activations, so the whole model looks at it.
+        tested = (model, self.test_photos()) if model.tta else (part.cut.rest, part.test)
+        return predict_logits(*tested, self.machine)
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> Prepared:
         """Cut the model at ``freeze`` and make the batches of each split."""

@@ -11,7 +11,7 @@ import yaml
 
 from ..config import TrainConfig
 from ..modeling.fit import predict_logits
-from ..modeling.metrics import mcnemar, score
+from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Workbench
 from ..options import as_text
@@ -55,7 +55,7 @@ def score_trial(plan: SearchPlan, bench: Workbench, trial: TrialResult) -> Teste
     scores = {
         "best_val_accuracy": trial.val_accuracy,
         "best_epoch": float(trial.best_epoch),
-        **{f"test_{name}": value for name, value in score(labels, logits).items()},
+        **scores_of_test(labels, logits),
     }
     history = read_table(trial.run_id, HISTORY_FILE).apply(pd.to_numeric)
     return Tested(trial, config, model.eval(), history, labels, logits, scores)

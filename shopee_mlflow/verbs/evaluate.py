@@ -18,7 +18,7 @@ from ..data.dataset import locate_catalog
 from ..data.splits import TEST
 from ..errors import CatalogError
 from ..modeling.inference import FastClassifier
-from ..modeling.metrics import class_report, confusion, score, softmax
+from ..modeling.metrics import class_report, confusion, scores_of_test, softmax
 from ..reports.figures import confusion_figure, mistakes_figure
 from ..tracking.machine import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
@@ -66,7 +66,7 @@ def evaluate(
         frame, pixels = _decode(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = predict_pixels(loaded.module, pixels)
-        scores = {f"test_{name}": value for name, value in score(labels, logits).items()}
+        scores = scores_of_test(labels, logits)
         predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
         say(
             f"accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos, 95 % interval "

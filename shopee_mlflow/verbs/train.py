@@ -17,9 +17,9 @@ from ..data.dataset import Dataset, load_dataset
 from ..errors import CheckpointError, TrainingError
 from ..modeling.architectures import check_architecture
 from ..modeling.epochs import Best, Epoch, epochs_without_progress
-from ..modeling.fit import Training, predict_logits
+from ..modeling.fit import Training
 from ..modeling.machine import choose_machine
-from ..modeling.metrics import score
+from ..modeling.metrics import scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.workbench import Workbench
 from ..tracking.lifeline import Stopped, gently
@@ -118,14 +118,8 @@ def train(
         best.restore()
         model.eval().requires_grad_(True)
         model.tta = config.tta
-        tested = (model, bench.test_photos()) if model.tta else (part.cut.rest, part.test)
-        labels, logits = predict_logits(*tested, machine)
-        assert best.epoch is not None
-        scores = {
-            "best_val_accuracy": best.epoch.val_accuracy,
-            "best_epoch": float(best.epoch.number),
-            **{f"test_{name}": value for name, value in score(labels, logits).items()},
-        }
+        labels, logits = bench.test(model, part)
+        scores = {**best.scores(), **scores_of_test(labels, logits)}
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
         with kept_on_disk(keeper, training, best, model):
             run.wait_for_store()
