@@ -27,6 +27,16 @@ COLOURS = [
 MakeCatalog = Callable[..., Path]
 
 
+def faults_of_the_table() -> set[str]:
+    """The tests that docs/reliability.md names, as file::function."""
+    return set(re.findall(r"`(tests/[^`]+::\w+)`", RELIABILITY.read_text(encoding="utf-8")))
+
+
+def is_fault(nodeid: str, faults: set[str]) -> bool:
+    """Whether a test, with whatever parameters, is one of these."""
+    return nodeid.partition("[")[0] in faults
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--endurance", action="store_true", help="run the tests that take minutes")
 
@@ -34,9 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Faults are those of the table in docs/reliability.md; minutes are spent when asked for."""
-    faults = set(re.findall(r"`(tests/[^`]+::\w+)`", RELIABILITY.read_text(encoding="utf-8")))
+    faults = faults_of_the_table()
     for item in items:
-        if item.nodeid.partition("[")[0] in faults:
+        if is_fault(item.nodeid, faults):
             item.add_marker("fault")
     if not config.getoption("--endurance"):
         left_out = pytest.mark.skip(reason="takes minutes; asked for with --endurance")

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from small_batches import small_batches
 from torch import nn
 
 from shopee_mlflow.config import TrainConfig
-from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.errors import CheckpointError
 from shopee_mlflow.modeling import checkpoint
 from shopee_mlflow.modeling.architectures import build_model
@@ -38,16 +38,7 @@ class InterruptedHereError(Exception):
 
 
 def batches(size: int, learn: bool = False) -> Batches:
-    pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 32, 32, 3), dtype=np.uint8)
-    return Batches(
-        PixelSource(pixels),
-        np.arange(PHOTOS),
-        np.arange(PHOTOS) % len(CLASSES),
-        size,
-        torch.device("cpu"),
-        shuffle=learn,
-        augment=learn,
-    )
+    return small_batches(PHOTOS, len(CLASSES), size, learn, augment=learn)
 
 
 def training(config: TrainConfig = CONFIG) -> Training:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_batches import small_batches
 from torch import Tensor, nn
 
 from shopee_mlflow.config import TrainConfig
-from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.fit import Training, predict_logits
@@ -40,15 +41,7 @@ class SmallMemory(nn.Module):
 
 
 def batches(size: int, learn: bool = False) -> Batches:
-    pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 32, 32, 3), dtype=np.uint8)
-    return Batches(
-        PixelSource(pixels),
-        np.arange(PHOTOS),
-        np.arange(PHOTOS) % len(CLASSES),
-        size,
-        torch.device("cpu"),
-        shuffle=learn,
-    )
+    return small_batches(PHOTOS, len(CLASSES), size, learn)
 
 
 def training(photos: int, precision: str = "fp32") -> Training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import RELIABILITY
+from conftest import RELIABILITY, faults_of_the_table, is_fault
 
 ROOT = RELIABILITY.parents[1]
 
@@ -19,7 +19,10 @@ def test_each_fault_of_the_table_has_its_test() -> None:
         assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), row
 
 
-def test_the_mark_is_set(request: object) -> None:
-    """This test is in no table; see conftest for how those that are get their mark."""
-    marks = {mark.name for mark in request.node.iter_markers()}  # type: ignore[attr-defined]
-    assert "fault" not in marks
+def test_the_mark_is_for_those_of_the_table_with_any_parameters() -> None:
+    faults = faults_of_the_table()
+    assert len(faults) >= 25
+    one = "tests/test_resume.py::test_a_training_goes_on_to_the_same_end"
+    assert is_fault(one, faults)
+    assert is_fault(f"{one}[3]", faults)
+    assert not is_fault("tests/test_fit.py::test_golden_values", faults)

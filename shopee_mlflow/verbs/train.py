@@ -106,9 +106,7 @@ def train(
             check_facts(past, facts)
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
         part = bench.prepare(model, config)
-        run.log_tags({"compiled": str(part.step is not None).lower()})
-        if part.step is not None:
-            say("the training step is compiled first, which takes a minute or two")
+        _tell_compiling(run, part.step is not None)
         best = Best(part.cut.rest)
         keeper = Keeper(run.run_id, config, facts)
         training = Training(part.cut.rest, part.train, part.val, config, machine, part.step)
@@ -214,6 +212,12 @@ def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: floa
         f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
         f"run {run.run_id}, {duration(seconds)} in all. See it with: mlflow ui",
     ]
+
+
+def _tell_compiling(run: RunLog, compiled: bool) -> None:
+    run.log_tags({"compiled": str(compiled).lower()})
+    if compiled:
+        say("the training step is compiled first, which takes a minute or two")
 
 
 def _trainable(model: ProductClassifier, config: TrainConfig) -> str:
