@@ -21,7 +21,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """A mapped array of 48 KiB, other values in each row."""
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path))
 
-    def fill(values: np.ndarray) -> dict[str, object]:
+    def fill(values: np.ndarray, start: int) -> dict[str, object]:
         values[:] = np.arange(len(values))[:, None, None, None]
         return {}
 

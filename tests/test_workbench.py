@@ -65,7 +65,7 @@ def test_another_process_finds_the_activations(
         raise AssertionError("computed again")
 
     again = bench_for(config)
-    monkeypatch.setattr("shopee_mlflow.data.arrays._build", fail)
+    monkeypatch.setattr("shopee_mlflow.data.building.Build.work", fail)
     part = again.prepare(again.new_model(config), config)
     for expected, (batch, _) in zip(first, part.train.epoch(1), strict=True):
         assert torch.equal(expected, batch)

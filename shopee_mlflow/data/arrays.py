@@ -1,39 +1,37 @@
 """Arrays that are costly to make are made once: a file in the cache folder, mapped into memory.
 
 The caller's name for a file holds a digest of everything that shapes the array, so a stale file
-is never met. The description beside it is written last and holds a checksum, so an interrupted or
-damaged file is made again.
+is never met. The description beside it is written last and holds checksums, so a damaged file is
+made again.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 import time
-import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from ..errors import CatalogError
-from .storage import CACHE_VARIABLE, cache_folder
+from .building import NOTES, UNFINISHED, Build, Fill, checksum, locked, room_for, unfinished
+from .storage import cache_folder
 
-# Fills an empty array, and returns what else there is to remember, as JSON knows it.
-Fill = Callable[[np.ndarray], dict[str, Any]]
-
+_UNDER_WAY = {".tmp", UNFINISHED, NOTES}
 # After this long without a write, in seconds, an unfinished file is taken for left behind.
 _LEFT_SECONDS = 3600
-# Left free on the disk when a file is made, in bytes.
-_DISK_RESERVE = 200 * 2**20
+# How often a file is made when somebody deletes it meanwhile.
+_TRIES = 3
 _CHUNK = 2**20
 # Of a mapped file, read or written since it was last let go, in bytes.
 _WINDOW = 2**30
@@ -44,18 +42,32 @@ def load_or_build(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The array of this name, mapped from its file; made by ``fill`` where there is none yet.
 
-    Of several processes that want the same one, the first makes it and the others wait.
+    Processes that want the same one make it together (see building.py).
 
     :param what: the array's contents in words, for errors.
-    :returns: the array, copy on write, and what ``fill`` returned when it was made.
+    :returns: the array, copy on write, and all that ``fill`` returned when it was made.
     :raises CatalogError: when the disk of the cache folder is too small or cannot be written.
     """
     target = cache_folder() / f"{name}.npy"
     there = _read(target)
+    for _ in range(_TRIES):
+        if there:
+            return there
+        build = Build(target, shape, np.dtype(dtype))
+        with locked(target.with_suffix(".lock")):
+            there = _read(target)
+            if there:
+                return there
+            build.prepare(what)
+        build.work(fill)
+        with locked(target.with_suffix(".lock")):
+            build.finish()
+        # What was noted is trusted no more than what was found: a machine may have gone off between
+        # a note and its part.
+        there = _read(target)
     if there:
         return there
-    with _one_builder(target):
-        return _read(target) or _build(target, shape, np.dtype(dtype), fill, what)
+    raise CatalogError(f"{target} was deleted or damaged {_TRIES} times while it was made.")
 
 
 def is_built(name: str) -> bool:
@@ -100,10 +112,10 @@ def _file_of(values: np.ndarray) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
-def has_room(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> bool:
-    """Whether the cache folder's disk can take an array of this size."""
-    needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return shutil.disk_usage(cache_folder()).free >= needed + _DISK_RESERVE
+def has_room(name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> bool:
+    """Whether the cache folder's disk can take an array of this size, or what is missing of it."""
+    needed, free = room_for(cache_folder() / f"{name}.npy", shape, dtype)
+    return needed <= free
 
 
 def clear_cache() -> int:
@@ -112,72 +124,57 @@ def clear_cache() -> int:
     for kind in ("pixels", "activations"):
         for file in cache_folder().glob(f"{kind}-*"):
             with suppress(FileNotFoundError):
-                about = file.stat()
-                # A .tmp file may be another process's work; only one that has been left is taken.
-                if file.suffix != ".tmp" or time.time() - about.st_mtime > _LEFT_SECONDS:
-                    file.unlink()
-                    freed += about.st_size
+                # Another process may write it; only what has been left is taken.
+                if file.suffix in _UNDER_WAY and time.time() - _last_write(file) < _LEFT_SECONDS:
+                    continue
+                if file.suffix == ".lock" and unfinished(file):
+                    continue
+                if file.is_dir():
+                    shutil.rmtree(file)
+                    continue
+                size = min(file.stat().st_size, file.stat().st_blocks * 512)
+                file.unlink()
+                freed += size
     return freed
 
 
-@contextmanager
-def _one_builder(target: Path) -> Iterator[None]:
-    """Held by the process that makes the file; the system lets go of it when a process dies."""
-    lock = FileLock(target.with_suffix(".lock"))
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        # A file system without locks: two builds at once do work twice, and no harm.
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
+def _last_write(file: Path) -> float:
+    """When a build wrote something last, in seconds since the epoch; it notes each of its parts."""
+    there = [file, file.with_suffix(NOTES)]
+    return max(place.stat().st_mtime for place in there if place.exists())
 
 
 def _read(target: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
     """The array and its description, or None where they are absent or not what was written."""
     try:
         stored = json.loads(target.with_suffix(".json").read_text("utf-8"))
-        if _checksum(target, stored["about"]) != stored["crc32"]:
+        if not _is_whole(target, stored):
             return None
         return _map(target), stored["about"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
 
 
-def _build(
-    target: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fill: Fill, what: str
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Write a file of our own and rename it, so that nobody ever sees half of one."""
-    _check_disk(target.parent, shape, dtype, what)
-    own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with _writing_to(target.parent):
-            values = np.lib.format.open_memmap(own, mode="w+", dtype=dtype, shape=shape)
-        # As those who come later will read it: JSON makes text of whole-number keys.
-        about = json.loads(json.dumps(fill(values)))
-        with _writing_to(target.parent):
-            values.flush()
-            description = {"about": about, "crc32": _checksum(own, about)}
-            own.replace(target)
-            own.write_text(json.dumps(description), encoding="utf-8")
-            own.replace(target.with_suffix(".json"))
-    finally:
-        own.unlink(missing_ok=True)
-    return _map(target), about
+def _is_whole(file: Path, stored: dict[str, Any]) -> bool:
+    """Whether each byte of a file is as it was written; parts are looked at side by side."""
+    offset, step, sums = stored["offset"], stored["part_bytes"], stored["parts"]
+    with file.open("rb") as stream:
+        if checksum(stored, stream.read(offset)) != stored["crc32"]:
+            return False
 
+    def part_is_whole(number: int) -> bool:
+        # The last part goes to the end of the file, so that nothing may follow it.
+        left = step if number + 1 < len(sums) else file.stat().st_size
+        crc = 0
+        with file.open("rb") as stream:
+            stream.seek(offset + number * step)
+            while left and (chunk := stream.read(min(_CHUNK, left))):
+                crc = zlib.crc32(chunk, crc)
+                left -= len(chunk)
+        return bool(crc == sums[number])
 
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CatalogError(
-            f"The cache folder {folder} cannot be written to ({error.strerror or error}). "
-            f"Name another one with {CACHE_VARIABLE}, or set cache=false."
-        ) from error
+    with ThreadPoolExecutor(min(len(sums), os.cpu_count() or 1)) as pool:
+        return all(pool.map(part_is_whole, range(len(sums))))
 
 
 def _map(target: Path) -> np.ndarray:
@@ -189,25 +186,3 @@ def _map(target: Path) -> np.ndarray:
         # be read in place.
         values = np.load(target, mmap_mode="r", allow_pickle=False)
     return values
-
-
-def _check_disk(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
-    if not has_room(shape, dtype):
-        needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        raise CatalogError(
-            f"The cache folder {folder} has {shutil.disk_usage(folder).free / 2**20:,.0f} MiB "
-            f"free; {what} need {needed / 2**20:,.0f} MiB. Free some, name a folder on a larger "
-            f"disk with {CACHE_VARIABLE}, or set cache=false."
-        )
-
-
-def _checksum(file: Path, about: dict[str, Any]) -> int:
-    """CRC-32 of the description and the whole file: its header is trusted no more than its values.
-
-    :raises AttributeError: when the description is no mapping.
-    """
-    crc = zlib.crc32(json.dumps(sorted(about.items())).encode())
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc

@@ -105,6 +105,8 @@ class Batches:
     :ivar labels: (N,) int64, the label of every row of the source.
     :ivar shuffle: a new order each epoch; else the order of ``rows``.
     :ivar augment: a new variant for each photo each epoch; else all plain.
+    :ivar share: (k, n): of each batch this is the k-th of n shares, every n-th photo. A batch is
+        the same whatever n is.
     """
 
     source: Source
@@ -115,17 +117,35 @@ class Batches:
     shuffle: bool = False
     augment: bool = False
     seed: int = 0
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return len(self._ends())
 
     @property
     def photos(self) -> int:
-        """Photos in an epoch."""
+        """Photos in an epoch, of all shares."""
         return len(self.rows)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of each batch: photos in all shares, and in this one."""
+        ends = self._ends()
+        totals = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return [(total, len(self._mine(total))) for total in totals]
+
+    def positions(self) -> np.ndarray:
+        """(m,) int64: which of ``rows`` are in this share, in its order where nothing shuffles."""
+        ends = self._ends()
+        starts = [0, *ends[:-1]]
+        parts = [start + self._mine(end - start) for start, end in zip(starts, ends, strict=True)]
+        return np.concatenate(parts)
 
     def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels, (n,) int64, of each batch, on the device.
+
+        A share that has no photo of a batch is left out where nothing is learned; where something
+        is, the other shares wait for its gradients, so it gets the batch's first photo, which is to
+        count nothing (see :meth:`sizes`).
 
         :param skip: so many batches at the beginning are left out.
         """
@@ -135,10 +155,17 @@ class Batches:
         ends = self._ends()
         start = ends[skip - 1] if skip else 0
         for end in ends[skip:]:
-            part = rows[start:end]
-            labels = on_device(self.labels[part], self.device)
-            yield self.source.take(part, variants[start:end]), labels
+            mine = start + self._mine(end - start)
+            if not len(mine) and self.shuffle:
+                mine = np.array([start])
+            if len(mine):
+                labels = on_device(self.labels[rows[mine]], self.device)
+                yield self.source.take(rows[mine], variants[mine]), labels
             start = end
+
+    def _mine(self, total: int) -> np.ndarray:
+        number, shares = self.share
+        return np.arange(number, total, shares)
 
     def _ends(self) -> list[int]:
         """Where batches end. A last training batch of one photo joins the one before it, since

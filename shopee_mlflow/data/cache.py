@@ -20,12 +20,16 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from ..errors import ImageError
-from .arrays import Window, load_or_build
+from .arrays import load_or_build
 from .images import RECIPE, open_photo, read_pixels
 
 Progress = Callable[[int, int], None]
 
 _Out = TypeVar("_Out")
+
+_MOST_A_TASK = 16
+# Items that tasks are made of at once: a task that waits takes memory, too.
+_ROUND = 16_384
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,22 @@ def load_pixels(
         values = np.zeros((len(files), size, size, 3), np.uint8)
         return Pixels(values, _decode_into(values, files, workers, progress))
 
-    def fill(values: np.ndarray) -> dict[str, Any]:
-        return {"bad": _decode_into(values, files, workers, progress)}
+    def fill(values: np.ndarray, start: int) -> dict[str, Any]:
+        part = files[start : start + len(values)]
+        bad = _decode_into(values, part, workers, _from(start, len(files), progress))
+        return {"bad": {str(start + row): reason for row, reason in bad.items()}}
 
     shape = (len(files), size, size, 3)
     name = f"pixels-{pixel_key(contents, size)}"
     stored, about = load_or_build(name, shape, np.uint8, fill, "the decoded photos")
     return Pixels(stored, {int(row): reason for row, reason in about["bad"].items()})
+
+
+def _from(start: int, total: int, progress: Progress | None) -> Progress | None:
+    """The progress of a part, told as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(start + done, total)
 
 
 def hash_files(files: Sequence[Path], workers: int = 0) -> list[str]:
@@ -116,14 +129,12 @@ def _decode_into(
 ) -> dict[int, str]:
     """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
     size = values.shape[1]
-    window = Window(values)
 
     def decode(row: int) -> str | None:
         try:
             values[row] = read_pixels(files[row], size)
         except ImageError as error:
             return str(error)
-        window.passed(values[row].nbytes)
         return None
 
     reasons = _in_threads(decode, range(len(files)), workers, progress)
@@ -136,11 +147,18 @@ def _in_threads(
     workers: int,
     progress: Progress | None = None,
 ) -> list[_Out]:
+    threads = workers or os.cpu_count() or 1
+    # Several a task, where there are enough for all threads: a task costs as much as a small file.
+    run = min(_MOST_A_TASK, max(1, len(items) // (threads * _MOST_A_TASK)))
     results: list[_Out] = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        # Left by an error or Ctrl-C, map cancels what has not begun.
-        for result in pool.map(work, items):
-            results.append(result)
-            if progress:
-                progress(len(results), len(items))
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(items), _ROUND):
+            part = items[start : start + _ROUND]
+            runs = [part[i : i + run] for i in range(0, len(part), run)]
+            # Left by an error or Ctrl-C, map cancels what has not begun.
+            for some in pool.map(lambda run: [work(item) for item in run], runs):
+                for result in some:
+                    results.append(result)
+                    if progress:
+                        progress(len(results), len(items))
     return results

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pandas as pd
 from ..errors import CatalogError
 
 PHASH = re.compile(r"[0-9a-f]{16}")
+_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,12 @@ def inside_folder(root: Path, name: str) -> Path | None:
     """The file's real path when it lies in the folder, symbolic links followed; else None."""
     if "\0" in name:
         return None
+    if _PLAIN_NAME.fullmatch(name):
+        # What most names are: no way out of the folder but by a link, which costs less to find out.
+        with suppress(OSError):
+            path = root / name
+            if stat.S_ISREG(path.lstat().st_mode):
+                return path
     try:
         path = (root / name).resolve()
     except (OSError, RuntimeError):

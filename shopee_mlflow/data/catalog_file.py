@@ -19,6 +19,7 @@ IMAGES_NAME = "train_images"
 # In bytes; titles of a few hundred letters are long.
 _LONGEST_LINE = 2**20
 _MOST_FIELDS = 1000
+_PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
 # Half of the bytes of a UTF-16 file, such as spreadsheets save, are zeros.
 _NOT_UTF8 = (_UNDECODABLE, "\0")
@@ -80,30 +81,41 @@ def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.Data
     path = Path(csv)
     try:
         _check_lines(path)
-        frame = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-            encoding_errors="replace",
-            compression=None,
-        )
+        parts = list(_read_parts(path, required))
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except pd.errors.EmptyDataError as error:
         raise CatalogError(f"{path}: the file is empty; {_wanted()}") from error
     except (pd.errors.ParserError, ValueError) as error:
         raise CatalogError(f"{path}: is no valid CSV ({str(error).strip()}).") from error
-    frame = frame.rename(columns=lambda name: str(name).strip())
-    frame = frame.loc[:, ~frame.columns.duplicated()]
-    _check_columns(path, frame, required)
-    present = [name for name in COLUMNS if name in frame]
-    frame = frame[present].fillna("").apply(lambda column: column.str.strip())
-    for name in required:
-        if frame[name].str.contains(_UNDECODABLE, regex=False).any():
-            raise CatalogError(f"{path}: column {name} is not UTF-8; save the file as UTF-8.")
-    return frame
+    return pd.concat(parts, ignore_index=True)
+
+
+def _read_parts(path: Path, required: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The rows in parts, so that no more than one part is in memory with the columns that nobody
+    needs, and as the reader has it."""
+    with pd.read_csv(
+        path,
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=True,
+        encoding="utf-8-sig",
+        encoding_errors="replace",
+        compression=None,
+        chunksize=_PART_ROWS,
+    ) as reader:
+        for part in reader:
+            part = part.rename(columns=lambda name: str(name).strip())
+            part = part.loc[:, ~part.columns.duplicated()]
+            _check_columns(path, part, required)
+            present = [name for name in COLUMNS if name in part]
+            part = part[present].fillna("").apply(lambda column: column.str.strip())
+            for name in required:
+                if part[name].str.contains(_UNDECODABLE, regex=False).any():
+                    raise CatalogError(
+                        f"{path}: column {name} is not UTF-8; save the file as UTF-8."
+                    )
+            yield part
 
 
 def _check_fields(path: Path, header: bytes) -> None:

@@ -33,6 +33,8 @@ _Real = type[np.floating[Any]]
 # From this size on, in bytes, activations are kept in half precision.
 _HALF_FROM = 4 * 2**30
 _HALF_MOST = torch.finfo(torch.float16).max
+# What is remembered of a file of halves that cannot hold its activations.
+_TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,17 @@ class ActivationSource:
         first = _channels_last(prefix(photos.take(rows[:1], variants[:1])))
         shape = (len(rows), *first.shape[1:])
 
-        def fill(store: Tensor, window: Window | None = None) -> None:
-            for start in range(0, len(rows), _PREFIX_BATCH):
-                part = slice(start, start + _PREFIX_BATCH)
+        def fill(store: Tensor, first_row: int = 0) -> dict[str, Any]:
+            for start in range(0, len(store), _PREFIX_BATCH):
+                place = slice(start, min(start + _PREFIX_BATCH, len(store)))
+                part = slice(first_row + place.start, first_row + place.stop)
                 values = _channels_last(prefix(photos.take(rows[part], variants[part])))
                 if store.dtype == torch.float16 and values.abs().max() > _HALF_MOST:
-                    raise _TooLargeError
-                store[part] = values
-                if window:
-                    window.passed(store[part].nbytes)
+                    return {_TOO_LARGE: {str(first_row): True}}
+                store[place] = values
                 if progress:
-                    progress(min(start + _PREFIX_BATCH, len(rows)), len(rows))
+                    progress(part.stop, len(rows))
+            return {}
 
         file, dtype = f"activations-{name}", _numbers(numbers, shape)
         self._window: Window | None = None
@@ -152,11 +154,7 @@ def _channels_last(values: Tensor) -> Tensor:
 
 def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: str) -> bool:
     known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and (is_built(name) or has_room(shape, dtype))
-
-
-class _TooLargeError(ArithmeticError):
-    """An activation that float16 cannot hold."""
+    return known and (is_built(name) or has_room(name, shape, dtype))
 
 
 def _numbers(wanted: str, shape: tuple[int, ...]) -> _Real:
@@ -169,16 +167,15 @@ def _in_file(
     name: str,
     shape: tuple[int, ...],
     dtype: _Real,
-    fill: Callable[[Tensor, Window], None],
+    fill: Callable[[Tensor, int], dict[str, Any]],
 ) -> np.ndarray:
-    def fill_array(values: np.ndarray) -> dict[str, object]:
-        fill(torch.from_numpy(values), Window(values))
-        return {}
+    def fill_part(values: np.ndarray, start: int) -> dict[str, Any]:
+        return fill(torch.from_numpy(values), start)
 
-    try:
-        return load_or_build(name, shape, dtype, fill_array, "the activations")[0]
-    except _TooLargeError:
-        return _in_file(name, shape, np.float32, fill)
+    stored, about = load_or_build(name, shape, dtype, fill_part, "the activations")
+    if _TOO_LARGE in about:
+        return _in_file(f"{name}-float32", shape, np.float32, fill)
+    return stored
 
 
 def _check_memory(example: Tensor, total: int) -> None:
