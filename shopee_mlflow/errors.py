@@ -45,6 +45,10 @@ class TrainingError(ShopeeError):
     exit_code = 1
 
 
+class GroupLostError(TrainingError):
+    """Of processes that train one model another one is gone, or does not answer."""
+
+
 class CheckpointError(ShopeeError):
     """A checkpoint that cannot be written or read, or that does not fit what is asked for."""
 

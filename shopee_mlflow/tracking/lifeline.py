@@ -37,26 +37,34 @@ class _Patience:
 
 
 @contextmanager
-def gently() -> Iterator[Callable[[], None]]:
+def gently(agree: Callable[[bool], bool] | None = None) -> Iterator[Callable[[], None]]:
     """Let the first stop wait until the work has come to a good place; the second comes at once.
 
     ``mlflow run`` sends a SIGTERM after each Ctrl-C, so only a second signal of the same kind
     counts as a second one.
 
+    :param agree: whether this process was asked to stop -> whether any of a group was: they stop at
+        the same place, or one would wait for the others.
     :returns: to be called at each good place: raises the :class:`Stopped` that waits there; one
         that still waits at the end of the block is raised then.
     """
 
     def stop_here() -> None:
-        if _Patience.waiting is not None:
+        asked = _Patience.waiting is not None
+        if agree(asked) if agree else asked:
             _Patience.spent = True
-            raise _Patience.waiting
+            raise _Patience.waiting or Stopped("another process of the group was asked to stop")
 
     _Patience.granted, _Patience.waiting = True, None
     try:
         yield stop_here
         stop_here()
     except Exception as error:
+        if agree:
+            # Those that are left of a group are asked to stop because one is gone, which is what
+            # they have to tell; the signal may come at any moment from now on.
+            _Patience.spent = True
+            raise
         # Whatever else went wrong meanwhile, a person has asked for the end of it all.
         if _Patience.waiting is None:
             raise

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
-from .lifeline import stop_on_signals
+from .lifeline import stop_on_signals, uninterrupted
 from .run_log import RunLog, read_table
 from .store import STORE_ERRORS, quieten, store_error
 
@@ -28,7 +28,7 @@ MANIFEST_FILE = "data/manifest.csv"
 FAILURE_TAG = "failure"
 CONTINUES_TAG = "continues"
 _SYSTEM_METRICS_SECONDS = 5
-_LONGEST_REASON = 5000
+LONGEST_REASON = 5000
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -43,6 +43,7 @@ def open_run(
     resume: str | None = None,
     tags: Mapping[str, str] | None = None,
     measure: bool = True,
+    shared: bool = False,
 ) -> Iterator[RunLog]:
     """Open a run, or adopt the one that ``mlflow run`` has made for us, and end it truthfully.
 
@@ -54,6 +55,7 @@ def open_run(
     :param resume: id of a run to go on with instead.
     :param tags: that it has from its first moment.
     :param measure: log the machine's load and memory with it.
+    :param shared: other processes have a part in it, and leave the reason in it when they fail.
     :raises TrackingError: when the tracking store cannot be used.
     """
     quieten()
@@ -69,7 +71,13 @@ def open_run(
         except BaseException as error:
             # A store that was waited for in vain is not waited for again.
             silent = isinstance(error, (TrackingError, *STORE_ERRORS))
-            _end(log, *_verdict(error), pauses=_END_PAUSES[:1] if silent else _END_PAUSES)
+            # A stop that comes now would leave it to MLflow, which would mark it as FINISHED.
+            with uninterrupted():
+                status, reason = verdict(error)
+                # One that fails brings the end to all: they lose it, or are told to stop.
+                if shared and (told := _last_words(log.run_id)):
+                    status, reason = "FAILED", told
+                _end(log, status, reason, pauses=_END_PAUSES[:1] if silent else _END_PAUSES)
             if isinstance(error, MlflowException):
                 raise store_error(error) from error
             raise
@@ -101,7 +109,7 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
             close_run(run_id, "FINISHED", {})
     except BaseException as error:
         if not is_held():
-            _end(log, *_verdict(error))
+            _end(log, *verdict(error))
         if isinstance(error, MlflowException):
             raise store_error(error) from error
         raise
@@ -109,7 +117,14 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
         log.close()
 
 
-def _verdict(error: BaseException) -> tuple[str, str]:
+def _last_words(run_id: str) -> str:
+    """The reason that another process of the group has left, if it could."""
+    with suppress(*STORE_ERRORS):
+        return str(MlflowClient().get_run(run_id).data.tags.get(FAILURE_TAG, ""))
+    return ""
+
+
+def verdict(error: BaseException) -> tuple[str, str]:
     """The status of a run that an exception has ended, and the reason."""
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
@@ -134,8 +149,10 @@ def fail_adopted_run(reason: str) -> None:
     if run_id:
         try:
             client = MlflowClient()
-            client.set_tag(run_id, FAILURE_TAG, reason[:_LONGEST_REASON])
-            client.set_terminated(run_id, "FAILED")
+            # Of several processes the first one to fail knows why.
+            if FAILURE_TAG not in client.get_run(run_id).data.tags:
+                client.set_tag(run_id, FAILURE_TAG, reason[:LONGEST_REASON])
+                client.set_terminated(run_id, "FAILED")
         except STORE_ERRORS as error:
             _log.warning("The reason could not be left in run %s: %s", run_id, error)
 
@@ -208,7 +225,10 @@ def _choose_experiment(experiment: str) -> None:
     """The experiment asked for; MLflow's own variables go before our default only."""
     chosen = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
     if experiment != DEFAULT_EXPERIMENT or not chosen:
-        mlflow.set_experiment(experiment)
+        found = mlflow.set_experiment(experiment)
+        # Where another client makes it at this very moment, MLflow gives it back and goes on with
+        # the experiment Default.
+        mlflow.set_experiment(experiment_id=found.experiment_id)
 
 
 def experiment_in_use(experiment: str) -> str:
@@ -232,7 +252,7 @@ def _end(log: RunLog, status: str, reason: str, pauses: Sequence[float] = _END_P
     for pause in pauses:
         time.sleep(pause)
         try:
-            client.set_tag(log.run_id, FAILURE_TAG, reason[:_LONGEST_REASON])
+            client.set_tag(log.run_id, FAILURE_TAG, reason[:LONGEST_REASON])
             log.flush()
             client.set_terminated(log.run_id, status)
             mlflow.end_run(status)

@@ -1,0 +1,52 @@
+"""A run is where it belongs and ends as what it was, whatever else happens at that moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+
+from shopee_mlflow.errors import TrainingError
+from shopee_mlflow.tracking.lifeline import Stopped, stop_on_signals
+from shopee_mlflow.tracking.runs import open_run
+
+
+def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = MlflowClient.create_experiment
+
+    def be_late(client: MlflowClient, name: str, *arguments: Any, **options: Any) -> str:
+        real(client, name, *arguments, **options)
+        raise MlflowException("it is there", RESOURCE_ALREADY_EXISTS)
+
+    mlflow.set_experiment("before")
+    monkeypatch.setattr(MlflowClient, "create_experiment", be_late)
+    with open_run("late", "made by two", measure=False) as run:
+        pass
+    where = mlflow.get_run(run.run_id).info.experiment_id
+    assert mlflow.get_experiment(where).name == "made by two"
+
+
+def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = MlflowClient.set_terminated
+
+    def stop_and_end(client: MlflowClient, *arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(client, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", stop_and_end)
+    with stop_on_signals(), pytest.raises(Stopped), open_run("fails", "closing", measure=False):
+        raise TrainingError("diverged")
+    found = mlflow.search_runs(experiment_names=["closing"], max_results=1, output_format="list")
+    assert [(run.info.status, run.data.tags["failure"]) for run in found] == [
+        ("FAILED", "diverged")
+    ]
