@@ -17,7 +17,7 @@ import click
 from . import __version__
 from .config import DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, say, show_log_messages
-from .errors import ConfigError, ShopeeError
+from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import allowed, as_text, unknown_option
 
 _INTERRUPTED = 130
@@ -36,6 +36,18 @@ class _Command(click.Command):
         except click.NoSuchOption as error:
             names = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
             raise ConfigError([unknown_option(error.option_name.lstrip("-"), names)]) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        size = os.environ.get("WORLD_SIZE", "1")
+        if self.name != "train" and size != "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+            others = "; for a search on several processes see its options jobs and storage"
+            raise ConfigError(
+                [
+                    f"torchrun has started {size} processes, and {self.name} would do the same in "
+                    f"each. Only train shares its work among them{others * (self.name == 'tune')}"
+                ]
+            )
+        return super().invoke(ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,6 +89,10 @@ def train_command(**options: str | None) -> None:
     """Train a classifier, evaluate it once on the test split, log everything to MLflow."""
     typed = _chosen(options)
     config = resolve(TrainConfig, typed)
+    if config.nproc > 1 and "RANK" not in os.environ:
+        from .verbs.launch import start_group
+
+        start_group(config.nproc, ["train", *_words(typed)])
     from .verbs.train import train
 
     train(config, typed)
@@ -218,6 +234,10 @@ def _chosen(options: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _words(typed: dict[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in typed.items()]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command and ends the process with its exit code.
 
@@ -226,6 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_log_messages()
     try:
         cli.main(arguments, prog_name="shopee_mlflow", standalone_mode=False)
+    except GroupLostError as error:
+        # What has become of the other is known to that one, or to torchrun.
+        fail(str(error))
+        sys.exit(error.exit_code)
     except ShopeeError as error:
         _fail_before_run(str(error))
         sys.exit(error.exit_code)

@@ -138,6 +138,12 @@ class TrainConfig(DataConfig):
         0, "seed of initial weights, order, augmentation, dropout", minimum=0, maximum=2**32 - 1
     )
     device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps")
+    nproc: int = option(
+        1, "processes on this machine that train one model together", minimum=1, maximum=1024
+    )
+    sync_batchnorm: bool = option(
+        False, "batch norms see the whole batch of all processes (GPUs only)"
+    )
     precision: str = option(
         AUTO,
         "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it, else fp32",
@@ -255,6 +261,13 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.resume != NONE and isinstance(config, TuneConfig):
             problems.append(
                 f"resume={config.resume}: a search goes on by itself when its command is repeated"
+            )
+        if config.nproc > 1 and isinstance(config, TuneConfig):
+            problems.append(f"nproc={config.nproc}: a search runs trials side by side with jobs")
+        if config.nproc > config.batch_size:
+            problems.append(
+                f"nproc={config.nproc}: must be at most batch_size={config.batch_size}, so that "
+                "each process has a photo of each batch"
             )
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")

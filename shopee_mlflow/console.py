@@ -15,8 +15,21 @@ from tqdm import tqdm
 _QUIET_SECONDS = 10.0
 
 
+class _Voice:
+    """Whether this process prints: of several that train one model, one does."""
+
+    muted = False
+
+
+def mute(muted: bool) -> None:
+    """Print no lines, bars and warnings any more, or again; errors are always printed."""
+    _Voice.muted = muted
+
+
 def say(*lines: str) -> None:
     """Print lines above any bar."""
+    if _Voice.muted:
+        return
     for line in lines:
         tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
@@ -36,6 +49,8 @@ def show_log_messages() -> None:
 
 class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if _Voice.muted and record.levelno < logging.ERROR:
+            return
         tqdm.write(self.format(record), file=sys.stderr)
 
 
@@ -50,7 +65,7 @@ def watch(title: str) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         nonlocal bar, shown
         now = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _Voice.muted:
             if bar is None:
                 bar = tqdm(total=total, desc=title, unit="", delay=0.5, leave=False)
             bar.update(done - bar.n)
@@ -80,7 +95,7 @@ class TrainingProgress:
             total=photos_per_epoch * epochs,
             initial=photos_per_epoch * done,
             unit="img",
-            disable=not sys.stderr.isatty(),
+            disable=_Voice.muted or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._epochs_done = self._epochs_before = done

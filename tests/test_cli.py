@@ -134,3 +134,17 @@ def test_python_m_is_the_same_program() -> None:
     )
     assert done.returncode == 2
     assert "epochs=0: must be a whole number at least 1" in done.stderr
+
+
+def test_only_train_shares_its_work_among_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert run("tune", "--n-trials", "1") == 2
+    assert "2 processes, and tune would do the same in each" in capsys.readouterr().err
+    assert run("clear-cache") == 2
+    assert "jobs" not in capsys.readouterr().err
+    # A cluster sets this for all that runs there.
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert run("clear-cache") == 0

@@ -15,8 +15,10 @@ from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.errors import ConfigError, TrainingError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.epochs import Best, Epoch
-from shopee_mlflow.modeling.fit import fit, learning_rate_curve, predict_logits
+from shopee_mlflow.modeling.fit import fit
+from shopee_mlflow.modeling.learning_rate import learning_rate_curve
 from shopee_mlflow.modeling.machine import Machine, choose_machine
+from shopee_mlflow.modeling.scoring import predict_logits
 
 CPU = Machine(torch.device("cpu"), "fp32")
 CONFIG = TrainConfig(model="cnn", epochs=3, lr=0.01, batch_size=4, augment=False, image_size=32)
@@ -47,6 +49,13 @@ def history(config: TrainConfig = CONFIG) -> list[Epoch]:
 def values(epochs: list[Epoch]) -> list[tuple[float, ...]]:
     """All that does not depend on the clock."""
     return [(e.train_loss, e.train_accuracy, e.val_loss, e.val_accuracy, e.lr) for e in epochs]
+
+
+class ToFloat(nn.Module):
+    """Photos arrive as bytes."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float()
 
 
 def test_it_overfits_a_few_photos() -> None:
@@ -133,6 +142,14 @@ def test_validation_is_in_eval_mode_and_training_in_train_mode() -> None:
 def test_a_loss_that_is_no_number_stops_with_advice() -> None:
     with pytest.raises(TrainingError, match="training diverged. Lower lr .* or set clip_norm=1"):
         history(dataclasses.replace(CONFIG, lr=100, schedule="constant", epochs=20))
+
+
+def test_a_single_photo_that_batch_norm_cannot_learn_from_is_told() -> None:
+    """What a group's process may have for its share of a small batch."""
+    module = nn.Sequential(nn.Flatten(), ToFloat(), nn.Linear(3 * 32 * 32, 4), nn.BatchNorm1d(4))
+    config = dataclasses.replace(CONFIG, batch_size=1)
+    with pytest.raises(TrainingError, match="single photo .* Raise image_size or batch_size"):
+        next(fit(module, batches(1, learn=True), batches(), config, CPU))
 
 
 def test_best_is_by_accuracy_then_loss_and_brings_its_weights_back() -> None:

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.architectures import build_model
-from shopee_mlflow.modeling.fit import Training, predict_logits
+from shopee_mlflow.modeling.fit import Training
+from shopee_mlflow.modeling.group import ALONE, Group
 from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.modeling.scoring import predict_logits
 
 CPU = Machine(torch.device("cpu"), "fp32")
 PHOTOS, CLASSES, SIZE = 11, ["a", "b", "c"], 8
@@ -44,13 +47,22 @@ def batches(size: int, learn: bool = False) -> Batches:
     return small_batches(PHOTOS, len(CLASSES), size, learn)
 
 
-def training(photos: int, precision: str = "fp32") -> Training:
+class Pair(Group):
+    """Two processes, of which only this one is there."""
+
+    def wrap(self, module: nn.Module, device: torch.device, sync_batchnorm: bool = False) -> Any:
+        assert device.type == "cpu"
+        assert not sync_batchnorm
+        return module
+
+
+def training(photos: int, precision: str = "fp32", group: Group = ALONE) -> Training:
     """Without batch norm, so that parts give what the whole gives."""
     torch.manual_seed(0)
     config = TrainConfig(model="cnn", epochs=3, lr=0.01, batch_size=SIZE, clip_norm=1.0)
     module = SmallMemory(build_model("cnn", CLASSES, 32), photos)
     machine = Machine(torch.device("cpu"), precision)
-    return Training(module, batches(SIZE, learn=True), batches(SIZE), config, machine)
+    return Training(module, batches(SIZE, learn=True), batches(SIZE), config, machine, group=group)
 
 
 def test_a_batch_in_parts_is_the_same_step(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,6 +92,19 @@ def test_parts_are_kept_when_a_training_goes_on() -> None:
     next(before.epochs())
     after.resume(before.state())
     assert after.part == 2
+
+
+def test_in_a_group_a_batch_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="with 8 photos at a time .*start more of them"):
+        next(training(photos=3, group=Pair(0, 2)).epochs())
+
+
+def test_a_group_takes_whole_batches_of_what_one_took_in_parts() -> None:
+    before, after = training(photos=3), training(photos=SIZE, group=Pair(0, 2))
+    next(before.epochs())
+    assert before.part == 2
+    after.resume(before.state())
+    assert after.part == SIZE + 1
 
 
 def test_not_even_one_photo_is_an_error_that_says_what_to_do() -> None:

@@ -22,7 +22,7 @@ from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.cli import main
 from shopee_mlflow.config import TuneConfig, resolve
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrackingError
-from shopee_mlflow.modeling import fit
+from shopee_mlflow.modeling import scoring
 from shopee_mlflow.modeling.fit import Training
 from shopee_mlflow.tracking.lifeline import Stopped
 from shopee_mlflow.tracking.processes import PROCESS_TAG
@@ -226,7 +226,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
 ) -> None:
     folder = make_catalog()
     undisturbed = train(config(folder))
-    answer, left = fit._answer, [2]
+    answer, left = scoring._answer, [2]
 
     def interrupted(*arguments: Any) -> torch.Tensor:
         left[0] -= 1
@@ -235,7 +235,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
         return answer(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "_answer", interrupted)
+        patch.setattr(scoring, "_answer", interrupted)
         with pytest.raises(Stopped):
             train(config(folder))
     (run_id,) = [place.name for place in checkpoints_of("x").folder.parent.iterdir()]
@@ -304,10 +304,10 @@ def test_runs_of_processes_that_are_gone_are_ended(
 def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
-    folder = make_catalog(groups=3, each=60)
+    folder = make_catalog(groups=3, each=40)
     store = tmp_path / "mlflow.db"
     env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}", "OMP_NUM_THREADS": "1"}
-    options = {**OPTIONS, "data": str(folder), "epochs": "40", "batch_size": "4"}
+    options = {**OPTIONS, "data": str(folder), "model": "cnn", "epochs": "30", "batch_size": "4"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "shopee_mlflow", "train"]
     # From the checkout, where the package is; the store is elsewhere, so nothing is left there.
@@ -332,7 +332,7 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     assert client.get_run(run_id).info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run_id, "val_loss")]
-    assert steps == list(range(1, 41))
+    assert steps == list(range(1, 31))
 
 
 def test_the_command_ends_with_130_and_says_how_to_go_on(

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,12 +17,17 @@ from ..config import TrainConfig
 from ..data.batches import Batches
 from ..errors import TrainingError
 from .epochs import Epoch
+from .group import ALONE, Group, is_lost, lost
+from .learning_rate import learning_rate_curve
 from .machine import Machine, give_back_memory
 from .memory import free_memory, is_out_of_memory, smaller_part
+from .scoring import predict_logits
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 Watch = Callable[[int, float, float], None]
 _WATCH_SECONDS = 0.5
+# How torch says so.
+_ONE_VALUE = "Expected more than 1 value per channel"
 
 
 def fit(
@@ -55,14 +59,20 @@ class Training:
         config: TrainConfig,
         machine: Machine,
         step: Callable[[Tensor], Tensor] | None = None,
+        group: Group = ALONE,
     ) -> None:
         """
         :param module: inputs of ``train`` -> logits; trained in place, on the device already.
         :param step: the same module, compiled for whole batches; a smaller last batch goes
             uncompiled.
+        :param group: the processes that train it together, each with a share of ``train`` and
+            ``val``; what an epoch gives is then that of all shares.
         """
-        self.module, self._step = module, step or module
+        self.module, self._group = module, group
+        self._net = group.wrap(module, machine.device, config.sync_batchnorm)
+        self._step = step or self._net
         self._train, self._val, self._config, self._machine = train, val, config, machine
+        self._sizes = train.sizes()
         self._optimizer = SGD(
             [p for p in module.parameters() if p.requires_grad],
             lr=config.lr,
@@ -100,6 +110,15 @@ class Training:
         while self._number <= self._config.epochs:
             yield self._epoch(watch, between)
 
+    def settle(self) -> None:
+        """Within an epoch give the first process what all have counted, before it asks for the
+        :meth:`state`; called by all of a group."""
+        self._keep_totals(self._group.sum(self._totals))
+
+    def _keep_totals(self, totals: Tensor) -> None:
+        """One of the group has them, since they are summed over it in the end."""
+        self._totals = totals if self._group.leads else torch.zeros_like(totals)
+
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on exactly: weights, optimizer, schedule, place in the
         epoch and random states; tensors are not copied."""
@@ -130,8 +149,9 @@ class Training:
             self._scaler.load_state_dict(state["scaler"])
             self._number, self._batches = state["number"], state["batches"]
             self._seen, self._lr = state["seen"], state["lr"]
-            self.part = state["part"]
-            self._totals = state["totals"].to(self._machine.device)
+            if self._group.size == 1:
+                self.part = state["part"]
+            self._keep_totals(state["totals"].to(self._machine.device))
             self._random = state["random"].cpu()
             if state["cuda_random"] is not None and self._machine.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
@@ -153,7 +173,8 @@ class Training:
         started, done_before = time.perf_counter(), self._seen
         train_loss, train_accuracy = self._train_epoch(watch, between)
         seconds = time.perf_counter() - started
-        labels, logits = predict_logits(self.module, self._val, self._machine, between)
+        self._group.share_buffers(self.module)
+        labels, logits = predict_logits(self.module, self._val, self._machine, self._group, between)
         val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         self._check_finite(train_loss, val_loss)
         give_back_memory(self._machine)
@@ -177,23 +198,30 @@ class Training:
     ) -> tuple[float, float]:
         """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
         self.module.train()
-        if self._random is not None and self._batches:
+        # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
+        seed = self._config.seed * 1_000_003 + self._number
+        if not self._batches:
+            torch.manual_seed(seed + self._group.rank * 7_919)
+        elif self._random is not None and self._group.leads:
             torch.set_rng_state(self._random)
-        elif not self._batches:
-            # Dropout's randomness follows from the epoch, so any epoch can be done again alone.
-            torch.manual_seed(self._config.seed * 1_000_003 + self._number)
+        elif self._random is not None:
+            # Of a group the first one's state is known only.
+            torch.manual_seed(seed + self._group.rank * 7_919 + self._batches * 104_729)
         shown = time.perf_counter()
         for inputs, labels in self._train.epoch(self._number, skip=self._batches):
             self._learn(inputs, labels)
             if time.perf_counter() - shown > _WATCH_SECONDS:
-                loss_sum, correct_sum = self._totals.tolist()
-                self._check_finite(loss_sum / self._seen)
+                # Of this share; the others are much like it.
+                loss_sum, correct_sum = (self._totals * self._group.size).tolist()
+                if self._group.leads:
+                    # One of them tells, or it could be another that is found dead for it.
+                    self._check_finite(loss_sum / self._seen)
                 if watch:
                     watch(self._seen, loss_sum / self._seen, correct_sum / self._seen)
                 shown = time.perf_counter()
             if between:
                 between()
-        loss_sum, correct_sum = self._totals.tolist()
+        loss_sum, correct_sum = self._group.sum(self._totals).tolist()
         return loss_sum / self._seen, correct_sum / self._seen
 
     def _check_finite(self, train_loss: float, val_loss: float = 0.0) -> None:
@@ -205,36 +233,60 @@ class Training:
 
     def _learn(self, inputs: Tensor, labels: Tensor) -> None:
         """One step, and what it adds to the epoch; in smaller parts where memory does not do."""
+        total, mine = self._sizes[self._batches]
         while True:
             try:
-                totals = self._gradients(inputs, labels)
+                totals = self._gradients(inputs, labels, total, mine)
                 break
+            except ValueError as error:
+                if _ONE_VALUE not in str(error):
+                    raise
+                # A batch of one, or a process's share of a batch.
+                raise TrainingError(
+                    "Batch norm cannot learn from a single photo whose features have shrunk to one "
+                    "pixel. Raise image_size or batch_size, or start fewer processes."
+                ) from error
             except RuntimeError as error:
+                if self._group.size > 1 and is_lost(error):
+                    raise lost(error) from error
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).split("\n")[0]
+                if self._group.size > 1:
+                    # The others wait for the gradients of this batch, and only once.
+                    raise TrainingError(
+                        f"Out of memory with {len(labels)} photos at a time ({reason}). Several "
+                        "processes do not take a batch in parts: start more of them, or lower "
+                        "batch_size."
+                    ) from error
             # Not within the handler, where the error holds what the step has taken.
             self.part = smaller_part(min(self.part, len(labels)), len(labels), reason)
             free_memory(self._machine)
         self._update()
         self._totals += totals
-        self._seen += len(labels)
+        self._seen += total
         self._batches += 1
 
-    def _gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The gradients of the mean loss of a batch -> (2,) its summed loss, and photos right."""
+    def _gradients(self, inputs: Tensor, labels: Tensor, total: int, mine: int) -> Tensor:
+        """The gradients of the mean loss of a batch -> (2,) its summed loss, and photos right.
+
+        :param total: photos of the batch in all shares; ``mine`` of them are in this one.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros_like(self._totals)
         for x, y in zip(inputs.split(self.part), labels.split(self.part), strict=True):
             # What is compiled is compiled for whole batches.
-            step = self._step if len(y) == self._config.batch_size else self.module
+            step = self._step if len(y) == self._config.batch_size else self._net
             with self._machine.autocast():
                 logits = step(x)
                 loss = F.cross_entropy(logits, y, label_smoothing=self._config.label_smoothing)
-            share = len(y) / len(labels)
-            self._scaler.scale(loss if share == 1 else loss * share).backward()
-            correct = (logits.detach().argmax(1) == y).sum()
-            totals += torch.stack([loss.detach().float() * len(y), correct])
+            photos = min(len(y), mine)
+            # A group takes the mean of its processes' gradients, hence its size.
+            weight = photos * self._group.size / total
+            self._scaler.scale(loss if weight == 1 else loss * weight).backward()
+            if photos:
+                correct = (logits.detach().argmax(1) == y).sum()
+                totals += torch.stack([loss.detach().float() * photos, correct])
         return totals
 
     def _update(self) -> None:
@@ -248,53 +300,3 @@ class Training:
         # fp16 leaves out a step whose gradients overflow, and then lowers its scale.
         if scaler.get_scale() >= scale:
             self._schedule.step()
-
-
-@torch.inference_mode()
-def predict_logits(
-    module: nn.Module,
-    batches: Batches,
-    machine: Machine,
-    between: Callable[[], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) int64 and logits (N, C) float32 of every photo, in order, in eval mode.
-
-    :param between: called after each batch.
-    """
-    module.eval()
-    labels, logits = [], []
-    for inputs, targets in batches.epoch():
-        with machine.autocast():
-            logits.append(_answer(module, inputs, machine).float())
-        labels.append(targets)
-        if between:
-            between()
-    return torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
-
-
-def _answer(module: nn.Module, inputs: Tensor, machine: Machine) -> Tensor:
-    """A module's answer, asked for in halves where memory does not do."""
-    try:
-        answer: Tensor = module(inputs)
-        return answer
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or len(inputs) == 1:
-            raise
-    free_memory(machine)
-    return torch.cat([_answer(module, half, machine) for half in inputs.chunk(2)])
-
-
-def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step number -> factor of ``lr``: a linear warm-up, then constant or half a cosine to 0."""
-    total = max(config.epochs * steps_per_epoch, 1)
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if config.schedule == "constant":
-            return 1.0
-        done = (step - warmup) / max(total - warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-    return factor

@@ -43,18 +43,28 @@ class Machine:
         return f"{where}, {self.precision}"
 
 
-def choose_machine(device: str = AUTO, precision: str = AUTO) -> Machine:
+def choose_machine(device: str = AUTO, precision: str = AUTO, local_rank: int = 0) -> Machine:
     """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
 
+    :param local_rank: of several GPUs, where none is named, the one of this number.
     :raises ConfigError: when the device asked for is not there.
     """
     try:
         chosen = torch.device(_best_device() if device == AUTO else device)
     except RuntimeError:
         raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"]) from None
+    if chosen.type == "cuda" and chosen.index is None and local_rank:
+        chosen = torch.device("cuda", local_rank)
     usable = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}
     if chosen.type not in usable:
         raise ConfigError([f"device={device}: must be auto, cpu, cuda, cuda:N or mps"])
+    if chosen.type == "cuda" and local_rank and local_rank >= usable["cuda"]:
+        raise ConfigError(
+            [
+                f"device={device}: this machine has {usable['cuda']} GPUs, and process "
+                f"{local_rank + 1} on it needs one; start as many as there are"
+            ]
+        )
     if (chosen.index or 0) >= usable[chosen.type]:
         there = [name for name, count in usable.items() if count]
         raise ConfigError([f"device={device}: this machine has {', '.join(there)} only"])

@@ -19,10 +19,11 @@ from ..data.dataset import Dataset
 from ..data.splits import TEST, TRAIN, VAL
 from .architectures import build_model
 from .compiling import compile_step
-from .fit import predict_logits
 from .freezing import ActivationSource, Cut, FrozenPrefix, cut_model
+from .group import ALONE, Group
 from .machine import Machine, keep_freed_memory
 from .models import ProductClassifier
+from .scoring import predict_logits
 
 _EVALUATION_BATCH = 64
 _MODELS_KEPT = 8
@@ -55,6 +56,7 @@ class Workbench:
 
     dataset: Dataset
     machine: Machine
+    group: Group = ALONE
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
@@ -82,16 +84,23 @@ class Workbench:
         """The test split's photos, for a whole model."""
         labels = self.dataset.frame["label"].to_numpy(np.int64)
         rows = self.dataset.rows(TEST)
-        return Batches(self._photos(), rows, labels, _EVALUATION_BATCH, self.machine.device)
+        return Batches(
+            self._photos(),
+            rows,
+            labels,
+            _EVALUATION_BATCH,
+            self.machine.device,
+            share=self.group.share,
+        )
 
     def test(self, model: ProductClassifier, part: Prepared) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (T,) int64 and logits (T, C) float32 of the test split.
+        """Labels (T,) int64 and logits (T, C) float32 of the test split; in all of a group.
 
         :param part: what was trained of the model.
         """
-        # A mirrored photo has other activations, so the whole model looks at it.
+        # A mirrored photo has another activation, so the whole model looks at it.
         tested = (model, self.test_photos()) if model.tta else (part.cut.rest, part.test)
-        return predict_logits(*tested, self.machine)
+        return predict_logits(*tested, self.machine, self.group)
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> Prepared:
         """Cut the model at ``freeze`` and make the batches of each split."""
@@ -110,12 +119,16 @@ class Workbench:
                 shuffle=learn,
                 augment=learn and config.augment,
                 seed=config.seed,
+                share=self.group.share,
             )
 
         example = source.take(self.dataset.rows(TRAIN)[:1], np.zeros(1, dtype=np.int64))
         photos = len(self.dataset.rows(TRAIN))
-        with self.machine.autocast():
-            step = compile_step(cut.rest, example, photos, config, self.machine)
+        step = None
+        # What is compiled would not tell the others its gradients.
+        if self.group.size == 1:
+            with self.machine.autocast():
+                step = compile_step(cut.rest, example, photos, config, self.machine)
         return Prepared(
             cut,
             step,

@@ -10,9 +10,9 @@ import pandas as pd
 import yaml
 
 from ..config import TrainConfig
-from ..modeling.fit import predict_logits
 from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
+from ..modeling.scoring import predict_logits
 from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import read_table, read_weights

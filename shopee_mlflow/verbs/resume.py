@@ -35,9 +35,9 @@ _FOLDER = "checkpoints"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Options that may be others than when the training began. They say where things are, which are
 # compared by their content, or how to compute, which changes the last digits at most.
-_FREE = {
+FREE = {
     *("resume", "config", "data", "images", "weights", "workers", "cache", "device", "compile"),
-    *("register", "promote", "run_name"),
+    *("register", "promote", "run_name", "nproc"),
 }
 _SAVE_SECONDS = 1.0
 # Tags of searches and their trials, whose stale runs tune ends when it goes on.
@@ -84,9 +84,10 @@ def find_past(config: TrainConfig, typed: Mapping[str, str]) -> Past:
         raise ConfigError([f"resume={run_id}: it is under way, in process {owner}"])
     last, best = checkpoints.load()
     given, now = _given(config, typed), as_params(config)
-    free = {name: now[name] for name in given & _FREE}
+    # How many go on is nothing that the training was begun with.
+    free = {name: now[name] for name in given & FREE | {"nproc"}}
     then = resolve(TrainConfig, {**last["params"], **free, "resume": run_id, "config": NONE})
-    _check_options(then, config, given - _FREE)
+    _check_options(then, config, given - FREE)
     return Past(
         run_id,
         then,
@@ -202,13 +203,19 @@ def kept_on_disk(
 class Keeper:
     """Keeps a training's checkpoints: after each epoch, once a second at most, and when asked."""
 
-    def __init__(self, run_id: str, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run_id: str, config: TrainConfig, facts: Mapping[str, Any], writes: bool = True
+    ) -> None:
+        """
+        :param writes: whether this is the process of a group that writes.
+        """
         self.run_id, self.checkpoints = run_id, checkpoints_of(run_id)
-        self._config, self._facts = config, facts
+        self._config, self._facts, self._writes = config, facts, writes
         self.history: list[Epoch] = []
         self._saved_best = -1
         self._saved = float("-inf")
-        self.checkpoints.prepare()
+        if writes:
+            self.checkpoints.prepare()
 
     def add(self, epoch: Epoch, training: Training, best: Best) -> None:
         """An epoch has ended."""
@@ -221,6 +228,8 @@ class Keeper:
 
         :raises CheckpointError: when it cannot be written.
         """
+        if not self._writes:
+            return
         number = best.epoch.number if best.epoch else 0
         last = {
             "params": as_params(dataclasses.replace(self._config, resume=NONE, config=NONE)),

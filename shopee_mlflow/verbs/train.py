@@ -12,21 +12,25 @@ import numpy as np
 import pandas as pd
 
 from ..config import AUTO, NONE, TrainConfig, as_params
-from ..console import TrainingProgress, duration, say, watch
+from ..console import TrainingProgress, duration, mute, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import CheckpointError, TrainingError
 from ..modeling.architectures import check_architecture
 from ..modeling.epochs import Best, Epoch, epochs_without_progress
 from ..modeling.fit import Training
+from ..modeling.group import ALONE, Group
 from ..modeling.machine import choose_machine
 from ..modeling.metrics import scores_of_test
 from ..modeling.models import ProductClassifier
+from ..modeling.rendezvous import backend_for, joined_group
 from ..modeling.workbench import Workbench
+from ..tracking.bystander import watched_run
 from ..tracking.lifeline import Stopped, gently
 from ..tracking.machine import machine_tags
 from ..tracking.processes import PROCESS_TAG, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
+from .launch import check_group, done_with, make_known, resumed_after_restart
 from .register import register
 from .results import log_data, log_results
 from .resume import (
@@ -79,46 +83,67 @@ def train(
     """Train a classifier as the options say, and log everything about it to MLflow.
 
     The epoch with the best validation accuracy is kept; the test split is looked at once, after
-    that.
+    that. Started by torchrun, all processes train one model together; the first of them does all
+    else.
 
     :param typed: options as a person wrote them on the command line; logged in that spelling.
     :param parent: the run to make this one a child of.
     :param name: of the run; by default the option run_name, else the model's.
     :raises ShopeeError: for what the user can mend, always with what, where and what to do.
     """
+    with joined_group(backend_for(config.device)) as group:
+        mute(not group.leads)
+        return _train(config, typed or {}, parent, name, group)
+
+
+def _train(
+    config: TrainConfig,
+    typed: Mapping[str, str],
+    parent: RunLog | None,
+    name: str | None,
+    group: Group,
+) -> TrainResult:
     started = time.monotonic()
-    past = find_past(config, typed or {}) if config.resume != NONE else None
+    past = None
+    if group.leads:
+        config = resumed_after_restart(config, group)
+        past = find_past(config, typed) if config.resume != NONE else None
+    past = group.from_leader(past)
     config = past.config if past else config
+    machine = choose_machine(config.device, config.precision, group.local_rank)
+    check_group(config, group, machine)
     check_architecture(config.model)
-    machine = choose_machine(config.device, config.precision)
-    with begin_run(name or run_name(config), config, parent, past) as run:
+    with begin_run(name or run_name(config), config, parent, past, group) as run:
         if past is None:
-            run.log_params({**as_params(config), **(typed or {})})
-        run.log_tags(machine_tags(str(machine)))
+            run.log_params({**as_params(config), **typed})
+        run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
         if past is None:
             log_data(run, dataset, config)
-        bench = Workbench(dataset, machine)
+        bench = Workbench(dataset, machine, group)
         model = bench.new_model(config)
         facts = facts_of(dataset, model)
+        group.agree({"data": facts["data_digest"], "weights": facts["start"]})
         if past:
             check_facts(past, facts)
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
         part = bench.prepare(model, config)
         _tell_compiling(run, part.step is not None)
         best = Best(part.cut.rest)
-        keeper = Keeper(run.run_id, config, facts)
-        training = Training(part.cut.rest, part.train, part.val, config, machine, part.step)
+        keeper = Keeper(run.run_id, config, facts, group.leads)
+        training = Training(part.cut.rest, part.train, part.val, config, machine, part.step, group)
         if past:
             go_on(past, run, keeper, training, best)
-        epochs = run_epochs(run, training, best, keeper, config)
+        epochs = run_epochs(run, training, best, keeper, config, group)
         best.restore()
         model.eval().requires_grad_(True)
         model.tta = config.tta
         labels, logits = bench.test(model, part)
         scores = {**best.scores(), **scores_of_test(labels, logits)}
         history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
+        if not group.leads:
+            return TrainResult(run.run_id, "", model, dataset, history, scores, labels, logits)
         with kept_on_disk(keeper, training, best, model):
             run.wait_for_store()
             # The model first: hours of work are in it, and a page is drawn again in seconds.
@@ -126,9 +151,9 @@ def train(
             log_results(run, bench, model, config, history, labels, logits, scores)
             run.flush()
         say(*summary(scores, len(labels), run, time.monotonic() - started))
-    keeper.checkpoints.delete()
-    if config.register:
-        register(run.run_id, promote=config.promote)
+    with done_with(keeper.checkpoints, group):
+        if config.register:
+            register(run.run_id, promote=config.promote)
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
 
 
@@ -139,17 +164,29 @@ def run_name(config: TrainConfig) -> str:
 
 @contextmanager
 def begin_run(
-    name: str, config: TrainConfig, parent: RunLog | None, past: Past | None
+    name: str, config: TrainConfig, parent: RunLog | None, past: Past | None, group: Group
 ) -> Iterator[RunLog]:
     """The run of a training; one that is stopped says how to go on with it."""
+    if not group.leads:
+        with watched_run(group.from_leader("")) as run:
+            yield run
+        return
     if past is None and parent is None:
         close_stale_runs(config.experiment)
     owner = {PROCESS_TAG: process_name()}
     resume = past.run_id if past else None
     run_id = resume
     try:
-        with open_run(name, config.experiment, parent=parent, resume=resume, tags=owner) as run:
-            run_id = run.run_id
+        with open_run(
+            name,
+            config.experiment,
+            parent=parent,
+            resume=resume,
+            tags=owner,
+            shared=group.size > 1,
+        ) as run:
+            run_id = group.from_leader(run.run_id)
+            make_known(run_id, group)
             yield run
     except BaseException as error:
         # What has diverged would diverge again.
@@ -160,14 +197,19 @@ def begin_run(
 
 
 def run_epochs(
-    run: RunLog, training: Training, best: Best, keeper: Keeper, config: TrainConfig
+    run: RunLog,
+    training: Training,
+    best: Best,
+    keeper: Keeper,
+    config: TrainConfig,
+    group: Group = ALONE,
 ) -> list[Epoch]:
     """Train, log each epoch, keep the best and a checkpoint, and stop early where ``patience``
     says so."""
     epochs = keeper.history
     with (
         TrainingProgress(training.photos, config.epochs, len(epochs)) as progress,
-        stopped_gently(training, best, keeper) as stop_here,
+        stopped_gently(training, best, keeper, group) as stop_here,
     ):
         loop = training.epochs(progress.batch, stop_here)
         while not _is_stale(epochs, config) and (epoch := next(loop, None)):
@@ -180,14 +222,17 @@ def run_epochs(
 
 
 @contextmanager
-def stopped_gently(training: Training, best: Best, keeper: Keeper) -> Iterator[Callable[[], None]]:
+def stopped_gently(
+    training: Training, best: Best, keeper: Keeper, group: Group
+) -> Iterator[Callable[[], None]]:
     """The first stop waits for the end of a batch and leaves a checkpoint of it."""
-    with gently() as stop_here:
+    with gently(group.any if group.size > 1 else None) as stop_here:
 
         def stop_with_checkpoint() -> None:
             try:
                 stop_here()
             except Stopped:
+                training.settle()
                 try:
                     keeper.save(training, best)
                 except CheckpointError as error:
