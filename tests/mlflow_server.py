@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -18,31 +19,47 @@ _PATIENCE_SECONDS = 90
 class MlflowServer:
     """``mlflow server`` with its database and artifacts in a folder, on a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        """
+        :param database: where runs are kept; by default a file in the folder.
+        """
         self.folder = folder
+        self._database = database or f"sqlite:///{folder / 'server.db'}"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._accounts: dict[str, str] = {}
+
+    def switch_accounts_on(self, admin_password: str) -> None:
+        """From its next start it answers to those with a password only."""
+        settings = {
+            "default_permission": "EDIT",
+            "database_uri": self._database,
+            "admin_username": "admin",
+            "admin_password": admin_password,
+            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        }
+        file = self.folder / "basic_auth.ini"
+        lines = [f"{name} = {value}" for name, value in settings.items()]
+        file.write_text("\n".join(["[mlflow]", *lines, ""]))
+        self._accounts = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(file),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
+        }
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--workers",
-            "1",
-        ]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--artifacts-destination", str(self.folder / "files")]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--backend-store-uri", self._database]
+        command += ["--workers", "1"]
+        if self._accounts:
+            command += ["--app-name", "basic-auth"]
         # It must not take itself for a client of another store, or wait for jobs.
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-        env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._accounts}
         log = (self.folder / "server.log").open("ab")
         self._process = subprocess.Popen(
             command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
@@ -58,7 +75,8 @@ class MlflowServer:
     def stop(self) -> None:
         """Take it away at once, its workers included, as a power cut would."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has not even begun
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 

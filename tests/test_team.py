@@ -1,0 +1,108 @@
+"""A team's server: MLflow on PostgreSQL, four trainings and a search of four workers at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from conftest import MakeCatalog
+from mlflow_server import MlflowServer
+from postgres_server import PostgresServer, postgres_server
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+TRAININGS, WORKERS, TRIALS, EPOCHS = 4, 4, 5, 2
+OPTIONS = {"model": "cnn", "image_size": 32, "epochs": EPOCHS, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+def mlflow_address(postgres: PostgresServer) -> str:
+    """A database for MLflow, by its driver: SQLAlchemy's own choice is another one."""
+    return postgres.new_database().replace("postgresql:", "postgresql+psycopg2:")
+
+
+@pytest.fixture
+def server(postgres: PostgresServer, tmp_path: Path) -> Iterator[MlflowServer]:
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server", mlflow_address(postgres))
+    server.start()
+    yield server
+    server.stop()
+
+
+def start(*words: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shopee_mlflow", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_eight_clients_at_once_lose_nothing(
+    server: MlflowServer, postgres: PostgresServer, make_catalog: MakeCatalog, tmp_path: Path
+) -> None:
+    folder = make_catalog(each=12)
+    space = {**OPTIONS, "n_trials": TRIALS, "space": {"lr": {"low": 0.001, "high": 0.03}}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    env = {"MLFLOW_TRACKING_URI": server.uri}
+    words = [f"--{name}={value}" for name, value in {**OPTIONS, "data": folder}.items()]
+    clients = [start("train", *words, f"--seed={seed}", env=env) for seed in range(TRAININGS)]
+    search = ["tune", "--config", str(tmp_path / "space.yaml"), "--data", str(folder)]
+    search += ["--jobs", str(WORKERS), "--storage", postgres.new_database(), "--register", "false"]
+    clients.append(start(*search, env=env))
+    for client in clients:
+        said, _ = client.communicate(timeout=300)
+        assert client.returncode == 0, said
+
+    store = mlflow.MlflowClient(server.uri)
+    found = store.get_experiment_by_name("shopee")
+    assert found is not None
+    runs = store.search_runs([found.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    trials = [run for run in runs if "trial" in run.data.tags]
+    trainings = [
+        run for run in runs if "trial" not in run.data.tags and "study" not in run.data.tags
+    ]
+    assert (len(trials), len(trainings)) == (TRIALS, TRAININGS)
+    for run in trainings:
+        steps = [m.step for m in store.get_metric_history(run.info.run_id, "val_accuracy")]
+        assert steps == list(range(1, EPOCHS + 1))
+        names = {item.path for item in store.list_artifacts(run.info.run_id)}
+        assert {"report.html", "data", "training", "test"} <= names
+
+
+def test_a_wrong_password_is_told_before_training(
+    make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MlflowServer(tmp_path)
+    server.switch_accounts_on(admin_password="a long password")
+    server.start()
+    try:
+        words = [f"--{name}={value}" for name, value in {**OPTIONS, "data": make_catalog()}.items()]
+        env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_USERNAME": "admin"}
+        wrong = start("train", *words, env={**env, "MLFLOW_TRACKING_PASSWORD": "guessed"})
+        said, _ = wrong.communicate(timeout=120)
+        assert wrong.returncode == 2, said
+        assert "does not answer as it should" in said
+        assert "401" in said
+        assert "guessed" not in said
+        assert "rows in the catalogue" not in said
+        for name, value in {**env, "MLFLOW_TRACKING_PASSWORD": "a long password"}.items():
+            monkeypatch.setenv(name, value)
+        assert mlflow.MlflowClient(server.uri).search_experiments()
+    finally:
+        server.stop()
