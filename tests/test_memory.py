@@ -27,6 +27,13 @@ CPU = Machine(torch.device("cpu"), "fp32")
 PHOTOS, CLASSES, SIZE = 11, ["a", "b", "c"], 8
 
 
+@pytest.fixture(autouse=True)
+def nothing_to_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each search for garbage among all that tests have imported takes a second."""
+    for module in ("fit", "scoring"):
+        monkeypatch.setattr(f"shopee_mlflow.modeling.{module}.free_memory", lambda _: None)
+
+
 class SmallMemory(nn.Module):
     """Runs out of memory with more photos than a number, as CUDA and the CPU say it in turn."""
 

@@ -15,9 +15,11 @@ from conftest import MakeCatalog
 from mlflow_server import MlflowServer
 from postgres_server import PostgresServer, postgres_server
 
+from shopee_mlflow import cli
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-TRAININGS, WORKERS, TRIALS, EPOCHS = 4, 4, 5, 2
+TRAININGS, WORKERS, TRIALS, EPOCHS = 4, 4, 4, 2
 OPTIONS = {"model": "cnn", "image_size": 32, "epochs": EPOCHS, "batch_size": 8}
 
 
@@ -86,23 +88,28 @@ def test_eight_clients_at_once_lose_nothing(
 
 
 def test_a_wrong_password_is_told_before_training(
-    make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_catalog: MakeCatalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server = MlflowServer(tmp_path)
     server.switch_accounts_on(admin_password="a long password")
     server.start()
     try:
         words = [f"--{name}={value}" for name, value in {**OPTIONS, "data": make_catalog()}.items()]
-        env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_USERNAME": "admin"}
-        wrong = start("train", *words, env={**env, "MLFLOW_TRACKING_PASSWORD": "guessed"})
-        said, _ = wrong.communicate(timeout=120)
-        assert wrong.returncode == 2, said
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["train", *words])
+        said = "".join(capsys.readouterr())
+        assert caught.value.code == 2, said
         assert "does not answer as it should" in said
         assert "401" in said
         assert "guessed" not in said
         assert "rows in the catalogue" not in said
-        for name, value in {**env, "MLFLOW_TRACKING_PASSWORD": "a long password"}.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
         assert mlflow.MlflowClient(server.uri).search_experiments()
     finally:
         server.stop()
