@@ -63,9 +63,12 @@ class Group:
                 self.size,
             )
         places = [device] if device.type == "cuda" else None
-        # Statistics of batch norms are given on once an epoch.
         with _together():
-            return DistributedDataParallel(module, device_ids=places, broadcast_buffers=False)
+            net = DistributedDataParallel(module, device_ids=places)
+        # Statistics of batch norms are given on once an epoch. The argument of this name is called
+        # another in newer versions; the attribute is there in all.
+        net.broadcast_buffers = False
+        return net
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
