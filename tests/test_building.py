@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import threading
@@ -222,6 +223,18 @@ def test_who_leaves_takes_nothing_from_who_works(
     values, _ = build(filler(starts, come_and_go))
     assert starts == [0]
     np.testing.assert_array_equal(values, right())
+
+
+def test_a_disk_without_locks_gets_no_file_that_outlives_its_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    values, _ = build(filler([]))
+    np.testing.assert_array_equal(values, right())
+    assert all(not lock.read_bytes() for lock in folder.glob("*.lock"))
 
 
 @pytest.mark.parametrize("locks", [True, False])

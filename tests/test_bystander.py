@@ -10,6 +10,7 @@ import pytest
 from mlflow.entities import Run
 
 from shopee_mlflow.errors import GroupLostError, TrainingError
+from shopee_mlflow.tracking import bystander
 from shopee_mlflow.tracking.bystander import watched_run
 from shopee_mlflow.tracking.lifeline import Stopped, gently, stop_on_signals
 from shopee_mlflow.tracking.processes import PROCESS_TAG, process_name
@@ -48,6 +49,25 @@ def test_a_leader_that_knows_no_more_says_that_another_is_gone() -> None:
     with pytest.raises(GroupLostError), open_run("leader", measure=False, shared=True):
         raise GroupLostError("another one is gone")
     assert last_run().data.tags["failure"] == "another one is gone"
+
+
+def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bystander, "_MOMENTS_ELSEWHERE", 0.01)
+    with open_run("leader", measure=False, tags={PROCESS_TAG: "elsewhere:1:1.00"}) as run:
+        with pytest.raises(GroupLostError), watched_run(run.run_id):
+            raise GroupLostError("lost")
+        assert last_run().info.status == "FAILED"
+        assert "elsewhere:1:1.00 (lost)" in last_run().data.tags["failure"]
+        # As where the group was started again meanwhile.
+        monkeypatch.setattr(
+            bystander, "_goes", lambda _: mlflow.set_tag(PROCESS_TAG, "elsewhere:2:2.00") is None
+        )
+        mlflow.MlflowClient().update_run(run.run_id, status="RUNNING")
+        with pytest.raises(GroupLostError), watched_run(run.run_id):
+            raise GroupLostError("lost")
+        assert last_run().info.status == "RUNNING"
 
 
 @pytest.mark.parametrize("error", [GroupLostError("lost"), Stopped("SIGTERM received")])

@@ -395,13 +395,18 @@ def test_what_a_group_leaves_is_kept_until_all_is_done() -> None:
     config, checkpoints = resolve(TrainConfig, {}), checkpoints_of(run_id)
     make_known(run_id, group)
     (checkpoints.folder / "last.pt").write_bytes(b"")
-    with pytest.raises(TrackingError), done_with(checkpoints, group):
+    with pytest.raises(TrackingError), done_with(run_id, checkpoints, group):
         raise TrackingError("the registry does not answer")
     assert resumed_after_restart(config, group).resume == run_id
-    with done_with(checkpoints, group):
+    with done_with(run_id, checkpoints, group):
         pass
     assert resumed_after_restart(config, group) == config
-    assert not checkpoints.folder.exists()
+    assert not checkpoints.folder.parent.exists()
+    # What one process ends of it leaves nothing either.
+    make_known(run_id, group)
+    with done_with(run_id, checkpoints, ALONE):
+        pass
+    assert not checkpoints.folder.parent.exists()
     # A process alone has nobody who would start it again.
     make_known(run_id, ALONE)
     assert not checkpoints.folder.exists()

@@ -50,3 +50,14 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
     assert [(run.info.status, run.data.tags["failure"]) for run in found] == [
         ("FAILED", "diverged")
     ]
+
+
+def test_an_adopted_run_forgets_why_an_attempt_before_it_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_run("first", "again", measure=False) as run:
+        mlflow.set_tag("failure", "a peer died")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+    with open_run("second", "again", measure=False, shared=True):
+        pass
+    assert "failure" not in mlflow.get_run(run.run_id).data.tags

@@ -130,7 +130,7 @@ def clear_cache() -> int:
                 if file.suffix == ".lock" and unfinished(file):
                     continue
                 if file.is_dir():
-                    shutil.rmtree(file)
+                    shutil.rmtree(file, ignore_errors=True)
                     continue
                 size = min(file.stat().st_size, file.stat().st_blocks * 512)
                 file.unlink()
@@ -141,7 +141,7 @@ def clear_cache() -> int:
 def _last_write(file: Path) -> float:
     """When a build wrote something last, in seconds since the epoch; it notes each of its parts."""
     there = [file, file.with_suffix(NOTES)]
-    return max(place.stat().st_mtime for place in there if place.exists())
+    return max((place.stat().st_mtime for place in there if place.exists()), default=0.0)
 
 
 def _read(target: Path) -> tuple[np.ndarray, dict[str, Any]] | None:

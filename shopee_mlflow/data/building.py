@@ -233,7 +233,8 @@ def locked(file: Path, patient: bool = True) -> Iterator[None]:
 
     :raises Timeout: where another one has it, and this one is not to wait.
     """
-    lock = FileLock(file)
+    # Never a file in a lock's place, which would outlive a process that is killed.
+    lock = FileLock(file, fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if patient else 0)
     except Timeout:

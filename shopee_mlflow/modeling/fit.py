@@ -118,6 +118,7 @@ class Training:
     def _keep_totals(self, totals: Tensor) -> None:
         """One of the group has them, since they are summed over it in the end."""
         self._totals = totals if self._group.leads else torch.zeros_like(totals)
+        self._resumed = self._totals.clone()
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on exactly: weights, optimizer, schedule, place in the
@@ -162,6 +163,8 @@ class Training:
         self._batches = self._seen = 0
         # Summed on the device: reading a value would wait for it, so that is done rarely.
         self._totals = torch.zeros(2, device=self._machine.device)
+        # Those of all shares, from before this process went on.
+        self._resumed = torch.zeros_like(self._totals)
         self._random = None
 
     def _cuda_random(self) -> Tensor | None:
@@ -211,8 +214,9 @@ class Training:
         for inputs, labels in self._train.epoch(self._number, skip=self._batches):
             self._learn(inputs, labels)
             if time.perf_counter() - shown > _WATCH_SECONDS:
-                # Of this share; the others are much like it.
-                loss_sum, correct_sum = (self._totals * self._group.size).tolist()
+                # The others' shares are much like this one.
+                mine = self._totals - self._resumed
+                loss_sum, correct_sum = (self._resumed + mine * self._group.size).tolist()
                 if self._group.leads:
                     # One of them tells, or it could be another that is found dead for it.
                     self._check_finite(loss_sum / self._seen)

@@ -44,10 +44,9 @@ def joined_group(backend: str) -> Iterator[Group]:
     if not _is_started():
         yield ALONE
         return
-    patience = timedelta(minutes=_minutes())
+    patience, meeting = _minutes(_PATIENCE_MINUTES), _minutes(_MEETING_MINUTES)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        meeting = min(patience, timedelta(minutes=_MEETING_MINUTES))
         store = _meet(next(dist.rendezvous("env://", timeout=meeting))[0], rank, size, meeting)
         dist.init_process_group(
             f"cpu:gloo,cuda:{backend}" if backend == "nccl" else backend,
@@ -89,15 +88,15 @@ def _is_started() -> bool:
     return not missing
 
 
-def _minutes() -> float:
-    text = os.environ.get(PATIENCE_VARIABLE, str(_PATIENCE_MINUTES))
+def _minutes(default: float) -> timedelta:
+    text = os.environ.get(PATIENCE_VARIABLE, str(default))
     try:
         minutes = float(text)
     except ValueError:
         minutes = 0.0
     if not 0 < minutes < 1e6:
         raise ConfigError([f"{PATIENCE_VARIABLE}={text}: must be a number of minutes above 0"])
-    return minutes
+    return timedelta(minutes=minutes)
 
 
 def _meet(store: dist.Store, rank: int, size: int, patience: timedelta) -> dist.Store:

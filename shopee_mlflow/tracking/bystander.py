@@ -13,14 +13,14 @@ from mlflow import MlflowClient
 
 from ..errors import GroupLostError
 from .lifeline import stop_on_signals, uninterrupted
-from .processes import PROCESS_TAG, is_gone, process_name
+from .processes import PROCESS_TAG, is_elsewhere, is_gone, process_name
 from .run_log import RunLog
 from .runs import FAILURE_TAG, LONGEST_REASON, close_run, verdict
 from .store import STORE_ERRORS, quieten
 
 _log = logging.getLogger(__name__)
 
-_LAST_MOMENTS = 3.0
+_LAST_MOMENTS, _MOMENTS_ELSEWHERE = 3.0, 10.0
 
 
 class Bystander(RunLog):
@@ -76,8 +76,9 @@ def _close_for(run_id: str, error: BaseException) -> None:
     if run.info.status != "RUNNING" or owner is None:
         return
     if is_gone(owner) or (isinstance(error, GroupLostError) and _goes(owner)):
-        # It may have used its last moments to end the run itself.
-        if client.get_run(run_id).info.status == "RUNNING":
+        # It may have used its last moments to end the run itself, or have been started again.
+        run = client.get_run(run_id)
+        if run.info.status == "RUNNING" and run.data.tags.get(PROCESS_TAG) == owner:
             reason = f"Another process of the group is gone: {owner} ({reason})"
             close_run(run_id, "FAILED", {FAILURE_TAG: reason[:LONGEST_REASON]})
     elif isinstance(error, Exception) and not isinstance(error, GroupLostError):
@@ -85,7 +86,11 @@ def _close_for(run_id: str, error: BaseException) -> None:
 
 
 def _goes(owner: str) -> bool:
-    """Whether a process ends within moments: its connections are closed before it is no more."""
+    """Whether a process ends within moments: its connections are closed before it is no more. Of
+    one on another machine nothing can be seen; it is given the time to end its run itself."""
+    if is_elsewhere(owner):
+        time.sleep(_MOMENTS_ELSEWHERE)
+        return True
     deadline = time.monotonic() + _LAST_MOMENTS
     while not is_gone(owner) and time.monotonic() < deadline:
         time.sleep(0.05)

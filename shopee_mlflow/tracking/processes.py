@@ -18,6 +18,11 @@ def process_name(pid: int | None = None) -> str:
     return f"{platform.node()}:{process.pid}:{process.create_time():.2f}"
 
 
+def is_elsewhere(name: str) -> bool:
+    """Whether a process is, or was, on another machine."""
+    return name.rsplit(":", 2)[0] != platform.node()
+
+
 def is_gone(name: str) -> bool:
     """Whether a process of this machine is no more; of other machines' processes nobody knows."""
     host, pid, started = name.rsplit(":", 2)

@@ -189,6 +189,8 @@ def _start(
         _choose_experiment(experiment)
         return mlflow.start_run(run_name=name, tags=tags, log_system_metrics=measure)
     run = mlflow.start_run(run_id=adopted, log_system_metrics=measure)
+    # Of an attempt before, where the group that it belongs to is started again.
+    _forget_failure(adopted)
     # Adopted once: MLflow would take the same run again for the first nested one.
     del os.environ["MLFLOW_RUN_ID"]
     if _UNNAMED.fullmatch(run.info.run_name or ""):

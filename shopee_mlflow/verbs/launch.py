@@ -13,9 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 from ..config import NONE, TrainConfig, as_params
 from ..console import fail, say
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..modeling.checkpoint import Checkpoints
 from ..modeling.group import Group
 from ..modeling.machine import Machine
@@ -23,6 +25,7 @@ from ..tracking.processes import process_name
 from .resume import FREE, checkpoints_of
 
 _INTERRUPTED = 130
+_GROUP = "group-"
 
 
 def start_group(nproc: int, arguments: Sequence[str]) -> NoReturn:
@@ -83,16 +86,19 @@ def check_group(config: TrainConfig, group: Group, machine: Machine) -> None:
     group.agree({**compared, "precision": machine.precision, "device": machine.device.type})
 
 
-def _run_of_this_group() -> Path:
+def _run_of_this_group() -> Path | None:
     """Where the first process of a group leaves the id of its run, for the group started again.
 
     A group has the name that torchrun was given (``--rdzv-id``); without one its processes are
-    known by torchrun's own.
+    known by torchrun's own, and where that cannot be seen they cannot be found again.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if name == "none":
-        name = process_name(os.getppid())
-    return checkpoints_of(f"group-{re.sub(r'[^0-9A-Za-z.-]', '_', name)}").folder
+        try:
+            name = process_name(os.getppid())
+        except psutil.Error:
+            return None
+    return checkpoints_of(f"{_GROUP}{re.sub(r'[^0-9A-Za-z.-]', '_', name)}").folder
 
 
 def make_known(run_id: str, group: Group) -> None:
@@ -100,22 +106,31 @@ def make_known(run_id: str, group: Group) -> None:
 
     :raises CheckpointError: when nothing can be written where checkpoints are.
     """
-    if group.size > 1 and group.leads:
-        checkpoints_of(run_id).prepare()
-        _run_of_this_group().write_text(run_id)
+    if group.size == 1 or not group.leads:
+        return
+    checkpoints_of(run_id).prepare()
+    if note := _run_of_this_group():
+        try:
+            note.write_text(run_id)
+        except OSError as error:
+            raise CheckpointError(
+                f"{note} cannot be written ({error.strerror or error})."
+            ) from error
 
 
 @contextmanager
-def done_with(checkpoints: Checkpoints, group: Group) -> Iterator[None]:
+def done_with(run_id: str, checkpoints: Checkpoints, group: Group) -> Iterator[None]:
     """Around what is left to do after a training: its checkpoints are needed no more. A group that
     fails here may be started again, and then does this once more."""
-    if group.size == 1:
-        checkpoints.delete()
+    if group.size > 1:
         yield
-        return
-    yield
+    for note in checkpoints.folder.parent.glob(f"{_GROUP}*"):
+        with suppress(OSError):
+            if note.read_text().strip() == run_id:
+                note.unlink()
     checkpoints.delete()
-    _run_of_this_group().unlink(missing_ok=True)
+    if group.size == 1:
+        yield
 
 
 def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
@@ -123,9 +138,10 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
     that it had; from its first epoch where there was no checkpoint yet."""
     if config.resume != NONE or group.size == 1:
         return config
+    note = _run_of_this_group()
     with suppress(OSError):
-        run_id = _run_of_this_group().read_text().strip()
-        if checkpoints_of(run_id).is_there():
+        run_id = note.read_text().strip() if note else ""
+        if run_id and checkpoints_of(run_id).is_there():
             say(
                 f"this group was started before, and had run {run_id}",
                 "  another --rdzv-id of torchrun begins another run",

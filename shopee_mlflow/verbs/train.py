@@ -151,7 +151,7 @@ def _train(
             log_results(run, bench, model, config, history, labels, logits, scores)
             run.flush()
         say(*summary(scores, len(labels), run, time.monotonic() - started))
-    with done_with(keeper.checkpoints, group):
+    with done_with(run.run_id, keeper.checkpoints, group):
         if config.register:
             register(run.run_id, promote=config.promote)
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
