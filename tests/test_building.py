@@ -54,6 +54,17 @@ def build(fill: Fill) -> tuple[np.ndarray, dict[str, Any]]:
     return load_or_build(NAME, (ROWS, WIDTH), np.int32, fill, "rows")
 
 
+def interrupt(at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """A build that ends in the part that begins there."""
+
+    def stop(start: int) -> None:
+        if start == at:
+            raise error
+
+    with pytest.raises(error):
+        build(filler([], stop))
+
+
 def files_in(folder: Path) -> list[str]:
     return sorted(file.suffix for file in folder.iterdir() if file.suffix != ".lock")
 
@@ -75,12 +86,7 @@ def test_parts_make_the_whole_with_all_that_was_told(folder: Path) -> None:
 def test_an_interrupted_build_goes_on_where_it_stopped(
     folder: Path, error: type[BaseException]
 ) -> None:
-    def stop(start: int) -> None:
-        if start == STARTS[3]:
-            raise error
-
-    with pytest.raises(error):
-        build(filler([], stop))
+    interrupt(STARTS[3], error)
     assert files_in(folder) == [".part", ".parts"]
     starts: list[int] = []
     values, about = build(filler(starts))
@@ -92,12 +98,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize("damage", ["file", "notes", "shape"])
 def test_an_unfinished_file_that_does_not_fit_is_begun_again(folder: Path, damage: str) -> None:
-    def stop(start: int) -> None:
-        if start == STARTS[2]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(filler([], stop))
+    interrupt(STARTS[2])
     [part], [notes] = folder.glob("*.part"), folder.glob("*.parts")
     if damage == "file":
         part.write_bytes(b"no array")
@@ -138,12 +139,7 @@ def test_a_disk_that_fills_up_is_told_and_what_was_written_is_kept(
 def test_room_is_asked_for_what_is_missing_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(start: int) -> None:
-        if start == STARTS[4]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(filler([], stop))
+    interrupt(STARTS[4])
     [part] = folder.glob("*.part")
     assert part.stat().st_blocks > 0
     free = building._DISK_RESERVE + right().nbytes - 1
@@ -153,12 +149,7 @@ def test_room_is_asked_for_what_is_missing_only(
 
 
 def test_clearing_leaves_a_build_that_is_under_way(folder: Path) -> None:
-    def stop(start: int) -> None:
-        if start == STARTS[2]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(filler([], stop))
+    interrupt(STARTS[2])
     assert clear_cache() == 0
     assert files_in(folder) == [".part", ".parts"]
     for place in (*folder.glob("*.part"), *folder.glob("*.parts")):
@@ -182,12 +173,7 @@ def test_a_file_deleted_while_it_is_made_is_made_again(folder: Path) -> None:
 def test_a_part_that_was_noted_and_not_written_is_noticed(folder: Path) -> None:
     """As after a power cut between the two."""
 
-    def stop(start: int) -> None:
-        if start == STARTS[3]:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(filler([], stop))
+    interrupt(STARTS[3])
     [part] = folder.glob("*.part")
     content = bytearray(part.read_bytes())
     content[200:400] = bytes(200)

@@ -18,7 +18,6 @@ import imagehash
 import numpy as np
 import pytest
 from conftest import draw_photo
-from filelock import FileLock
 from PIL import Image
 
 from shopee_mlflow.data import cache
@@ -340,35 +339,6 @@ def test_of_two_threads_one_decodes_and_the_other_waits(
     waiting.join()
     assert len(decoded) == 4
     for result in (first, *second, load(photos)):
-        assert_same(right, result)
-    assert files_in(folder) == [".json", ".npy"]
-
-
-def test_without_file_locks_two_builds_at_once_do_no_harm(
-    photos: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("no flock here")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    right = load(photos, cache=False)
-    both_within = threading.Barrier(2, timeout=20)
-    results: list[Pixels] = []
-
-    def meet(done: int, total: int) -> None:
-        if done == 1:
-            both_within.wait()
-
-    threads = [
-        threading.Thread(target=lambda: results.append(load(photos, progress=meet)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
-    for result in (*results, load(photos)):
         assert_same(right, result)
     assert files_in(folder) == [".json", ".npy"]
 
