@@ -212,7 +212,7 @@ def test_who_leaves_takes_nothing_from_who_works(
 
 
 def test_a_disk_without_locks_gets_no_file_that_outlives_its_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -221,6 +221,9 @@ def test_a_disk_without_locks_gets_no_file_that_outlives_its_process(
     values, _ = build(filler([]))
     np.testing.assert_array_equal(values, right())
     assert all(not lock.read_bytes() for lock in folder.glob("*.lock"))
+    told = [message for message in caplog.messages if "cannot be locked" in message]
+    assert len(told) == 1
+    assert str(folder) in told[0]
 
 
 @pytest.mark.parametrize("locks", [True, False])

@@ -8,6 +8,7 @@ a build that was interrupted goes on where it stopped, and no process holds more
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import uuid
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import CatalogError
 from .storage import CACHE_VARIABLE
+
+_log = logging.getLogger(__name__)
 
 # Fills an empty array with the rows that begin at a number, and returns what else there is to
 # remember of them: name -> mapping, as JSON knows it.
@@ -90,7 +94,9 @@ class Build:
                 begun.append(file)
             else:
                 self.forget()
-        self._name(begun[0] if begun else self.target.with_suffix(f".{uuid.uuid4().hex}.part"))
+        self._name(
+            begun[0] if begun else self.target.with_suffix(f".{uuid.uuid4().hex}{UNFINISHED}")
+        )
         if not begun:
             check_disk(self.target, self._layout.shape, self._layout.dtype, what)
             own = self._file.with_suffix(".tmp")
@@ -239,15 +245,23 @@ def locked(file: Path, patient: bool = True) -> Iterator[None]:
         lock.acquire(timeout=-1 if patient else 0)
     except Timeout:
         raise
-    except (OSError, NotImplementedError):
-        # A file system without locks, where parts may be made twice; or the file is whole, and its
-        # notes are gone.
-        pass
+    except FileNotFoundError:
+        pass  # The file is whole, and its notes are gone.
+    except (OSError, NotImplementedError) as error:
+        # The folder of the cache, whose own notes are a folder deeper.
+        folder = file.parent.parent if file.parent.suffix == NOTES else file.parent
+        _tell_no_locks(folder, type(error).__name__)
     try:
         yield
     finally:
         with suppress(OSError):
             lock.release()
+
+
+@cache
+def _tell_no_locks(folder: Path, reason: str) -> None:
+    """Told once: without locks parts may be made twice, which costs time and no more."""
+    _log.warning("%s: files cannot be locked there (%s), so work may be done twice", folder, reason)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def _in_threads(
             part = items[start : start + _ROUND]
             runs = [part[i : i + run] for i in range(0, len(part), run)]
             # Left by an error or Ctrl-C, map cancels what has not begun.
-            for some in pool.map(lambda run: [work(item) for item in run], runs):
+            for some in pool.map(lambda some: [work(item) for item in some], runs):
                 for result in some:
                     results.append(result)
                     if progress:
