@@ -57,7 +57,9 @@ def make_catalog(data: str, size: int, folder: Path, px: int = 1024) -> Path:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda photo: _write(photo, folder / IMAGES, px), photos))
     pd.DataFrame([photo.row for photo in photos]).to_csv(folder / "train.csv", index=False)
-    made = load_dataset(DataConfig(data=str(folder), image_size=_SMALL, cache=False, top_k=0))
+    made = load_dataset(
+        DataConfig(data=str(folder), image_size=_SMALL, cache=False, largest_groups=0)
+    )
     if len(made.frame) != size:
         raise SystemExit(f"{data}: {len(made.frame)} of {size} photos are left after cleaning")
     _write_manifest(made, folder)

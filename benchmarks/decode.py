@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as transforms
 
-from shopee_mlflow.data.cache import hash_files, load_pixels
+from shopee_mlflow.data.pixel_cache import hash_files, load_pixels
 
 from .job import IMAGES, MANIFEST, Job, Split
 from .systems.original import Photos, read

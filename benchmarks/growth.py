@@ -90,10 +90,10 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
     """Step -> seconds, and MiB of resident memory above what it began with, at its height."""
     from shopee_mlflow.config import TrainConfig, resolve
     from shopee_mlflow.data import dataset, splits
-    from shopee_mlflow.data.cache import load_pixels
-    from shopee_mlflow.modeling.fit import fit
-    from shopee_mlflow.modeling.machine import choose_machine
-    from shopee_mlflow.modeling.workbench import Workbench
+    from shopee_mlflow.data.pixel_cache import load_pixels
+    from shopee_mlflow.modeling.device import choose_machine
+    from shopee_mlflow.training.context import TrainingContext
+    from shopee_mlflow.training.session import fit
 
     measured: dict[str, dict[str, float]] = {}
     modules = {"dataset": dataset, "splits": splits}
@@ -107,7 +107,7 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
             "model": "cnn",
             "image_size": image_size,
             "epochs": 1,
-            "top_k": 0,
+            "largest_groups": 0,
             "batch_size": 256,
             "augment": False,
         },
@@ -116,20 +116,20 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
     files, contents = list(data.frame["file"]), list(data.frame["content"])
     with _clock(_AGAIN, measured):
         load_pixels(files, contents, image_size)
-    bench = Workbench(data, choose_machine("cpu"))
+    bench = TrainingContext(data, choose_machine("cpu"))
     part = bench.prepare(bench.new_model(config), config)
     with _clock("an epoch of batches alone", measured):
         for _ in part.train.epoch(1):
             pass
     with _clock(_EPOCH, measured):
-        next(fit(part.cut.rest, part.train, part.val, config, bench.machine))
+        next(fit(part.split_model.trainable, part.train, part.val, config, bench.machine))
     return measured
 
 
 def measure_rows(folder: Path) -> dict[str, dict[str, float]]:
     """The same of what needs no photo."""
-    from shopee_mlflow.data.catalog import Cleaning, select_rows
-    from shopee_mlflow.data.catalog_file import read_catalog
+    from shopee_mlflow.data.catalog_csv import read_catalog
+    from shopee_mlflow.data.cleaning import Cleaning, select_rows
     from shopee_mlflow.data.splits import assign_splits
 
     measured: dict[str, dict[str, float]] = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shopee_mlflow.modeling.machine import Machine, choose_machine
+from shopee_mlflow.modeling.device import Machine, choose_machine
 from shopee_mlflow.modeling.metrics import score
 
 from .job import Job

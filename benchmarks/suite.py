@@ -132,7 +132,7 @@ def _plan(options: argparse.Namespace, scratch: Path) -> Plan:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What was typed, without the places of one machine."""
+    """What was cli_options, without the places of one machine."""
     words = ["python benchmarks/run.py"]
     for action in _parser()._actions:
         value = getattr(options, action.dest, None)

@@ -87,15 +87,15 @@ def _verb(
 @_verb("train", TrainConfig)
 def train_command(**options: str | None) -> None:
     """Train a classifier, evaluate it once on the test split, log everything to MLflow."""
-    typed = _chosen(options)
-    config = resolve(TrainConfig, typed)
+    cli_options = _chosen(options)
+    config = resolve(TrainConfig, cli_options)
     if config.nproc > 1 and "RANK" not in os.environ:
-        from .verbs.launch import start_group
+        from .training.launch import start_group
 
-        start_group(config.nproc, ["train", *_words(typed)])
+        start_group(config.nproc, ["train", *_words(cli_options)])
     from .verbs.train import train
 
-    train(config, typed)
+    train(config, cli_options)
 
 
 @_verb("tune", TuneConfig)
@@ -131,11 +131,11 @@ def explore_command(**options: str | None) -> None:
 
     No photo is kept in the cache: --cache has no part in it.
     """
-    typed = _chosen(options)
-    config = resolve(ExploreConfig, typed)
+    cli_options = _chosen(options)
+    config = resolve(ExploreConfig, cli_options)
     from .verbs.explore import explore
 
-    explore(config, typed)
+    explore(config, cli_options)
 
 
 @_verb("evaluate")
@@ -216,7 +216,7 @@ def export_command(model: str, out: Path) -> None:
 def sample_command(px: int, out: Path | None) -> None:
     """Draw the built-in sample catalogue and print its folder."""
     from .console import watch
-    from .data.sample import sample_catalog
+    from .sample import sample_catalog
 
     say(str(sample_catalog(px, out, progress=watch("drawing the sample catalogue"))))
 
@@ -224,8 +224,8 @@ def sample_command(px: int, out: Path | None) -> None:
 @_verb("clear-cache")
 def clear_cache_command() -> None:
     """Delete decoded photos and activations from the cache folder; they are made when needed."""
-    from .data.arrays import clear_cache
-    from .data.storage import cache_folder
+    from .cache_folder import cache_folder
+    from .data.array_cache import clear_cache
 
     say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")
 
@@ -234,8 +234,8 @@ def _chosen(options: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _words(typed: dict[str, str]) -> list[str]:
-    return [f"--{name}={value}" for name, value in typed.items()]
+def _words(cli_options: dict[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in cli_options.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,7 +51,9 @@ class DataConfig:
     )
     images: str = option(AUTO, "folder of the photos; auto: train_images beside the CSV")
     sample_px: int = option(256, "side of the built-in sample's photos", minimum=64, maximum=4096)
-    top_k: int = option(21, "keep the k label groups with most rows; 0 keeps all", minimum=0)
+    largest_groups: int = option(
+        21, "keep this many of the largest label groups, by rows; 0 keeps all", minimum=0
+    )
     min_group: int = option(
         3, "leave out label groups with fewer photos than this after cleaning", minimum=2
     )
@@ -100,7 +102,7 @@ class TrainConfig(DataConfig):
     freeze: str = option(
         NONE, "none, backbone (train the head only), or the last stage to freeze, e.g. features.5"
     )
-    activations: str = option(
+    activation_dtype: str = option(
         AUTO,
         "numbers in which what frozen layers give is kept on the disk: float32, float16 (half the "
         "size), auto: float16 where float32 would take more than 4 GiB",

@@ -10,6 +10,8 @@ from typing import Any
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+# Former option names and their new ones.
+RENAMED = {"top_k": "largest_groups", "activations": "activation_dtype"}
 
 
 def option(
@@ -58,8 +60,11 @@ def allowed(field: dataclasses.Field[Any]) -> str:
 
 
 def unknown_option(name: str, names: Iterable[str]) -> str:
-    """The message for a name that no option has: the nearest one, then all of them."""
+    """The message for a name that no option has: its new or nearest name, then all of them."""
     known = sorted(names)
+    renamed = RENAMED.get(name.replace("-", "_"))
+    if renamed in known:
+        return f"{name}: this option is now called {renamed}"
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"{name}: no such option.{hint} The options are: {', '.join(known)}"

@@ -12,8 +12,8 @@ import yaml
 from mlflow.entities import Run
 
 from shopee_mlflow.modeling.epochs import Epoch
-from shopee_mlflow.modeling.fit import fit
 from shopee_mlflow.tracking.run_log import RunLog
+from shopee_mlflow.training.session import fit
 from shopee_mlflow.tuning.space import SearchPlan, plan_search
 from shopee_mlflow.verbs.tune import TuneResult, tune
 
@@ -49,16 +49,16 @@ def quick_search(shop: Path, place: Path, patch: pytest.MonkeyPatch) -> Call:
 
     Its end is without figures, page and model, which take seconds.
 
-    :returns: a function of options typed, and of those in its file.
+    :returns: a function of options cli_options, and of those in its file.
     """
     module = "shopee_mlflow.verbs.tune"
     patch.setattr(f"{module}.log_results", lambda run, *given: run.log_metrics(given[-1]))
     patch.setattr(f"{module}.draw_plots", lambda study: iter(()))
     patch.setattr(RunLog, "log_model", lambda self, *_: self.log_tags({"model": "logged"}))
 
-    def call(typed: dict[str, Any] | None = None, **content: Any) -> TuneResult | None:
+    def call(cli_options: dict[str, Any] | None = None, **content: Any) -> TuneResult | None:
         file = search_file(place, **{"data": str(shop), "experiment": place.name, **content})
-        return tune({"config": str(file), **(typed or {})})
+        return tune({"config": str(file), **(cli_options or {})})
 
     return call
 
@@ -105,9 +105,9 @@ def wrap_fit(monkeypatch: pytest.MonkeyPatch, at_epoch: Callable[[int, int], Non
     monkeypatch.setattr("shopee_mlflow.tuning.trials.fit", wrapped)
 
 
-def plan_of(tmp_path: Path, content: dict[str, Any] | str, **typed: Any) -> SearchPlan:
-    """The plan of a YAML file with this content, and of options typed beside it."""
+def plan_of(tmp_path: Path, content: dict[str, Any] | str, **cli_options: Any) -> SearchPlan:
+    """The plan of a YAML file with this content, and of options given beside it."""
     file = tmp_path / "search.yaml"
     text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
     file.write_text(text, encoding="utf-8")
-    return plan_search({"config": str(file), **typed})
+    return plan_search({"config": str(file), **cli_options})

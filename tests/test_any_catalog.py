@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from shopee_mlflow.data.catalog import Cleaning, drop_small_groups, select_rows
-from shopee_mlflow.data.catalog_file import COLUMNS, read_catalog
+from shopee_mlflow.data.catalog_csv import COLUMNS, read_catalog
+from shopee_mlflow.data.cleaning import Cleaning, drop_small_groups, select_rows
 from shopee_mlflow.data.splits import SPLITS, assign_splits, count_leaks, digest, manifest
 from shopee_mlflow.errors import CatalogError
 
@@ -101,21 +101,21 @@ def catalogs(draw: st.DrawFn) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=str)
 
 
-def cleaned(frame: pd.DataFrame, top_k: int) -> tuple[pd.DataFrame, Cleaning]:
+def cleaned(frame: pd.DataFrame, largest_groups: int) -> tuple[pd.DataFrame, Cleaning]:
     cleaning = Cleaning(rows=len(frame))
     try:
-        return select_rows(frame, top_k, cleaning), cleaning
+        return select_rows(frame, largest_groups, cleaning), cleaning
     except CatalogError:
         assume(False)
         raise
 
 
 @modest
-@given(frame=catalogs(), top_k=st.integers(0, 4))
+@given(frame=catalogs(), largest_groups=st.integers(0, 4))
 def test_counts_add_up_and_only_whole_single_photos_are_left(
-    frame: pd.DataFrame, top_k: int
+    frame: pd.DataFrame, largest_groups: int
 ) -> None:
-    kept, cleaning = cleaned(frame, top_k)
+    kept, cleaning = cleaned(frame, largest_groups)
     left = len(frame)
     for step in cleaning.steps:
         left -= step.removed
@@ -123,14 +123,16 @@ def test_counts_add_up_and_only_whole_single_photos_are_left(
     assert left == len(kept) == cleaning.counts()["images"]
     assert kept["image"].is_unique
     assert not (kept[["image", "label_group"]] == "").any(axis=None)
-    assert kept["label_group"].nunique() <= (top_k or 3)
+    assert kept["label_group"].nunique() <= (largest_groups or 3)
 
 
 @modest
-@given(frame=catalogs(), top_k=st.integers(0, 4), seed=st.integers(0, 2**32 - 1))
-def test_the_order_of_rows_does_not_matter(frame: pd.DataFrame, top_k: int, seed: int) -> None:
-    kept, cleaning = cleaned(frame, top_k)
-    again, other = cleaned(frame.sample(frac=1, random_state=seed), top_k)
+@given(frame=catalogs(), largest_groups=st.integers(0, 4), seed=st.integers(0, 2**32 - 1))
+def test_the_order_of_rows_does_not_matter(
+    frame: pd.DataFrame, largest_groups: int, seed: int
+) -> None:
+    kept, cleaning = cleaned(frame, largest_groups)
+    again, other = cleaned(frame.sample(frac=1, random_state=seed), largest_groups)
     pd.testing.assert_frame_equal(kept, again)
     assert cleaning.counts() == other.counts()
 

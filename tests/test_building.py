@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from shopee_mlflow.data import building
-from shopee_mlflow.data.arrays import clear_cache, has_room, load_or_build
+from shopee_mlflow.data.array_cache import clear_cache, has_room, load_or_build
 from shopee_mlflow.data.building import Fill
 from shopee_mlflow.errors import CatalogError
 

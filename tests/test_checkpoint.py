@@ -21,9 +21,9 @@ from shopee_mlflow.errors import CheckpointError
 from shopee_mlflow.modeling import checkpoint
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.checkpoint import BEST, LAST, Checkpoints
+from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.epochs import Best, Epoch
-from shopee_mlflow.modeling.fit import Training
-from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.training.session import Training
 
 CPU = Machine(torch.device("cpu"), "fp32")
 # Dropout and batch norms, so that random states and buffers matter; 3 batches an epoch.

@@ -46,7 +46,10 @@ def test_training_prints_what_it_did(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--lernrate", "3"], "lernrate: no such option. The options are: activations, a"),
+        (
+            ["train", "--lernrate", "3"],
+            "lernrate: no such option. The options are: activation_dtype",
+        ),
         (["train", "--batchsize", "3"], "Did you mean batch_size?"),
         (["train", "--lr", "0", "--split", "x"], "2 problems in the options"),
         (["train", "--config", "gone.yaml"], "config=gone.yaml: cannot be read"),

@@ -16,8 +16,8 @@ from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.modeling import compiling
 from shopee_mlflow.modeling.compiling import compile_step, training_operations
-from shopee_mlflow.modeling.fit import fit
-from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.modeling.device import Machine
+from shopee_mlflow.training.session import fit
 
 CPU = Machine(torch.device("cpu"), "fp32")
 CONFIG = TrainConfig(model="cnn", epochs=2, lr=0.01, batch_size=4, augment=False, image_size=32)

@@ -127,8 +127,8 @@ def test_params_have_one_spelling() -> None:
 
 def test_the_contract_names_are_there() -> None:
     contract = (
-        "model data top_k split image_size augment epochs batch_size lr momentum weight_decay "
-        "freeze weights seed device config"
+        "model data largest_groups split image_size augment epochs batch_size lr momentum "
+        "weight_decay freeze weights seed device config"
     )
     assert set(contract.split()) <= set(as_params(TrainConfig()))
 

@@ -54,7 +54,7 @@ def test_every_problem_is_counted(shop: Path) -> None:
     assert dataset.cleaning.counts() == {
         "rows": 25,
         "incomplete_rows": 0,
-        "outside_top_k": 0,
+        "outside_largest_groups": 0,
         "repeated_rows": 1,
         "conflicting_files": 0,
         "unsafe_paths": 0,
@@ -157,9 +157,9 @@ def test_only_the_largest_groups_are_loaded(make_catalog: MakeCatalog) -> None:
     shop = make_catalog(groups=4, each=6)
     header, rows = read_rows(shop)
     write_csv(shop / "train.csv", header, rows[2:])
-    dataset = load(shop, top_k=2)
+    dataset = load(shop, largest_groups=2)
     assert dataset.classes == ["group1", "group2"]
-    assert dataset.cleaning.counts()["outside_top_k"] == 10
+    assert dataset.cleaning.counts()["outside_largest_groups"] == 10
 
 
 def test_small_groups_are_left_out(make_catalog: MakeCatalog) -> None:
@@ -264,11 +264,11 @@ def test_long_steps_are_watched(shop: Path) -> None:
 
 
 def test_sample_has_the_sizes_of_the_real_data() -> None:
-    leaky = load("sample", sample_px=64, top_k=21, split="random")
-    clean = load("sample", sample_px=64, top_k=21)
+    leaky = load("sample", sample_px=64, largest_groups=21, split="random")
+    clean = load("sample", sample_px=64, largest_groups=21)
     for dataset in (leaky, clean):
         counts = dataset.cleaning.counts()
-        assert counts["rows"] - counts["outside_top_k"] == 899
+        assert counts["rows"] - counts["outside_largest_groups"] == 899
         assert counts["repeated_rows"] == 72
         assert counts["images"] == len(dataset.frame) == len(dataset.pixels) == 827
         assert len(dataset.classes) == 21
@@ -283,7 +283,7 @@ def test_real_photos(grocery: Path) -> None:
     for dataset in (clean, leaky):
         counts = dataset.cleaning.counts()
         assert counts["rows"] == 1092
-        assert counts["rows"] - counts["incomplete_rows"] - counts["outside_top_k"] == 899
+        assert counts["rows"] - counts["incomplete_rows"] - counts["outside_largest_groups"] == 899
         assert counts["repeated_rows"] == 72
         assert counts["images"] == len(dataset.pixels) == 827
         assert counts["missing_files"] == counts["bad_images"] == counts["unsafe_paths"] == 0

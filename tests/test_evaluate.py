@@ -15,7 +15,7 @@ from small_run import SmallRun, small_run
 from shopee_mlflow import cli
 from shopee_mlflow.errors import CatalogError, TrackingError
 from shopee_mlflow.modeling.metrics import confusion
-from shopee_mlflow.reports.figures import confusion_figure, mistakes_figure
+from shopee_mlflow.reports.training_figures import confusion_figure, mistakes_figure
 from shopee_mlflow.verbs.evaluate import evaluate
 
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from shopee_mlflow import ExploreConfig, cli, explore
 from shopee_mlflow.config import DataConfig
-from shopee_mlflow.data.catalog_file import read_catalog
+from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
-from shopee_mlflow.data.photo_survey import survey_photos
 from shopee_mlflow.errors import CatalogError
-from shopee_mlflow.reports.explore import TABLES
+from shopee_mlflow.exploring import TABLES
+from shopee_mlflow.exploring.photo_survey import survey_photos
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 SCRIPT = "<script>document.title = 'owned'; document.body.remove()</script>"
@@ -88,7 +88,7 @@ def test_what_is_said_of_a_training_is_what_it_does(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
     shop = make_catalog(groups=4, each=10)
-    options = {"data": str(shop), "top_k": 3, "split": "random", "split_seed": 5}
+    options = {"data": str(shop), "largest_groups": 3, "split": "random", "split_seed": 5}
     result = explore(ExploreConfig(**options, out="seen"))
     dataset = load_dataset(DataConfig(**options, image_size=32, cache=False))
     assert result.tables["cleaning.csv"]["left"].iloc[-1] == len(dataset.frame)
@@ -248,8 +248,10 @@ def test_mistakes_say_what_to_do(
 def test_the_command_line_takes_both_spellings(
     make_catalog: MakeCatalog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main(["explore", "--data", str(make_catalog()), "--top_k", "2", "--max-photos", "5"])
-    assert "top_k keeps 2 of 3 label groups with 16 of 24 rows" in capsys.readouterr().out
+    cli.main(
+        ["explore", "--data", str(make_catalog()), "--largest_groups", "2", "--max-photos", "5"]
+    )
+    assert "largest_groups keeps 2 of 3 label groups with 16 of 24 rows" in capsys.readouterr().out
     assert Path("explore/report.html").is_file()
 
 

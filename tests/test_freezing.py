@@ -9,7 +9,7 @@ import torch
 from shopee_mlflow.data.batches import PixelSource
 from shopee_mlflow.errors import ModelError
 from shopee_mlflow.modeling.architectures import build_model
-from shopee_mlflow.modeling.freezing import ActivationSource, cut_model, stages
+from shopee_mlflow.modeling.freezing import ActivationSource, split_model, stages
 from shopee_mlflow.modeling.models import ProductClassifier
 
 CLASSES = ["a", "b", "c"]
@@ -31,16 +31,16 @@ def images() -> torch.Tensor:
 def test_both_parts_together_are_the_model(
     model: ProductClassifier, images: torch.Tensor, freeze: str
 ) -> None:
-    cut = cut_model(model.eval(), freeze)
+    cut = split_model(model.eval(), freeze)
     assert cut.frozen is not None
     with torch.no_grad():
-        torch.testing.assert_close(cut.rest(cut.frozen(images)), model(images))
+        torch.testing.assert_close(cut.trainable(cut.frozen(images)), model(images))
 
 
 def test_nothing_frozen_is_the_model_itself(model: ProductClassifier) -> None:
-    cut = cut_model(model, "none")
+    cut = split_model(model, "none")
     assert cut.frozen is None
-    assert cut.rest is model
+    assert cut.trainable is model
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def test_nothing_frozen_is_the_model_itself(model: ProductClassifier) -> None:
 )
 def test_other_architectures_are_cut_by_their_own_stages(name: str, stage: str) -> None:
     model = build_model(name, CLASSES, 32).eval()
-    cut = cut_model(model, stage)
+    cut = split_model(model, stage)
     assert cut.frozen is not None
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(cut.rest(cut.frozen(images)), model(images))
+        torch.testing.assert_close(cut.trainable(cut.frozen(images)), model(images))
 
 
 def test_frozen_layers_do_not_learn_and_keep_their_statistics(
     model: ProductClassifier, images: torch.Tensor
 ) -> None:
-    cut = cut_model(model, "features.4")
+    cut = split_model(model, "features.4")
     assert cut.frozen is not None
     before = {k: v.clone() for k, v in model.state_dict().items()}
     cut.frozen.train()
-    cut.rest.train()
-    cut.rest(cut.frozen(images)).sum().backward()
+    cut.trainable.train()
+    cut.trainable(cut.frozen(images)).sum().backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, p in model.named_parameters() if p.grad is None}
     assert "backbone.features.4.block.0.0.weight" in frozen
@@ -78,7 +78,7 @@ def test_frozen_layers_do_not_learn_and_keep_their_statistics(
 def test_fused_layers_give_the_same(model: ProductClassifier, images: torch.Tensor) -> None:
     # Statistics of some photos first: those of a new network would hide a wrong fusion.
     model.train()(images)
-    cut = cut_model(model.eval(), "features.8")
+    cut = split_model(model.eval(), "features.8")
     assert cut.frozen is not None
     fused = cut.frozen.fused()
     torch.testing.assert_close(fused(images), cut.frozen(images), rtol=1e-3, atol=1e-4)
@@ -92,7 +92,7 @@ def test_kept_activations_are_those_of_the_augmented_photos(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     photos = PixelSource(pixels)
-    cut = cut_model(model.eval(), "features.4")
+    cut = split_model(model.eval(), "features.4")
     assert cut.frozen is not None
     train_rows = np.array([0, 2, 5])
     source = ActivationSource(cut.frozen, photos, np.arange(6), train_rows, name=name)
@@ -104,7 +104,7 @@ def test_kept_activations_are_those_of_the_augmented_photos(
 
 def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
     photos = PixelSource(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8))
-    cut = cut_model(model.eval(), "features.4")
+    cut = split_model(model.eval(), "features.4")
     assert cut.frozen is not None
     seen: list[int] = []
 
@@ -124,7 +124,7 @@ def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
 
 def test_an_unknown_stage_lists_those_there_are(model: ProductClassifier) -> None:
     with pytest.raises(ModelError, match="freeze=features.99: .* Allowed are none, backbone, fea"):
-        cut_model(model, "features.99")
+        split_model(model, "features.99")
 
 
 def test_stages_are_in_order() -> None:

@@ -28,17 +28,17 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.errors import ConfigError, TrackingError, TrainingError
+from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.group import ALONE, Group
-from shopee_mlflow.modeling.machine import Machine
 from shopee_mlflow.modeling.rendezvous import PATIENCE_VARIABLE, joined_group
-from shopee_mlflow.verbs.launch import (
+from shopee_mlflow.training.launch import (
     check_group,
-    done_with,
+    cleanup,
     make_known,
     resumed_after_restart,
     start_group,
 )
-from shopee_mlflow.verbs.resume import checkpoints_of
+from shopee_mlflow.training.resume import checkpoints_of
 from shopee_mlflow.verbs.train import TrainResult, train
 
 ROOT = Path(__file__).parents[1]
@@ -395,16 +395,16 @@ def test_what_a_group_leaves_is_kept_until_all_is_done() -> None:
     config, checkpoints = resolve(TrainConfig, {}), checkpoints_of(run_id)
     make_known(run_id, group)
     (checkpoints.folder / "last.pt").write_bytes(b"")
-    with pytest.raises(TrackingError), done_with(run_id, checkpoints, group):
+    with pytest.raises(TrackingError), cleanup(run_id, checkpoints, group):
         raise TrackingError("the registry does not answer")
     assert resumed_after_restart(config, group).resume == run_id
-    with done_with(run_id, checkpoints, group):
+    with cleanup(run_id, checkpoints, group):
         pass
     assert resumed_after_restart(config, group) == config
     assert not checkpoints.folder.parent.exists()
     # What one process ends of it leaves nothing either.
     make_known(run_id, group)
-    with done_with(run_id, checkpoints, ALONE):
+    with cleanup(run_id, checkpoints, ALONE):
         pass
     assert not checkpoints.folder.parent.exists()
     # A process alone has nobody who would start it again.

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shopee_mlflow.data import cache, catalog_file
-from shopee_mlflow.data.cache import hash_files
-from shopee_mlflow.data.catalog_file import read_catalog
+from shopee_mlflow.data import catalog_csv, pixel_cache
+from shopee_mlflow.data.catalog_csv import read_catalog
+from shopee_mlflow.data.pixel_cache import hash_files
 from shopee_mlflow.errors import CatalogError
 
 
@@ -23,7 +23,7 @@ def write(folder: Path, rows: list[str]) -> Path:
 def test_a_csv_read_in_parts_is_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f'{i}.jpg, {i % 3} ,"a, {i}\nb",{"x" * i}' for i in range(20)]
     whole = read_catalog(write(tmp_path, rows))
-    monkeypatch.setattr(catalog_file, "_PART_ROWS", 3)
+    monkeypatch.setattr(catalog_csv, "_PART_ROWS", 3)
     parts = read_catalog(tmp_path / "train.csv")
     assert list(whole.columns) == ["image", "title", "label_group"]
     assert whole["label_group"].tolist()[:4] == ["0", "1", "2", "0"]
@@ -37,7 +37,7 @@ def test_a_csv_read_in_parts_is_the_csv(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_later_part_is_looked_at_like_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, words: str
 ) -> None:
-    monkeypatch.setattr(catalog_file, "_PART_ROWS", 3)
+    monkeypatch.setattr(catalog_csv, "_PART_ROWS", 3)
     file = write(tmp_path, [f"{i}.jpg,{i % 3},t,m" for i in range(8)])
     with file.open("ab") as stream:
         stream.write(row.encode("utf-8", "surrogatepass") + b"\n")
@@ -50,15 +50,15 @@ def test_a_later_part_is_looked_at_like_the_first(
 def test_work_in_rounds_and_runs_keeps_its_order(
     monkeypatch: pytest.MonkeyPatch, items: int, workers: int
 ) -> None:
-    monkeypatch.setattr(cache, "_ROUND", 16)
-    monkeypatch.setattr(cache, "_MOST_A_TASK", 4)
+    monkeypatch.setattr(pixel_cache, "_ROUND", 16)
+    monkeypatch.setattr(pixel_cache, "_MOST_A_TASK", 4)
     told: list[tuple[int, int]] = []
 
     def work(item: int) -> int:
         time.sleep(0.0005 * (item % 3))
         return item * 2
 
-    done = cache._in_threads(work, range(items), workers, lambda *state: told.append(state))
+    done = pixel_cache._in_threads(work, range(items), workers, lambda *state: told.append(state))
     assert done == [2 * item for item in range(items)]
     assert told == [(number + 1, items) for number in range(items)]
 

@@ -18,10 +18,10 @@ from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.architectures import build_model
-from shopee_mlflow.modeling.fit import Training
+from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.group import ALONE, Group
-from shopee_mlflow.modeling.machine import Machine
 from shopee_mlflow.modeling.scoring import predict_logits
+from shopee_mlflow.training.session import Training
 
 CPU = Machine(torch.device("cpu"), "fp32")
 PHOTOS, CLASSES, SIZE = 11, ["a", "b", "c"], 8
@@ -141,8 +141,8 @@ import logging, resource, numpy as np, psutil, torch
 from torch import nn
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches, PixelSource
-from shopee_mlflow.modeling.fit import Training
-from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.training.session import Training
+from shopee_mlflow.modeling.device import Machine
 logging.disable()
 torch.set_num_threads(1)
 pixels = np.zeros((64, 128, 128, 3), np.uint8)

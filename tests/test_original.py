@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shopee_mlflow import score, wilson_interval
 from shopee_mlflow.data.batches import Batches, PixelSource
-from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.scoring import predict_logits
 
 PHOTOS = 82

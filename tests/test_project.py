@@ -127,7 +127,7 @@ def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_pat
     done = call(project("--experiment-name", "shopee", lernrate="3"), env, tmp_path)
     assert done.returncode != 0
     assert "lernrate: no such option." in done.stderr
-    assert "The options are: activations, augment, bad_images" in done.stderr
+    assert "The options are: activation_dtype, augment, bad_images" in done.stderr
     run = only_run()
     assert run.info.status == "FAILED"
     assert "lernrate: no such option" in run.data.tags["failure"]

@@ -21,10 +21,10 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from small_run import SIZE, SmallRun, as_base64, odd_photos, small_run
 
-from shopee_mlflow.data.cache import hash_files, load_pixels
 from shopee_mlflow.data.images import read_pixels
+from shopee_mlflow.data.pixel_cache import hash_files, load_pixels
 from shopee_mlflow.modeling.metrics import softmax
-from shopee_mlflow.tracking.photos import PhotoClassifier
+from shopee_mlflow.tracking.photo_classifier import PhotoClassifier
 from shopee_mlflow.verbs.evaluate import predict_pixels
 from shopee_mlflow.verbs.predict import predict
 

@@ -25,4 +25,4 @@ def test_the_mark_is_for_those_of_the_table_with_any_parameters() -> None:
     one = "tests/test_resume.py::test_a_training_goes_on_to_the_same_end"
     assert is_fault(one, faults)
     assert is_fault(f"{one}[3]", faults)
-    assert not is_fault("tests/test_fit.py::test_golden_values", faults)
+    assert not is_fault("tests/test_session.py::test_golden_values", faults)

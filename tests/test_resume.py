@@ -23,11 +23,11 @@ from shopee_mlflow.cli import main
 from shopee_mlflow.config import TuneConfig, resolve
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrackingError
 from shopee_mlflow.modeling import scoring
-from shopee_mlflow.modeling.fit import Training
-from shopee_mlflow.tracking.lifeline import Stopped
 from shopee_mlflow.tracking.processes import PROCESS_TAG
 from shopee_mlflow.tracking.registry import register_model
-from shopee_mlflow.verbs.resume import checkpoints_of
+from shopee_mlflow.tracking.signals import Stopped
+from shopee_mlflow.training.resume import checkpoints_of
+from shopee_mlflow.training.session import Training
 
 ROOT = Path(__file__).parents[1]
 # Dropout, batch norms and augmentation: all that could make a second half differ. 3 batches.
@@ -46,7 +46,7 @@ CLOCK = ["epoch_seconds", "images_per_second"]
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_places: None) -> None:
     """A checkpoint's place is beside the store, and ``last`` looks through all of them."""
     del own_places
-    monkeypatch.setattr("shopee_mlflow.verbs.resume.local_folder", lambda: tmp_path / "store")
+    monkeypatch.setattr("shopee_mlflow.training.resume.local_folder", lambda: tmp_path / "store")
 
 
 def config(folder: Path, **options: str) -> TrainConfig:
@@ -115,7 +115,7 @@ def test_a_training_goes_on_to_the_same_end(
 def test_the_second_ctrl_c_leaves_the_checkpoint_before(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shopee_mlflow.verbs.resume._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("shopee_mlflow.training.resume._SAVE_SECONDS", 0.0)
     run_id = interrupt(monkeypatch, config(make_catalog()), after=5, signals=2)
     last, _ = checkpoints_of(run_id).load()
     assert (len(last["history"]), last["training"]["batches"]) == (1, 0)
@@ -254,7 +254,7 @@ def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
         raise OSError("the server is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shopee_mlflow.verbs.results.learning_curves", fail)
+        patch.setattr("shopee_mlflow.training.results.learning_curves", fail)
         with pytest.raises(TrackingError, match="The training has ended; nothing is lost"):
             train(config(folder))
     result = train(TrainConfig(resume="last"))

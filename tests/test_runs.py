@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from shopee_mlflow.errors import TrainingError
-from shopee_mlflow.tracking.lifeline import Stopped, stop_on_signals
 from shopee_mlflow.tracking.runs import open_run
+from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 
 
 def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(

@@ -13,8 +13,8 @@ import imagehash
 import pytest
 from PIL import Image
 
-from shopee_mlflow.data.sample import catalog as sample
 from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.sample import catalog as sample
 
 PX = 64
 TOP_ROWS = [51] * 7 + [49, 46, 46, 45, 41, 37, 36, 35, 35, 35, 35, 34, 34, 34]

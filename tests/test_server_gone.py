@@ -158,7 +158,7 @@ def test_a_server_that_answers_late_holds_no_epoch_up(
 ) -> None:
     door = HeldBack(server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", door.uri)
-    monkeypatch.setattr("shopee_mlflow.tracking.outbox._SEND_SECONDS", 0.01)
+    monkeypatch.setattr("shopee_mlflow.tracking.metric_queue._SEND_SECONDS", 0.01)
     waited: list[bool] = []
     # The request with the first epoch's metrics has not been answered when the second epoch ends.
     after_epoch(monkeypatch, 1, lambda: waited.append(door.held.wait(30)))

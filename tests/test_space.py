@@ -79,7 +79,7 @@ def test_a_typed_option_is_no_longer_searched(tmp_path: Path) -> None:
     found = plan_of(tmp_path, content, lr="0.05", epochs="3")
     assert list(found.space) == ["momentum"]
     assert (found.config.lr, found.config.epochs) == (0.05, 3)
-    assert found.typed["lr"] == "0.05"
+    assert found.cli_options["lr"] == "0.05"
     assert list(found.baseline) == ["momentum"]
     assert found.trial_config({"momentum": 0.5}).lr == 0.05
 
@@ -169,8 +169,8 @@ def test_weights_are_for_pretrained_architectures(tmp_path: Path) -> None:
 CONTENT: dict[str, Any] = {"model": "cnn", "space": {"lr": LR, "momentum": [0.5, 0.9]}}
 
 
-def name_of(tmp_path: Path, content: dict[str, Any] | None = None, **typed: Any) -> str:
-    return plan_of(tmp_path, content or CONTENT, **typed).study_name()
+def name_of(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> str:
+    return plan_of(tmp_path, content or CONTENT, **cli_options).study_name()
 
 
 def test_the_same_search_has_the_same_name(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_same_search_has_the_same_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed",
+    "cli_options",
     [
         {"n_trials": 99},
         {"jobs": 3},
@@ -196,14 +196,16 @@ def test_the_same_search_has_the_same_name(tmp_path: Path) -> None:
         {"workers": 2},
         {"cache": "false"},
     ],
-    ids=lambda typed: next(iter(typed)),
+    ids=lambda cli_options: next(iter(cli_options)),
 )
-def test_circumstances_do_not_change_the_search(tmp_path: Path, typed: dict[str, Any]) -> None:
-    assert name_of(tmp_path, **typed) == name_of(tmp_path)
+def test_circumstances_do_not_change_the_search(
+    tmp_path: Path, cli_options: dict[str, Any]
+) -> None:
+    assert name_of(tmp_path, **cli_options) == name_of(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "typed",
+    "cli_options",
     [
         {"freeze": "backbone"},
         {"epochs": 9},
@@ -219,10 +221,10 @@ def test_circumstances_do_not_change_the_search(tmp_path: Path, typed: dict[str,
         {"pruner": "none"},
         {"precision": "bf16"},
     ],
-    ids=lambda typed: next(iter(typed)),
+    ids=lambda cli_options: next(iter(cli_options)),
 )
-def test_another_search_has_another_name(tmp_path: Path, typed: dict[str, Any]) -> None:
-    assert name_of(tmp_path, **typed) != name_of(tmp_path)
+def test_another_search_has_another_name(tmp_path: Path, cli_options: dict[str, Any]) -> None:
+    assert name_of(tmp_path, **cli_options) != name_of(tmp_path)
 
 
 @pytest.mark.parametrize(

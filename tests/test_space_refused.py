@@ -13,10 +13,10 @@ from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.tuning.space import plan_search
 
 
-def problems(tmp_path: Path, content: dict[str, Any] | str, **typed: Any) -> list[str]:
+def problems(tmp_path: Path, content: dict[str, Any] | str, **cli_options: Any) -> list[str]:
     """What is wrong with a search, each without the name of the file."""
     with pytest.raises(ConfigError) as raised:
-        plan_of(tmp_path, content, **typed)
+        plan_of(tmp_path, content, **cli_options)
     return [p.replace(f"{tmp_path}/", "") for p in raised.value.problems]
 
 

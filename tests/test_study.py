@@ -13,11 +13,11 @@ from optuna.trial import Trial, TrialState
 from shopee_mlflow.errors import ConfigError, StudyError
 from shopee_mlflow.tuning import study as study_module
 from shopee_mlflow.tuning.queue import FAILURE, TrialQueue
-from shopee_mlflow.tuning.results import BASELINE, FIXED, VAL_LOSS
 from shopee_mlflow.tuning.sampling import make_pruner
 from shopee_mlflow.tuning.space import SearchPlan, plan_search
 from shopee_mlflow.tuning.storage import open_storage
 from shopee_mlflow.tuning.study import Search
+from shopee_mlflow.tuning.trial_results import BASELINE, FIXED, VAL_LOSS
 
 LR = {"low": 0.01, "high": 0.1, "log": True}
 
@@ -28,15 +28,15 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 0.0)
 
 
-def plan(tmp_path: Path, content: dict[str, Any] | None = None, **typed: Any) -> SearchPlan:
+def plan(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> SearchPlan:
     given = {"model": "cnn", "space": {"lr": LR, "momentum": [0.5, 0.9]}, **(content or {})}
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(given))
-    return plan_search({"config": str(file), "n_trials": 4, **typed})
+    return plan_search({"config": str(file), "n_trials": 4, **cli_options})
 
 
-def search(tmp_path: Path, content: dict[str, Any] | None = None, **typed: Any) -> Search:
-    return Search(plan(tmp_path, content, **typed), tmp_path)
+def search(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> Search:
+    return Search(plan(tmp_path, content, **cli_options), tmp_path)
 
 
 def journals(tmp_path: Path) -> list[str]:

@@ -10,17 +10,17 @@ import pytest
 from conftest import SHARED, write_csv
 
 from shopee_mlflow.config import DataConfig
-from shopee_mlflow.data.catalog_file import read_catalog
-from shopee_mlflow.data.selection import select_photos, try_splits
+from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.splits import assign_splits, count_leaks
-from shopee_mlflow.data.survey import Survey, cluster_table, survey_catalog
-from shopee_mlflow.data.titles import (
+from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.exploring.selection import select_photos, try_splits
+from shopee_mlflow.exploring.survey import Survey, cluster_table, survey_catalog
+from shopee_mlflow.exploring.titles import (
     count_bytes_literals,
     decode_escapes,
     escaped_titles,
     without_formulas,
 )
-from shopee_mlflow.errors import CatalogError
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 A, NEAR_A, B, FAR = "0000000000000000", "000000000000003f", "ffff000000000000", "00ff00ff00ff00ff"
@@ -202,8 +202,8 @@ def test_what_cannot_be_trained_on_says_why() -> None:
 
 
 def test_kept_groups_are_those_of_top_k_whatever_is_cleaned_after(survey: Survey) -> None:
-    """c.jpg contradicts itself, so a step after top_k takes its rows out."""
-    facts = select_photos(survey.rows, DataConfig(top_k=0), None).facts()
+    """c.jpg contradicts itself, so a step after largest_groups takes its rows out."""
+    facts = select_photos(survey.rows, DataConfig(largest_groups=0), None).facts()
     assert facts == {
         "kept_groups": 3,
         "kept_rows": 6,

@@ -170,11 +170,13 @@ def test_patience_stops_early(make_catalog: MakeCatalog) -> None:
 
 
 def test_options_are_logged_as_a_person_wrote_them(make_catalog: MakeCatalog) -> None:
-    typed = {"lr": "1e-2", "data": str(make_catalog(name="my shop"))}
-    result = train(tiny(Path(typed["data"]), lr="1e-2"), typed)
+    cli_options = {"lr": "1e-2", "data": str(make_catalog(name="my shop"))}
+    result = train(tiny(Path(cli_options["data"]), lr="1e-2"), cli_options)
     params = mlflow.get_run(result.run_id).data.params
     assert params["lr"] == "1e-2"
-    assert params["data"] == f"'{typed['data']}'"  # quoted, as mlflow run logs what has a space
+    assert (
+        params["data"] == f"'{cli_options['data']}'"
+    )  # quoted, as mlflow run logs what has a space
     assert params["weight_decay"] == "0.0001"
 
 

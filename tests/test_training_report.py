@@ -23,9 +23,9 @@ from shopee_mlflow.modeling.metrics import (
     confusion,
     expected_calibration_error,
 )
-from shopee_mlflow.reports.figures import confusion_figure, f1_figure
 from shopee_mlflow.reports.pages import figure_picture
 from shopee_mlflow.reports.training import TrainingFacts, training_page
+from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure
 
 SCRIPT = "<script>alert('x')</script>"
 

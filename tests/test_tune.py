@@ -39,7 +39,7 @@ class Whole:
 
     result: TuneResult
     place: Path
-    typed: dict[str, Any]
+    cli_options: dict[str, Any]
     registered: str
 
     @property
@@ -69,7 +69,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
             rows.append((f"p{group}_{number}", image, f"title {group}", f"group{group}"))
     write_csv(shop / "train.csv", ("posting_id", "image", "title", "label_group"), rows)
     file = search_file(place, epochs=3, n_trials=4, register=True)
-    typed = {"config": str(file), "data": str(shop), "experiment": place.name, "momentum": "8e-1"}
+    cli_options = {
+        "config": str(file),
+        "data": str(shop),
+        "experiment": place.name,
+        "momentum": "8e-1",
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
@@ -77,15 +82,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         name = "found-by-a-search"
         patch.setattr("shopee_mlflow.verbs.tune.register", partial(register, name=name))
         # The page is every training's, and has its own tests.
-        patch.setattr("shopee_mlflow.verbs.results.training_page", lambda *_: "")
+        patch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            result = tune(typed)
+            result = tune(cli_options)
         finally:
             torch.set_num_threads(threads)
     assert result is not None
-    return Whole(result, place, typed, name)
+    return Whole(result, place, cli_options, name)
 
 
 def test_the_parent_has_the_options_and_the_space(whole: Whole) -> None:
@@ -127,8 +132,8 @@ def test_each_trial_has_a_run_with_its_options_and_its_epochs(whole: Whole) -> N
 
 def yaml_options(whole: Whole) -> dict[str, Any]:
     given = {k: v for k, v in CONTENT.items() if k not in ("n_trials", "pruner", "space")}
-    typed = {k: v for k, v in whole.typed.items() if k != "config"}
-    return {**given, **typed, "epochs": 3}
+    cli_options = {k: v for k, v in whole.cli_options.items() if k != "config"}
+    return {**given, **cli_options, "epochs": 3}
 
 
 def test_the_first_trial_has_the_originals_settings_though_outside_of_the_space(

@@ -14,7 +14,7 @@ import pytest
 from conftest import MakeCatalog
 from tuners import EPOCHS, TOTAL, Searches, Tuner, in_session, process_of, searching
 
-from shopee_mlflow.tracking.lifeline import Stopped, stop_on_signals
+from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
 
-from shopee_mlflow.modeling.machine import Machine
+from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.metrics import score
 
 from ..job import IMAGES, MANIFEST, Job

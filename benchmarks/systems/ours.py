@@ -16,9 +16,9 @@ from torch import Tensor
 from shopee_mlflow.config import TrainConfig, read_yaml, resolve
 from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.data.dataset import load_dataset
-from shopee_mlflow.modeling.fit import fit
-from shopee_mlflow.modeling.machine import choose_machine, computes_bf16
-from shopee_mlflow.modeling.workbench import Workbench
+from shopee_mlflow.modeling.device import choose_machine, computes_bf16
+from shopee_mlflow.training.context import TrainingContext
+from shopee_mlflow.training.session import fit
 
 from ..job import MANIFEST, Job
 
@@ -33,7 +33,7 @@ _WAIT_BATCHES = 4
 
 
 def options(job: Job) -> dict[str, Any]:
-    """The options of the training, as they are typed."""
+    """The options of the training, as they are cli_options."""
     given: dict[str, Any] = {
         "data": job.catalog,
         "model": "effnet_pretrained" if job.weights else "effnet",
@@ -64,7 +64,7 @@ def epochs(job: Job) -> int:
 
 
 def command(job: Job) -> list[str]:
-    """What is typed."""
+    """What is cli_options."""
     words = [word for name, value in options(job).items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "shopee_mlflow", "train", *words]
 
@@ -131,13 +131,13 @@ def input_wait(job: Job) -> float:
     # The length of the whole job decides what is worth compiling.
     config = resolve(TrainConfig, {**options(job), "epochs": max(job.epochs, 2)})
     machine = choose_machine(config.device, config.precision)
-    bench = Workbench(load_dataset(config), machine)
+    bench = TrainingContext(load_dataset(config), machine)
     part = bench.prepare(bench.new_model(config), config)
     rows = part.train.rows
     if job.name == FULL:
         rows = rows[: _WAIT_BATCHES * config.batch_size]
     batches = WatchedBatches(**{**vars(part.train), "rows": rows})
-    loop = fit(part.cut.rest, batches, part.val, config, machine, step=part.step)
+    loop = fit(part.split_model.trainable, batches, part.val, config, machine, step=part.step)
     next(loop)
     warm = next(loop)
     return sum(_waits[2]) / (len(rows) / warm.images_per_second)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from .arrays import Window, as_tensor
+from .array_cache import Window, as_tensor
 
 # Augmentation is a choice among finitely many variants of a photo: as it is, or one of three.
 PLAIN, HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = VARIANTS = range(4)

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ..cache_folder import CACHE_VARIABLE
 from ..errors import CatalogError
-from .storage import CACHE_VARIABLE
 
 _log = logging.getLogger(__name__)
 

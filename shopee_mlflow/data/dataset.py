@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ..config import AUTO, SAMPLE, DataConfig
+from ..sample import sample_catalog
 from . import splits
-from .cache import Progress, compute_phashes, hash_files, load_pixels
-from .catalog import (
+from .catalog_csv import find_catalog, read_catalog
+from .cleaning import (
     Cleaning,
     drop_bad_images,
     drop_conflicting_contents,
@@ -21,8 +22,7 @@ from .catalog import (
     locate_files,
     select_rows,
 )
-from .catalog_file import find_catalog, read_catalog
-from .sample import sample_catalog
+from .pixel_cache import Progress, compute_phashes, hash_files, load_pixels
 
 Watch = Callable[[str], Progress | None]
 
@@ -91,7 +91,7 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     csv, folder = locate_catalog(config, watch)
     rows = read_catalog(csv)
     cleaning = Cleaning(rows=len(rows))
-    frame = select_rows(rows, config.top_k, cleaning)
+    frame = select_rows(rows, config.largest_groups, cleaning)
     frame = locate_files(frame, folder, cleaning)
     files = list(frame["file"])
     frame = frame.assign(content=hash_files(files, config.workers))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import AUTO, TrainConfig
 from ..errors import ConfigError
-from .machine import Machine
+from .device import Machine
 
 # A training's floating-point operations from which compiling pays, by device. Measured for
 # EfficientNet-B0 on two CPU cores, about 55e9 of them a second: compiling took 100 seconds and made

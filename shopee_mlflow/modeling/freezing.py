@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..config import AUTO
-from ..data.arrays import Window, as_tensor, has_room, is_built, load_or_build
+from ..data.array_cache import Window, as_tensor, has_room, is_built, load_or_build
 from ..data.batches import PLAIN, VARIANTS, Source, on_device
 from ..errors import ModelError
 from .inference import fuse_layers
@@ -38,15 +38,15 @@ _TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A model in two parts: ``rest(frozen(images))`` equals ``model(images)``.
+class SplitModel:
+    """A model in two parts: ``trainable(frozen(images))`` equals ``model(images)``.
 
     :ivar frozen: photos -> activations, always in eval mode; None where nothing is frozen.
-    :ivar rest: activations (photos where nothing is frozen) -> logits; what is trained.
+    :ivar trainable: activations (photos where nothing is frozen) -> logits; what is trained.
     """
 
     frozen: FrozenPrefix | None
-    rest: nn.Module
+    trainable: nn.Module
 
 
 class FrozenPrefix(nn.Module):
@@ -194,8 +194,8 @@ def _check_memory(example: Tensor, total: int) -> None:
         )
 
 
-def cut_model(model: ProductClassifier, freeze: str) -> Cut:
-    """Cut a model after the last stage to freeze.
+def split_model(model: ProductClassifier, freeze: str) -> SplitModel:
+    """SplitModel a model after the last stage to freeze.
 
     :param freeze: ``none``, ``backbone`` (all but the head), or a module of the backbone by its
         dotted name, such as ``features.5`` (EfficientNet) or ``layer3`` (ResNet): everything up
@@ -203,11 +203,11 @@ def cut_model(model: ProductClassifier, freeze: str) -> Cut:
     :raises ModelError: naming the stages there are, where this is none.
     """
     if freeze == NOTHING:
-        return Cut(None, model)
+        return SplitModel(None, model)
     if freeze == BACKBONE:
-        return Cut(FrozenPrefix(model, model.backbone), model.head)
+        return SplitModel(FrozenPrefix(model, model.backbone), model.head)
     stem, tail = _split_graph(model, freeze)
-    return Cut(FrozenPrefix(model, stem), nn.Sequential(tail, model.head))
+    return SplitModel(FrozenPrefix(model, stem), nn.Sequential(tail, model.head))
 
 
 def stages(model: ProductClassifier) -> list[str]:

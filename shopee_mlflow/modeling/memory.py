@@ -8,7 +8,7 @@ import logging
 import torch
 
 from ..errors import TrainingError
-from .machine import Machine
+from .device import Machine
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batches
+from .device import Machine
 from .group import ALONE, Group
-from .machine import Machine
 from .memory import free_memory, is_out_of_memory
 
 

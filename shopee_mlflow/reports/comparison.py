@@ -7,10 +7,10 @@ from contextlib import suppress
 import pandas as pd
 
 from .comparison_figures import accuracy_figure, curves_figure
-from .contest import (
+from .comparison_statistics import (
     SIGNIFICANT,
+    ComparedRun,
     ComparisonFacts,
-    Contestant,
     differing_options,
     findings,
     listed,
@@ -137,7 +137,7 @@ def _options_for_people(facts: ComparisonFacts) -> pd.DataFrame:
     return pd.DataFrame([{"run": c.letter, **{n: _value(c, n) for n in names}} for c in runs])
 
 
-def _value(contestant: Contestant, name: str) -> str:
+def _value(contestant: ComparedRun, name: str) -> str:
     text = value_of(contestant, name)
     if "." in text and len(text) > _LONG_NUMBER:
         with suppress(ValueError):

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .contest import Contestant
+from .comparison_statistics import ComparedRun
 from .pages import squeezed
 
 # The Okabe-Ito palette without its yellow, which is too pale for a line on white.
@@ -61,7 +61,7 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
     return figure
 
 
-def accuracy_figure(splits: Mapping[str, Sequence[Contestant]]) -> Figure:
+def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
     """Test accuracies with their intervals, a colour for each test split.
 
     :param splits: data digest -> the runs that were tested on it.

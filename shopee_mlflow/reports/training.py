@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .figures import calibration_figure, confusion_figure, f1_figure, learning_curve
 from .pages import (
     Gallery,
     Picture,
@@ -19,9 +18,10 @@ from .pages import (
     render,
     shortened,
 )
+from .training_figures import calibration_figure, confusion_figure, f1_figure, learning_curve
 
 # Looks at photos, (n, S, S, 3) uint8, for these predicted classes -> (n, S, S) 0..1, or None.
-Look = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 _MOST_TILES = 12
 _MOST_PAIRS = 15
@@ -61,7 +61,7 @@ class TrainingFacts:
     subsets: Mapping[str, tuple[int, float, float, float]]
 
 
-def training_page(facts: TrainingFacts, look: Look) -> str:
+def training_page(facts: TrainingFacts, look: ExplainFn) -> str:
     """The page; see the template ``training.html.j2`` for its order."""
     predicted = facts.probabilities.argmax(axis=1)
     sureness = facts.probabilities.max(axis=1)
@@ -254,7 +254,7 @@ def _gallery(
 
 
 def _attention(
-    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, look: Look
+    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, look: ExplainFn
 ) -> Gallery | None:
     """The mistakes once more, with what spoke for the wrong label group."""
     if not len(rows):

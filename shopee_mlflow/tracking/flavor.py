@@ -37,7 +37,7 @@ from mlflow.types.schema import (
 
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
-from .photos import PhotoClassifier
+from .photo_classifier import PhotoClassifier
 
 ABOUT_FILE = "product_classifier.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")

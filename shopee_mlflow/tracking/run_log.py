@@ -27,8 +27,8 @@ from ..console import duration, say
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
 from . import flavor
-from .lifeline import uninterrupted
-from .outbox import Outbox
+from .metric_queue import MetricQueue
+from .signals import uninterrupted
 from .store import STORE_ERRORS
 
 MODEL_NAME = "model"
@@ -50,7 +50,7 @@ class RunLog:
         # How the run is to end, where that is decided before its block is left.
         self.status, self.reason = "FINISHED", ""
         self._client = MlflowClient()
-        self._outbox = Outbox(self._send)
+        self._metric_queue = MetricQueue(self._send)
         # Metrics by name and step that the store has already.
         self._known: set[tuple[str, int]] = set()
 
@@ -72,7 +72,7 @@ class RunLog:
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log named numbers: at once, or for an epoch, where ``step`` is given, soon."""
         now = int(time.time() * 1000)
-        self._outbox.put(
+        self._metric_queue.put(
             [
                 Metric(name, float(value), now, step or 0)
                 for name, value in metrics.items()
@@ -96,11 +96,11 @@ class RunLog:
         # A server may take minutes to answer; it has its own ways to survive a client that leaves.
         local = mlflow.get_tracking_uri().startswith("sqlite:")
         with uninterrupted() if local else nullcontext():
-            self._outbox.flush()
+            self._metric_queue.flush()
 
     def close(self) -> None:
         """Give up metrics that could not be sent: the run has ended for this process."""
-        self._outbox.close()
+        self._metric_queue.close()
 
     def wait_for_store(self) -> None:
         """Send the metrics that wait; where the store is silent, ask again for some minutes.

@@ -17,8 +17,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
-from .lifeline import stop_on_signals, uninterrupted
 from .run_log import RunLog, read_table
+from .signals import stop_on_signals, uninterrupted
 from .store import STORE_ERRORS, quieten, store_error
 
 _log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from ..config import TrainConfig
 from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
-from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import read_table, read_weights
-from .results import TrialResult
+from ..training.context import TrainingContext
 from .space import SearchPlan
 from .study import Search
+from .trial_results import TrialResult
 from .trials import HISTORY_FILE, WEIGHTS_FILE, in_words
 
 _SIGNIFICANT = 0.05
@@ -42,7 +42,7 @@ class Tested:
     scores: dict[str, float]
 
 
-def score_trial(plan: SearchPlan, bench: Workbench, trial: TrialResult) -> Tested:
+def score_trial(plan: SearchPlan, bench: TrainingContext, trial: TrialResult) -> Tested:
     """Build a trial's model with the weights of its best epoch and score the test split."""
     assert trial.run_id is not None
     assert trial.val_accuracy is not None

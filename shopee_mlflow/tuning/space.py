@@ -44,7 +44,7 @@ ORIGINAL: Mapping[str, Any] = {
 SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
 # Options that say where and how to work and what to do with the result, not what is learned.
 _CIRCUMSTANCES = {
-    *("data", "images", "workers", "cache", "activations", "device", "compile", "weights"),
+    *("data", "images", "workers", "cache", "activation_dtype", "device", "compile", "weights"),
     *("serialization", "resume", "register", "promote", "experiment"),
     *("run_name", "config"),
     *("n_trials", "timeout", "jobs", "study", "storage", "models"),
@@ -99,7 +99,7 @@ class Choice:
 class SearchPlan:
     """A search, checked: fixed options, the space, and the values of the baseline.
 
-    :ivar typed: options as a person wrote them.
+    :ivar cli_options: options as a person wrote them.
     """
 
     config: TuneConfig
@@ -107,7 +107,7 @@ class SearchPlan:
     baseline: Mapping[str, Any]
     sampler_settings: Mapping[str, Any] = field(default_factory=dict)
     pruner_settings: Mapping[str, Any] = field(default_factory=dict)
-    typed: Mapping[str, str] = field(default_factory=dict)
+    cli_options: Mapping[str, str] = field(default_factory=dict)
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
         """The training that tries these values of the searched options.
@@ -164,14 +164,14 @@ class SearchPlan:
         return default if default in where else where.ends[0]
 
 
-def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
-    """Defaults, then the YAML file (``experiments/tune.yaml`` where none is named), then ``typed``.
+def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
+    """Defaults, then the YAML file (by default ``experiments/tune.yaml``), then ``cli_options``.
 
-    An option that is given in ``typed`` is no longer searched.
+    An option that is given in ``cli_options`` is no longer searched.
 
     :raises ConfigError: with all problems of options and space.
     """
-    given = dict(typed)
+    given = dict(cli_options)
     file = Path(str(given.setdefault("config", _near(DEFAULT_FILE))))
     content = read_yaml(file)
     sections = {name: content.pop(name, None) or {} for name in SECTIONS}
@@ -183,8 +183,8 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
     if problems:
         raise ConfigError(problems)
     config = resolve(TuneConfig, given, content)
-    space = {k: v for k, v in sections["space"].items() if k not in typed}
-    problems += _told_twice(typed, config, content, space, file)
+    space = {k: v for k, v in sections["space"].items() if k not in cli_options}
+    problems += _told_twice(cli_options, config, content, space, file)
     if config.models != AUTO:
         space["model"] = [name.strip() for name in config.models.split(",") if name.strip()]
     parsed = {
@@ -207,14 +207,14 @@ def plan_search(typed: Mapping[str, Any]) -> SearchPlan:
         baseline,
         sections["sampler_settings"],
         sections["pruner_settings"],
-        {name: as_text(value) for name, value in typed.items()},
+        {name: as_text(value) for name, value in cli_options.items()},
     )
     _check_ends(plan)
     return plan
 
 
 def _told_twice(
-    typed: Mapping[str, Any],
+    cli_options: Mapping[str, Any],
     config: TuneConfig,
     content: Mapping[str, Any],
     space: Mapping[str, Any],
@@ -223,8 +223,10 @@ def _told_twice(
     """What is both fixed and searched: one of the two would be dropped in silence."""
     both = [name for name in space if name in content]
     problems = [f"{name}: is fixed and searched, name it once (in {file})" for name in both]
-    if config.models != AUTO and "model" in typed:
-        problems.append(f"model={typed['model']}: models={config.models} goes before it; name one")
+    if config.models != AUTO and "model" in cli_options:
+        problems.append(
+            f"model={cli_options['model']}: models={config.models} goes before it; name one"
+        )
     return problems
 
 

@@ -25,10 +25,10 @@ from .queue import (
     counts,
     is_final,
 )
-from .results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_result
 from .sampling import make_pruner, make_sampler, suggest
 from .space import SearchPlan
 from .storage import is_database, open_storage, reachable, study_file
+from .trial_results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_result
 
 _CREATOR = "creator"
 _PLAN, _PARENT, _DATA, _LOOKS = "plan", "parent_run", "data_digest", "tested_trials"

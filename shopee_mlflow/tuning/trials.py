@@ -14,16 +14,16 @@ from ..config import TrainConfig, as_params
 from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Best, Epoch, epochs_without_progress
-from ..modeling.fit import fit
-from ..modeling.workbench import Workbench
 from ..options import as_text
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
+from ..training.context import TrainingContext
+from ..training.session import fit
 from .queue import FAILURE, OWNER, REPEATS
-from .results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
 from .storage import reachable
 from .study import Search
+from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
 
 WEIGHTS_FILE = "trial/weights.pt"
 HISTORY_FILE = "trial/history.csv"
@@ -42,7 +42,7 @@ class _Outcome:
 
 
 def run_trial(
-    search: Search, bench: Workbench, parent: RunLog, trial: Trial, values: dict[str, Any]
+    search: Search, bench: TrainingContext, parent: RunLog, trial: Trial, values: dict[str, Any]
 ) -> None:
     """Train with these values and tell the study what came of it.
 
@@ -77,15 +77,15 @@ def run_trial(
 
 
 def _train(
-    search: Search, bench: Workbench, run: RunLog, trial: Trial, config: TrainConfig
+    search: Search, bench: TrainingContext, run: RunLog, trial: Trial, config: TrainConfig
 ) -> _Outcome:
     model = bench.new_model(config)
     part = bench.prepare(model, config)
-    best = Best(part.cut.rest)
+    best = Best(part.split_model.trainable)
     epochs: list[Epoch] = []
     pruned = False
     progress = watch(f"trial {trial.number}, epochs")
-    rest = part.cut.rest
+    rest = part.split_model.trainable
     for epoch in fit(rest, part.train, part.val, config, bench.machine, None, part.step):
         epochs.append(epoch)
         best.update(epoch)

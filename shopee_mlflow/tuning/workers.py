@@ -19,12 +19,12 @@ import torch
 from ..console import fail, say, show_log_messages
 from ..data.dataset import load_dataset
 from ..errors import ShopeeError, StudyError
-from ..modeling.machine import choose_machine
-from ..modeling.workbench import Workbench
-from ..tracking.lifeline import stop_on_signals
+from ..modeling.device import choose_machine
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
+from ..tracking.signals import stop_on_signals
 from ..tracking.store import quieten
+from ..training.context import TrainingContext
 from .space import SearchPlan
 from .study import Search
 from .trials import run_trial
@@ -52,7 +52,7 @@ class Assignment:
     boss: int
 
 
-def work(search: Search, bench: Workbench, parent: RunLog, deadline: float | None) -> None:
+def work(search: Search, bench: TrainingContext, parent: RunLog, deadline: float | None) -> None:
     """Run trials in this process until the study has its total, or time is up."""
     for trial, values in search.trials(deadline):
         run_trial(search, bench, parent, trial, values)
@@ -146,7 +146,7 @@ def _exit_code(assignment: Assignment) -> int:
         with stop_on_signals(boss=psutil.Process(assignment.boss)):
             search = Search(plan, assignment.folder)
             machine = choose_machine(plan.config.device, plan.config.precision)
-            bench = Workbench(load_dataset(plan.config), machine)
+            bench = TrainingContext(load_dataset(plan.config), machine)
             work(search, bench, RunLog(*assignment.parent), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))

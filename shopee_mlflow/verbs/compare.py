@@ -17,9 +17,9 @@ from ..console import say
 from ..errors import ConfigError, TrackingError
 from ..modeling.metrics import holm, mcnemar, wilson_interval
 from ..reports.comparison import comparison_page, comparison_table, pairs_table
-from ..reports.contest import ComparisonFacts, Contestant, Pair, findings, verdict
+from ..reports.comparison_statistics import ComparedRun, ComparisonFacts, Pair, findings, verdict
+from ..tracking.environment import machine_tags
 from ..tracking.history import CHOSEN_BY, PastRun, best_runs, past_run
-from ..tracking.machine import machine_tags
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 
@@ -117,13 +117,13 @@ def _letters() -> Iterator[str]:
         yield from ("".join(letters) for letters in product(ascii_uppercase, repeat=length))
 
 
-def _contestant(letter: str, run: PastRun) -> Contestant:
+def _contestant(letter: str, run: PastRun) -> ComparedRun:
     tested: dict[str, Any] = {}
     if run.predictions is not None:
         right, photos = int(_right(run.predictions).sum()), len(run.predictions)
         interval = wilson_interval(right, photos)
         tested = {"right": right, "photos": photos, "interval": interval}
-    return Contestant(
+    return ComparedRun(
         letter=letter,
         name=run.name,
         run_id=run.run_id,
@@ -146,7 +146,7 @@ def _right(predictions: pd.DataFrame) -> np.ndarray:
     return (predictions["label_group"] == predictions["predicted"]).to_numpy()
 
 
-def _pairs(contestants: Sequence[Contestant], past: Sequence[PastRun]) -> list[Pair]:
+def _pairs(contestants: Sequence[ComparedRun], past: Sequence[PastRun]) -> list[Pair]:
     """McNemar's test of all pairs that were tested on the same photos; p values after Holm."""
     found = []
     for (first, run), (second, other) in combinations(zip(contestants, past, strict=True), 2):

@@ -11,16 +11,16 @@ import torch
 
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
-from ..data.cache import hash_files, load_pixels
-from ..data.catalog import Cleaning, drop_bad_images, inside_folder, locate_files, select_rows
-from ..data.catalog_file import find_catalog, read_catalog
+from ..data.catalog_csv import find_catalog, read_catalog
+from ..data.cleaning import Cleaning, drop_bad_images, inside_folder, locate_files, select_rows
 from ..data.dataset import locate_catalog
+from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
 from ..errors import CatalogError
 from ..modeling.inference import FastClassifier
 from ..modeling.metrics import class_report, confusion, scores_of_test, softmax
-from ..reports.figures import confusion_figure, mistakes_figure
-from ..tracking.machine import machine_tags
+from ..reports.training_figures import confusion_figure, mistakes_figure
+from ..tracking.environment import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run, read_manifest

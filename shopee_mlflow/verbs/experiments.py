@@ -16,7 +16,7 @@ from ..errors import ConfigError, ShopeeError
 from ..tracking.processes import PROCESS_TAG, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
-from .resume import close_stale_runs
+from ..training.resume import close_stale_runs
 from .train import train
 
 _FOLDER = Path(__file__).parents[2] / "experiments"
@@ -41,17 +41,17 @@ def original_table() -> list[Path]:
     return [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
 
 
-def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
+def run_experiments(files: Sequence[Path], cli_options: Mapping[str, str]) -> int:
     """Train each file's configuration and print the table of results.
 
     One that fails is told and the others go on. All configurations are checked before the first
     is trained.
 
-    :param typed: options for all of them, going before those in the files.
+    :param cli_options: options for all of them, going before those in the files.
     :returns: how many failed.
     """
-    _check_call(files, typed)
-    options = {file.stem: _options_for(file, typed) for file in files}
+    _check_call(files, cli_options)
+    options = {file.stem: _options_for(file, cli_options) for file in files}
     configs = {name: resolve(TrainConfig, given) for name, given in options.items()}
     experiment = next(iter(configs.values())).experiment
     rows: list[dict[str, Any]] = []
@@ -67,9 +67,9 @@ def run_experiments(files: Sequence[Path], typed: Mapping[str, str]) -> int:
     return sum(row["failure"] != "" for row in rows)
 
 
-def _check_call(files: Sequence[Path], typed: Mapping[str, str]) -> None:
+def _check_call(files: Sequence[Path], cli_options: Mapping[str, str]) -> None:
     problems = [
-        f"{name}: each experiment has its own; leave it out" for name in _OWN if name in typed
+        f"{name}: each experiment has its own; leave it out" for name in _OWN if name in cli_options
     ]
     stems = [file.stem for file in files]
     problems += [f"files: two are called {s}" for s in sorted(set(stems)) if stems.count(s) > 1]
@@ -77,22 +77,22 @@ def _check_call(files: Sequence[Path], typed: Mapping[str, str]) -> None:
         raise ConfigError(problems)
 
 
-def _options_for(file: Path, typed: Mapping[str, str]) -> dict[str, str]:
+def _options_for(file: Path, cli_options: Mapping[str, str]) -> dict[str, str]:
     """Options for one file; ``weights`` replaces a download, so only those that have one get it."""
-    given = {**typed, "config": str(file)}
+    given = {**cli_options, "config": str(file)}
     model = str(read_yaml(file).get("model", TrainConfig.model))
-    if not typed.get("model", model).endswith(PRETRAINED):
+    if not cli_options.get("model", model).endswith(PRETRAINED):
         given.pop("weights", None)
     return given
 
 
 def _run_one(
-    parent: RunLog, name: str, config: TrainConfig, typed: Mapping[str, str]
+    parent: RunLog, name: str, config: TrainConfig, cli_options: Mapping[str, str]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"experiment": name, "model": config.model, "split": config.split}
     started = time.monotonic()
     try:
-        result = train(config, typed, parent=parent, name=name)
+        result = train(config, cli_options, parent=parent, name=name)
     except (ShopeeError, RuntimeError) as error:  # out of memory, for one, is a RuntimeError
         say(f"{name} failed: {error}")
         return {**row, "failure": str(error).splitlines()[0]}

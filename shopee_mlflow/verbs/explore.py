@@ -12,17 +12,17 @@ import pandas as pd
 
 from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
-from ..data.catalog_file import IMAGES_NAME, REQUIRED, find_csv, read_catalog
+from ..data.catalog_csv import IMAGES_NAME, REQUIRED, find_csv, read_catalog
 from ..data.dataset import locate_catalog
-from ..data.photo_survey import survey_photos
-from ..data.selection import select_photos
-from ..data.survey import survey_catalog
-from ..data.titles import without_formulas
 from ..errors import CatalogError
-from ..reports.explore import TABLES, Explored, explore_page
-from ..reports.explore.photo_words import states_in_words
-from ..reports.explore.words import coverage_in_words, noise_in_words
-from ..tracking.machine import machine_tags
+from ..exploring import TABLES, Explored, explore_page
+from ..exploring.photo_survey import survey_photos
+from ..exploring.photo_words import states_in_words
+from ..exploring.selection import select_photos
+from ..exploring.survey import survey_catalog
+from ..exploring.titles import without_formulas
+from ..exploring.words import coverage_in_words, noise_in_words
+from ..tracking.environment import machine_tags
 from ..tracking.runs import open_run
 
 FOLDER = "explore"
@@ -44,17 +44,17 @@ class ExploreResult:
     tables: dict[str, pd.DataFrame] = field(repr=False)
 
 
-def explore(config: ExploreConfig, typed: Mapping[str, str] | None = None) -> ExploreResult:
+def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None) -> ExploreResult:
     """Survey a catalogue, and log a page and the tables it is drawn from as a run of its own.
 
     The CSV alone is enough; where photos are, they are looked at, too.
 
-    :param typed: options as a person wrote them on the command line; logged in that spelling.
+    :param cli_options: options as a person wrote them on the command line; logged in that spelling.
     :raises ShopeeError: when there is no catalogue, or ``out`` cannot be used.
     """
     started = time.monotonic()
     with open_run("explore", config.experiment) as run:
-        run.log_params({**as_params(config), **(typed or {})})
+        run.log_params({**as_params(config), **(cli_options or {})})
         run.log_tags(machine_tags("cpu"))
         csv, folder = find_places(config)
         out = prepare_room(Path(config.out).expanduser(), folder)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from ..console import say, watch
-from ..data.catalog import inside_folder
-from ..data.catalog_file import IMAGES_NAME, read_catalog
+from ..data.catalog_csv import IMAGES_NAME, read_catalog
+from ..data.cleaning import inside_folder
 from ..data.images import SUFFIXES, read_pixels
 from ..errors import CatalogError, ImageError
 from ..modeling.inference import FastClassifier

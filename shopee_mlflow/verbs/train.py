@@ -16,35 +16,35 @@ from ..console import TrainingProgress, duration, mute, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import CheckpointError, TrainingError
 from ..modeling.architectures import check_architecture
+from ..modeling.device import choose_machine
 from ..modeling.epochs import Best, Epoch, epochs_without_progress
-from ..modeling.fit import Training
 from ..modeling.group import ALONE, Group
-from ..modeling.machine import choose_machine
 from ..modeling.metrics import scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.rendezvous import backend_for, joined_group
-from ..modeling.workbench import Workbench
-from ..tracking.bystander import watched_run
-from ..tracking.lifeline import Stopped, gently
-from ..tracking.machine import machine_tags
+from ..tracking.environment import machine_tags
+from ..tracking.follow import follow_run
 from ..tracking.processes import PROCESS_TAG, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
-from .launch import check_group, done_with, make_known, resumed_after_restart
-from .register import register
-from .results import log_data, log_results
-from .resume import (
-    Keeper,
-    Past,
+from ..tracking.signals import Stopped, graceful_stop
+from ..training.context import TrainingContext
+from ..training.launch import check_group, cleanup, make_known, resumed_after_restart
+from ..training.results import log_data, log_results
+from ..training.resume import (
+    CheckpointWriter,
+    ResumeState,
     check_facts,
     checkpoints_of,
     close_stale_runs,
     facts_of,
-    find_past,
+    find_resume_state,
     go_on,
     how_to_go_on,
     kept_on_disk,
 )
+from ..training.session import Training
+from .register import register
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    typed: Mapping[str, str] | None = None,
+    cli_options: Mapping[str, str] | None = None,
     *,
     parent: RunLog | None = None,
     name: str | None = None,
@@ -86,19 +86,19 @@ def train(
     that. Started by torchrun, all processes train one model together; the first of them does all
     else.
 
-    :param typed: options as a person wrote them on the command line; logged in that spelling.
+    :param cli_options: options as a person wrote them on the command line; logged in that spelling.
     :param parent: the run to make this one a child of.
     :param name: of the run; by default the option run_name, else the model's.
     :raises ShopeeError: for what the user can mend, always with what, where and what to do.
     """
     with joined_group(backend_for(config.device)) as group:
         mute(not group.leads)
-        return _train(config, typed or {}, parent, name, group)
+        return _train(config, cli_options or {}, parent, name, group)
 
 
 def _train(
     config: TrainConfig,
-    typed: Mapping[str, str],
+    cli_options: Mapping[str, str],
     parent: RunLog | None,
     name: str | None,
     group: Group,
@@ -107,7 +107,7 @@ def _train(
     past = None
     if group.leads:
         config = resumed_after_restart(config, group)
-        past = find_past(config, typed) if config.resume != NONE else None
+        past = find_resume_state(config, cli_options) if config.resume != NONE else None
     past = group.from_leader(past)
     config = past.config if past else config
     machine = choose_machine(config.device, config.precision, group.local_rank)
@@ -115,13 +115,13 @@ def _train(
     check_architecture(config.model)
     with begin_run(name or run_name(config), config, parent, past, group) as run:
         if past is None:
-            run.log_params({**as_params(config), **typed})
+            run.log_params({**as_params(config), **cli_options})
         run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
         if past is None:
             log_data(run, dataset, config)
-        bench = Workbench(dataset, machine, group)
+        bench = TrainingContext(dataset, machine, group)
         model = bench.new_model(config)
         facts = facts_of(dataset, model)
         group.agree({"data": facts["data_digest"], "weights": facts["start"]})
@@ -130,9 +130,11 @@ def _train(
         say(f"{config.model} on {machine}, {_trainable(model, config)}")
         part = bench.prepare(model, config)
         _tell_compiling(run, part.step is not None)
-        best = Best(part.cut.rest)
-        keeper = Keeper(run.run_id, config, facts, group.leads)
-        training = Training(part.cut.rest, part.train, part.val, config, machine, part.step, group)
+        best = Best(part.split_model.trainable)
+        keeper = CheckpointWriter(run.run_id, config, facts, group.leads)
+        training = Training(
+            part.split_model.trainable, part.train, part.val, config, machine, part.step, group
+        )
         if past:
             go_on(past, run, keeper, training, best)
         epochs = run_epochs(run, training, best, keeper, config, group)
@@ -151,7 +153,7 @@ def _train(
             log_results(run, bench, model, config, history, labels, logits, scores)
             run.flush()
         say(*summary(scores, len(labels), run, time.monotonic() - started))
-    with done_with(run.run_id, keeper.checkpoints, group):
+    with cleanup(run.run_id, keeper.checkpoints, group):
         if config.register:
             register(run.run_id, promote=config.promote)
     return TrainResult(run.run_id, model_id, model, dataset, history, scores, labels, logits)
@@ -164,11 +166,11 @@ def run_name(config: TrainConfig) -> str:
 
 @contextmanager
 def begin_run(
-    name: str, config: TrainConfig, parent: RunLog | None, past: Past | None, group: Group
+    name: str, config: TrainConfig, parent: RunLog | None, past: ResumeState | None, group: Group
 ) -> Iterator[RunLog]:
     """The run of a training; one that is stopped says how to go on with it."""
     if not group.leads:
-        with watched_run(group.from_leader("")) as run:
+        with follow_run(group.from_leader("")) as run:
             yield run
         return
     if past is None and parent is None:
@@ -200,7 +202,7 @@ def run_epochs(
     run: RunLog,
     training: Training,
     best: Best,
-    keeper: Keeper,
+    keeper: CheckpointWriter,
     config: TrainConfig,
     group: Group = ALONE,
 ) -> list[Epoch]:
@@ -209,30 +211,30 @@ def run_epochs(
     epochs = keeper.history
     with (
         TrainingProgress(training.photos, config.epochs, len(epochs)) as progress,
-        stopped_gently(training, best, keeper, group) as stop_here,
+        graceful_stop_with_checkpoint(training, best, keeper, group) as check_stop,
     ):
-        loop = training.epochs(progress.batch, stop_here)
+        loop = training.epochs(progress.batch, check_stop)
         while not _is_stale(epochs, config) and (epoch := next(loop, None)):
             improved = best.update(epoch)
             run.log_metrics(epoch.metrics(), step=epoch.number)
             progress.epoch(epoch.number, epoch.metrics(), improved)
             keeper.add(epoch, training, best)
-            stop_here()
+            check_stop()
     return epochs
 
 
 @contextmanager
-def stopped_gently(
-    training: Training, best: Best, keeper: Keeper, group: Group
+def graceful_stop_with_checkpoint(
+    training: Training, best: Best, keeper: CheckpointWriter, group: Group
 ) -> Iterator[Callable[[], None]]:
     """The first stop waits for the end of a batch and leaves a checkpoint of it."""
-    with gently(group.any if group.size > 1 else None) as stop_here:
+    with graceful_stop(group.any if group.size > 1 else None) as check_stop:
 
         def stop_with_checkpoint() -> None:
             try:
-                stop_here()
+                check_stop()
             except Stopped:
-                training.settle()
+                training.sync_totals()
                 try:
                     keeper.save(training, best)
                 except CheckpointError as error:

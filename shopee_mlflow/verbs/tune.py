@@ -14,15 +14,16 @@ from ..console import duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
 from ..modeling.architectures import check_architecture
-from ..modeling.freezing import cut_model
-from ..modeling.machine import choose_machine
+from ..modeling.device import choose_machine
+from ..modeling.freezing import split_model
 from ..modeling.models import ProductClassifier
-from ..modeling.workbench import Workbench
-from ..tracking.lifeline import stop_on_signals
-from ..tracking.machine import machine_tags
+from ..tracking.environment import machine_tags
 from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
+from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
+from ..training.context import TrainingContext
+from ..training.results import log_data, log_results
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
@@ -31,7 +32,6 @@ from ..tuning.storage import without_password
 from ..tuning.study import Search
 from ..tuning.workers import work, work_in_processes
 from .register import register
-from .results import log_data, log_results
 
 _NOTE = "mlflow.note.content"
 
@@ -55,18 +55,18 @@ class TuneResult:
     model: ProductClassifier = field(repr=False)
 
 
-def tune(typed: Mapping[str, Any]) -> TuneResult | None:
-    """Search options as the YAML file and ``typed`` say; log, test and register the best model.
+def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
+    """Search the options of the YAML file and ``cli_options``; log, test, register the best model.
 
     The same call goes on with the study that an earlier one has begun, in the same parent run, on
     any machine that reaches the study's storage. Of several that work on one study, one does the
     end.
 
-    :param typed: options by name, values or text: those of ``train``, and those of a search.
+    :param cli_options: options by name, values or text: those of ``train``, and those of a search.
     :returns: the result, or None where another process has done the end.
     :raises ShopeeError: for what the user can mend.
     """
-    plan = plan_search(typed)
+    plan = plan_search(cli_options)
     config = plan.config
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
@@ -80,7 +80,7 @@ def tune(typed: Mapping[str, Any]) -> TuneResult | None:
         with parent_run(search) as run:
             dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
-            bench = Workbench(dataset, machine)
+            bench = TrainingContext(dataset, machine)
             _check_cuts(plan, bench)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
@@ -93,7 +93,7 @@ def tune(typed: Mapping[str, Any]) -> TuneResult | None:
     return result
 
 
-def _finish_once(search: Search, bench: Workbench, run: RunLog) -> TuneResult | None:
+def _finish_once(search: Search, bench: TrainingContext, run: RunLog) -> TuneResult | None:
     """Do the end, unless it has been done for these trials; others wait while one does it."""
     if not any(t.state == "complete" for t in search.results()):
         _log_table(search, run)
@@ -129,7 +129,7 @@ def _read_data(search: Search) -> Dataset:
     return dataset
 
 
-def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
+def _finish(search: Search, bench: TrainingContext, run: RunLog) -> TuneResult:
     """Test the best trial's kept weights and the original's settings; log, register, sum up."""
     plan, config = search.plan, search.plan.config
     found = search.best()
@@ -175,7 +175,7 @@ def _finish(search: Search, bench: Workbench, run: RunLog) -> TuneResult:
 def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
     """Options, space and data of the whole search; what another call has logged stays."""
     plan = search.plan
-    shown = {name: value for name, value in plan.typed.items() if name not in plan.space}
+    shown = {name: value for name, value in plan.cli_options.items() if name not in plan.space}
     params = {**as_params(plan.config), **shown}
     params |= {name: str(where) for name, where in plan.space.items()}
     params["storage"] = without_password(params["storage"])
@@ -208,7 +208,7 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_cuts(plan: SearchPlan, bench: Workbench) -> None:
+def _check_cuts(plan: SearchPlan, bench: TrainingContext) -> None:
     """Build each architecture and cut it where it may be frozen: mistakes are told before hours.
 
     :raises ModelError: for weights that do not fit, or a stage that is none.
@@ -219,4 +219,4 @@ def _check_cuts(plan: SearchPlan, bench: Workbench) -> None:
         for stage in stages:
             values = {**plan.baselines()[0], "freeze": stage, "model": name}
             config = plan.trial_config(values)
-            cut_model(bench.new_model(config), config.freeze)
+            split_model(bench.new_model(config), config.freeze)

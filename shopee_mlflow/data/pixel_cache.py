@@ -1,0 +1,164 @@
+"""Photos are decoded once: a file of uint8 pixels in the cache folder, mapped into memory.
+
+The file's name is a digest of the photos' contents and of everything that shapes the pixels,
+so other photos, another size or another decoder never meet a stale file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import imagehash
+import numpy as np
+from PIL import Image
+from PIL import __version__ as pillow_version
+
+from ..errors import ImageError
+from .array_cache import load_or_build
+from .images import RECIPE, open_photo, read_pixels
+
+Progress = Callable[[int, int], None]
+
+_Out = TypeVar("_Out")
+
+_MOST_A_TASK = 16
+# Items that tasks are made of at once: a task that waits takes memory, too.
+_ROUND = 16_384
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded photos, in the order of the files asked for.
+
+    :ivar values: (N, size, size, 3) uint8, RGB; zeros where a photo does not decode.
+    :ivar bad: position of a photo that does not decode -> the reason.
+    """
+
+    values: np.ndarray
+    bad: dict[int, str]
+
+
+def load_pixels(
+    files: Sequence[Path],
+    contents: Sequence[str],
+    size: int,
+    *,
+    cache: bool = True,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Pixels:
+    """Decode photos in parallel threads, or map them from the cache where they are already.
+
+    :param contents: digest of each file's bytes, as :func:`hash_files` gives them.
+    :param size: side in pixels.
+    :raises CatalogError: when the disk of the cache folder is too small.
+    """
+    if not cache:
+        values = np.zeros((len(files), size, size, 3), np.uint8)
+        return Pixels(values, _decode_into(values, files, workers, progress))
+
+    def fill(values: np.ndarray, start: int) -> dict[str, Any]:
+        part = files[start : start + len(values)]
+        bad = _decode_into(values, part, workers, _from(start, len(files), progress))
+        return {"bad": {str(start + row): reason for row, reason in bad.items()}}
+
+    shape = (len(files), size, size, 3)
+    name = f"pixels-{pixel_key(contents, size)}"
+    stored, about = load_or_build(name, shape, np.uint8, fill, "the decoded photos")
+    return Pixels(stored, {int(row): reason for row, reason in about["bad"].items()})
+
+
+def _from(start: int, total: int, progress: Progress | None) -> Progress | None:
+    """The progress of a part, told as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(start + done, total)
+
+
+def hash_files(files: Sequence[Path], workers: int = 0) -> list[str]:
+    """:func:`hash_file` of each file."""
+    return _in_threads(hash_file, files, workers)
+
+
+def hash_file(file: Path) -> str:
+    """Digest (BLAKE2b, 128 bit, hexadecimal) of a file's bytes; "" where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
+
+
+def compute_phashes(
+    files: Sequence[Path], workers: int = 0, progress: Progress | None = None
+) -> list[str]:
+    """:func:`phash_of` each photo at full size; "" where it does not decode."""
+
+    def phash(file: Path) -> str:
+        try:
+            with open_photo(file) as image:
+                return phash_of(image)
+        except ImageError:
+            return ""
+
+    return _in_threads(phash, files, workers, progress)
+
+
+def phash_of(image: Image.Image) -> str:
+    """``imagehash.phash`` of an opened photo, 16 hexadecimal digits."""
+    image.load()
+    # It has no part in the hash, and Pillow would warn that it gets lost.
+    image.info.pop("transparency", None)
+    return str(imagehash.phash(image))
+
+
+def pixel_key(contents: Sequence[str], size: int) -> str:
+    """A digest of all that shapes the pixels of these photos: contents, size, decoder."""
+    parts = [RECIPE, pillow_version, str(size), *contents]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def _decode_into(
+    values: np.ndarray, files: Sequence[Path], workers: int, progress: Progress | None
+) -> dict[int, str]:
+    """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
+    size = values.shape[1]
+
+    def decode(row: int) -> str | None:
+        try:
+            values[row] = read_pixels(files[row], size)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    reasons = _in_threads(decode, range(len(files)), workers, progress)
+    return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+
+def _in_threads(
+    work: Callable[[Any], _Out],
+    items: Sequence[Any],
+    workers: int,
+    progress: Progress | None = None,
+) -> list[_Out]:
+    threads = workers or os.cpu_count() or 1
+    # Several a task, where there are enough for all threads: a task costs as much as a small file.
+    run = min(_MOST_A_TASK, max(1, len(items) // (threads * _MOST_A_TASK)))
+    results: list[_Out] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(items), _ROUND):
+            part = items[start : start + _ROUND]
+            runs = [part[i : i + run] for i in range(0, len(part), run)]
+            # Left by an error or Ctrl-C, map cancels what has not begun.
+            for some in pool.map(lambda some: [work(item) for item in some], runs):
+                for result in some:
+                    results.append(result)
+                    if progress:
+                        progress(len(results), len(items))
+    return results

@@ -1,0 +1,161 @@
+"""Photos side by side: what is alike in a catalogue, and what contradicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.cleaning import inside_folder
+from ..data.images import read_thumbnail
+from ..errors import ImageError
+from ..reports.pages import Gallery, Tile, photo_picture
+from .grammar import SINGULAR, counted
+from .photo_survey import PhotoSurvey
+from .survey import GROUP, IMAGE, KINDS, PHASHES, TITLE, Survey
+
+_MOST_TILES = 12
+_TILES_OF_GROUP = 3
+_MOST_GROUPS = 4
+# How many of each kind are shown, where there are so many.
+_CONFLICTS = {IMAGE: 2, PHASHES: 1, TITLE: 1}
+_PIXELS = 220
+
+
+def galleries(survey: Survey, photos: PhotoSurvey) -> list[Gallery]:
+    """The largest group and cluster, a title with several photos, contradictory labels.
+
+    Each shows photos that are there; one for which there are none is left out.
+    """
+    good = set(photos.good[IMAGE])
+    rows = survey.rows[survey.rows[IMAGE].isin(good)]
+    found = [
+        _largest_group(survey, rows, photos.folder),
+        _largest_cluster(survey, rows, photos.folder),
+        _one_title(rows, photos.folder),
+        *_conflicts(survey, rows, photos.folder),
+    ]
+    return [gallery for gallery in found if gallery is not None and gallery.tiles]
+
+
+def _largest_group(survey: Survey, rows: pd.DataFrame, folder: Path) -> Gallery | None:
+    if survey.groups is None:
+        return None
+    there = set(rows[GROUP])
+    ranked = [str(label) for label in survey.groups.index if label in there]
+    if not ranked:
+        return None
+    label, size = ranked[0], int(survey.groups[ranked[0]])
+    part = rows[rows[GROUP] == label].drop_duplicates(IMAGE)
+    which = "" if size == survey.groups.max() else " of which photos are here"
+    caption = (
+        f"Label group {label}: {counted(size, 'row')}, {counted(len(part), 'photo')} that can be "
+        "shown. All should be the same product."
+    )
+    return _gallery(f"The largest label group{which}", caption, part, folder, (TITLE, IMAGE))
+
+
+def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Gallery | None:
+    if survey.near is None:
+        return None
+    number = dict(zip(survey.near.phashes, survey.near.cluster.tolist(), strict=True))
+    part = rows[rows[PHASHES] != ""].drop_duplicates(IMAGE)
+    cluster = part[PHASHES].map(number)
+    sizes = cluster.value_counts()
+    if not len(sizes) or sizes.iloc[0] < 2:
+        return None
+    # Of equally large ones always the same.
+    chosen = min(sizes.index[sizes == sizes.iloc[0]])
+    part = part[cluster == chosen].sort_values([PHASHES, IMAGE])
+    caption = (
+        f"{counted(len(part), 'file')} whose phashes are equal or near, through any chain, with "
+        f"{counted(part[PHASHES].nunique(), 'phash', 'phashes')}"
+    )
+    if GROUP in part:
+        groups = counted(part[GROUP].nunique(), "label group")
+        caption += f" of {groups}"
+    title = "The largest cluster of phashes among these photos"
+    return _gallery(title, f"{caption}.", part, folder, (GROUP, TITLE, PHASHES))
+
+
+def _one_title(rows: pd.DataFrame, folder: Path) -> Gallery | None:
+    """The title whose photos differ most: by phashes, else by files."""
+    if TITLE not in rows:
+        return None
+    column = PHASHES if PHASHES in rows else IMAGE
+    there = rows[(rows[TITLE] != "") & (rows[column] != "")]
+    counts = there.groupby(TITLE)[column].nunique()
+    if not len(counts) or counts.max() < 2:
+        return None
+    title = str(counts.index[counts == counts.max()].min())
+    part = there[there[TITLE] == title].drop_duplicates(IMAGE)
+    caption = (
+        f"“{title}” has {counted(len(part), 'photo')} here: what a title alone cannot tell apart."
+    )
+    return _gallery("One title, different photos", caption, part, folder, (GROUP, IMAGE))
+
+
+def _conflicts(survey: Survey, rows: pd.DataFrame, folder: Path) -> list[Gallery]:
+    """Values under several label groups, each beside other photos of these groups."""
+    found: list[Gallery] = []
+    for column, table in survey.conflicts.items():
+        there = rows[rows[column].isin(set(table["value"])) & (rows[GROUP] != "")]
+        about = there.groupby(column).agg(groups=(GROUP, "nunique"), files=(IMAGE, "nunique"))
+        # Another file first: that a phash contradicts itself in one file is told by the file.
+        about = about[about["groups"] > 1].sort_values("files", ascending=False, kind="stable")
+        name = SINGULAR[KINDS[column]]
+        for value in about.index[: _CONFLICTS[column]]:
+            part = _beside_each_other(rows, column, str(value))
+            often = counted(len(table), f"such {name}", f"such {KINDS[column]}")
+            caption = (
+                f"{name.capitalize()} {value} stands under {about['groups'][value]:,} label groups "
+                "here. Photos that have it come first in each group, others of the group follow. "
+                f"{f'One of {often}.' if len(table) > 1 else f'The only {name} of this kind.'}"
+            )
+            title = f"Contradictory labels: one {name}, several label groups"
+            lines = (GROUP, TITLE, IMAGE)
+            found.append(_gallery(title, caption, part, folder, lines))
+    return found
+
+
+def _beside_each_other(rows: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """A few rows of each label group that a value stands under, those with the value first."""
+    groups = sorted(set(rows.loc[rows[column] == value, GROUP]) - {""})
+    parts = []
+    for group in groups[:_MOST_GROUPS]:
+        part = rows[rows[GROUP] == group].drop_duplicates(IMAGE)
+        first = part[column] == value
+        parts.append(pd.concat([part[first], part[~first]]).head(_TILES_OF_GROUP))
+    return pd.concat(parts) if parts else rows.iloc[:0]
+
+
+def _gallery(
+    title: str,
+    caption: str,
+    part: pd.DataFrame,
+    folder: Path,
+    columns: Sequence[str],
+) -> Gallery:
+    tiles = []
+    for _, row in part.head(_MOST_TILES).iterrows():
+        pixels = _thumbnail(folder, str(row[IMAGE]))
+        if pixels is not None:
+            lines = [_line(name, str(row[name])) for name in columns if row.get(name)]
+            alt = f"Photo {row[IMAGE]}" + (f" of label group {row[GROUP]}" if GROUP in row else "")
+            tiles.append(Tile(photo_picture(pixels, alt), lines))
+    return Gallery(title, caption, tiles, max(0, len(part) - _MOST_TILES))
+
+
+def _line(column: str, value: str) -> str:
+    return f"group {value}" if column == GROUP else value
+
+
+def _thumbnail(folder: Path, name: str) -> np.ndarray | None:
+    file = inside_folder(folder.resolve(), name)
+    try:
+        return None if file is None else read_thumbnail(file, _PIXELS)
+    except ImageError:
+        # It did decode a moment ago; somebody is at work in the folder.
+        return None

@@ -1,0 +1,194 @@
+"""What the photos of a catalogue tell: each is opened once, in threads, and let go again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..data.cleaning import PHASH, inside_folder, is_file
+from ..data.images import open_photo, upright_rgb
+from ..data.pixel_cache import Progress, hash_file, phash_of
+from ..errors import ImageError
+
+OK, BAD, MISSING, OUTSIDE, LEFT_OUT = STATES = (
+    "ok",
+    "does not decode",
+    "missing",
+    "outside the folder",
+    "not looked at",
+)
+_LEVELS = 256
+_NUMBERS = ("bytes", "width", "height", "phash_bits")
+_MEANS = ("red", "green", "blue")
+_TEXTS = ("image", "state", "reason", "format", "mode", "content", "phash", "listed_phash")
+# Photos that wait for a thread; more would only fill the memory of a large catalogue.
+_AHEAD = 1000
+
+
+@dataclass(frozen=True)
+class PhotoSurvey:
+    """What the photos tell.
+
+    :ivar folder: where they were looked for.
+    :ivar table: one row a file name of the catalogue, sorted. Columns image; state, one of
+        ``STATES``; reason why it does not decode; bytes; format; mode, as it is stored; width and
+        height, right way up; red, green, blue, the means 0..255; content, the digest of the bytes;
+        phash; listed_phash, the catalogue's; phash_bits, in which the two differ.
+    :ivar levels: (3, 256) float, for red, green and blue the mean share of pixels at each level;
+        each photo counts the same.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    levels: np.ndarray
+
+    def count(self, state: str) -> int:
+        """How many files are in a state."""
+        return int((self.table["state"] == state).sum())
+
+    @property
+    def good(self) -> pd.DataFrame:
+        """The rows of photos that decode."""
+        return self.table[self.table["state"] == OK]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every photo that is there was looked at."""
+        return self.count(LEFT_OUT) == 0
+
+    def phashes(self) -> dict[str, str]:
+        """File name -> phash of photos that decode."""
+        return dict(zip(self.good["image"], self.good["phash"], strict=True))
+
+    def facts(self) -> dict[str, int]:
+        """Name -> number."""
+        facts = {f"photos_{state.replace(' ', '_')}": self.count(state) for state in STATES}
+        bits = self.good["phash_bits"].dropna()
+        return {
+            **facts,
+            "phashes_compared": len(bits),
+            "phashes_equal": int((bits == 0).sum()),
+            "photo_bytes": int(self.table["bytes"].fillna(0).sum()),
+        }
+
+
+def survey_photos(
+    rows: pd.DataFrame,
+    folder: Path,
+    *,
+    most: int = 0,
+    seed: int = 0,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> PhotoSurvey:
+    """Look at the photos that a catalogue names.
+
+    :param rows: column image, and image_phash where there is one.
+    :param most: how many to open at most, chosen by ``seed``; 0: all. Whether a file is there is
+        known of each.
+    """
+    listed = _listed_phashes(rows)
+    names = sorted(name for name in set(rows["image"]) if name)
+    records = {name: _new_record(name, listed.get(name, "")) for name in names}
+    root = folder.resolve()
+    files: dict[str, Path] = {}
+    for name in names:
+        file = inside_folder(root, name)
+        if file is None:
+            records[name]["state"] = OUTSIDE
+        elif is_file(file):
+            files[name] = file
+    for name in files:
+        records[name]["state"] = LEFT_OUT
+    chosen = _choose(sorted(files), most, seed)
+    levels = np.zeros((3, _LEVELS))
+    opened = 0
+    looks = _looks([files[name] for name in chosen], workers, progress)
+    for name, (about, shares) in zip(chosen, looks, strict=True):
+        records[name].update(about)
+        if shares is not None:
+            opened += 1
+            levels += shares
+    return PhotoSurvey(folder, _table(list(records.values())), levels / max(opened, 1))
+
+
+def _choose(names: list[str], most: int, seed: int) -> list[str]:
+    if not most or len(names) <= most:
+        return names
+    places = np.random.default_rng(seed).choice(len(names), most, replace=False)
+    return [names[place] for place in sorted(places)]
+
+
+def _looks(
+    files: list[Path], workers: int, progress: Progress | None
+) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+    """:func:`_look` at each file, in their order, few ahead of what is taken."""
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for start in range(0, len(files), _AHEAD):
+            for place, found in enumerate(pool.map(_look, files[start : start + _AHEAD]), start):
+                yield found
+                if progress:
+                    progress(place + 1, len(files))
+
+
+def _look(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What one photo tells, and the share of its pixels at each level, (3, 256)."""
+    about: dict[str, Any] = {"content": hash_file(file), "bytes": _size(file)}
+    try:
+        with open_photo(file) as image:
+            about |= {"format": image.format or "", "mode": image.mode}
+            rgb = upright_rgb(image)
+            counts = np.array(rgb.histogram(), dtype=float).reshape(3, _LEVELS)
+            shares = counts / counts.sum(axis=1, keepdims=True)
+            means = shares @ np.arange(_LEVELS)
+            about |= dict(zip(_MEANS, (float(mean) for mean in means), strict=True))
+            about |= {"width": rgb.width, "height": rgb.height, "phash": phash_of(image)}
+    except ImageError as error:
+        return {**about, "state": BAD, "reason": str(error)}, None
+    return {**about, "state": OK}, shares
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _listed_phashes(rows: pd.DataFrame) -> dict[str, str]:
+    """File name -> the first valid phash that the catalogue gives for it."""
+    if "image_phash" not in rows:
+        return {}
+    phashes = rows["image_phash"].str.lower()
+    valid = phashes.str.fullmatch(PHASH)
+    first = pd.DataFrame({"image": rows["image"], "phash": phashes})[valid]
+    first = first.drop_duplicates("image")
+    return dict(zip(first["image"], first["phash"], strict=True))
+
+
+def _new_record(name: str, listed: str) -> dict[str, Any]:
+    texts = dict.fromkeys(_TEXTS, "")
+    numbers = dict.fromkeys((*_NUMBERS, *_MEANS))
+    return {**texts, **numbers, "image": name, "state": MISSING, "listed_phash": listed}
+
+
+def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    for record in records:
+        if record["phash"] and record["listed_phash"]:
+            differing = int(record["phash"], 16) ^ int(record["listed_phash"], 16)
+            record["phash_bits"] = differing.bit_count()
+    columns = [
+        *("image", "state", "reason", "bytes", "format", "mode", "width", "height"),
+        *_MEANS,
+        *("content", "phash", "listed_phash", "phash_bits"),
+    ]
+    table = pd.DataFrame(records, columns=columns)
+    kinds = {**dict.fromkeys(_TEXTS, "str"), **dict.fromkeys(_NUMBERS, "Int64")}
+    return table.astype({**kinds, **dict.fromkeys(_MEANS, "float")})

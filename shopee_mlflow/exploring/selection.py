@@ -1,0 +1,206 @@
+"""What a training would keep of a catalogue, and what its split would leak: the steps of
+:mod:`shopee_mlflow.data.dataset`, without decoding a photo again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..config import DataConfig
+from ..data.cleaning import (
+    Cleaning,
+    drop_bad_images,
+    drop_conflicting_contents,
+    drop_small_groups,
+    locate_files,
+    select_rows,
+)
+from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
+from ..data.splits import MODES, TEST, TRAIN, VAL, assign_splits, tie_copies
+from ..errors import CatalogError
+from .photo_survey import BAD, PhotoSurvey
+
+# Splits that are tried: fewer where one takes seconds.
+_SEEDS, _SEEDS_OF_MANY, _MANY = 20, 3, 5_000
+_COLUMNS = ("split", "seed", TRAIN, VAL, TEST, "copies", "near_copies")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What ``largest_groups``, ``min_group`` and ``bad_images`` keep, and how it can be split.
+
+    :ivar chosen: one row a file after the steps that the CSV alone decides.
+    :ivar groups: how many label groups there are; ``kept`` how many of them largest_groups keeps.
+    :ivar cleaning: every step counted.
+    :ivar clusters: of ``chosen``: how many sets of equal or near phashes there are; None without
+        phashes.
+    :ivar with_photos: whether the steps that need photos are among them.
+    :ivar splits: as :func:`try_splits` gives it; empty where it cannot be known.
+    :ivar problem: why a training could not begin; empty when it could.
+    """
+
+    chosen: pd.DataFrame
+    groups: int
+    kept: int
+    cleaning: Cleaning
+    clusters: int | None
+    with_photos: bool
+    splits: pd.DataFrame
+    problem: str
+
+    def facts(self) -> dict[str, int]:
+        """Name -> number."""
+        counts = self.cleaning.counts()
+        facts = {
+            "kept_groups": self.kept,
+            "kept_rows": self.cleaning.steps[1].left,
+            "kept_repeated_rows": counts["repeated_rows"],
+            "kept_conflicting_rows": counts["conflicting_files"],
+            "kept_files": len(self.chosen),
+        }
+        if self.clusters is not None:
+            facts["kept_phashes"] = _distinct_phashes(self.chosen)
+            facts["kept_near_clusters"] = self.clusters
+        return facts
+
+    def group_table(self) -> pd.DataFrame:
+        """The label groups kept, the largest first: label_group, files, phashes, title."""
+        wanted = {"files": ("image", "size")}
+        if self.clusters is not None:
+            wanted["phashes"] = ("image_phash", "nunique")
+        if "title" in self.chosen:
+            wanted["a_title"] = ("title", "first")
+        table = self.chosen.groupby("label_group").agg(**wanted).reset_index()
+        return table.sort_values(["files", "label_group"], ascending=[False, True])
+
+    def step_table(self) -> pd.DataFrame:
+        """Every step of cleaning: step, removed, left, what was removed."""
+        return pd.DataFrame(
+            [
+                {"step": s.name, "removed": s.removed, "left": s.left, "what": f"rows {s.words}"}
+                for s in self.cleaning.steps
+            ]
+        )
+
+
+def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None) -> Selection:
+    """Follow a training's steps as far as they can be known.
+
+    Where not every photo was looked at, or the photos that are there are too few to train on, only
+    the steps that the CSV alone decides are followed.
+
+    :param rows: with columns image and label_group, and clean phashes where there are any.
+    :raises CatalogError: when the CSV alone leaves no row.
+    """
+    problem = ""
+    for known in (photos, None) if photos is not None and photos.complete else (None,):
+        cleaning = Cleaning(rows=len(rows))
+        chosen = select_rows(rows, config.largest_groups, cleaning)
+        splits = pd.DataFrame(columns=list(_COLUMNS))
+        try:
+            frame = _last_steps(chosen, config, known, cleaning)
+            if "image_phash" in frame:
+                splits = try_splits(frame, config.split_seed)
+            break
+        except CatalogError as error:
+            problem = problem or str(error)
+    labelled = rows[(rows["image"] != "") & (rows["label_group"] != "")]
+    groups = int(labelled["label_group"].nunique())
+    return Selection(
+        chosen=chosen,
+        groups=groups,
+        kept=min(config.largest_groups, groups) if config.largest_groups else groups,
+        cleaning=cleaning,
+        clusters=_count_clusters(chosen) if "image_phash" in chosen else None,
+        with_photos=known is not None,
+        splits=splits,
+        problem=problem,
+    )
+
+
+def _last_steps(
+    frame: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None, cleaning: Cleaning
+) -> pd.DataFrame:
+    """What is done after the rows have been chosen, in the order in which a training does it."""
+    if photos is not None:
+        frame = _with_contents(locate_files(frame, photos.folder, cleaning), photos)
+        frame = drop_bad_images(frame, _reasons(frame, photos), config.bad_images, cleaning)
+        frame = drop_conflicting_contents(frame, cleaning)
+    return drop_small_groups(frame, config.min_group, cleaning).reset_index(drop=True)
+
+
+def try_splits(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
+    """Split photos again and again, and count what leaks from train into test.
+
+    :param frame: columns image, label_group, image_phash, and content where it is known.
+    :returns: columns split, seed, train, val, test, copies (test photos with an equal phash, or
+        equal bytes, in train), near_copies (the same, or a phash up to 6 bits off).
+    :raises CatalogError: when there are too few photos to split.
+    """
+    if "content" not in frame:
+        frame = frame.assign(content="")
+    sets = tie_copies(frame)
+    code, count, pairs = _near(frame["image_phash"])
+    rows = []
+    for mode in MODES:
+        for seed in range(first_seed, first_seed + _seeds(len(frame))):
+            split = assign_splits(frame, mode, seed)
+            train, test = split == TRAIN, split == TEST
+            copied = sets.isin(set(sets[train]))
+            near = _has_near(train.to_numpy(), code, count, pairs)
+            sizes = {name: int((split == name).sum()) for name in (TRAIN, VAL, TEST)}
+            leaks = (int(copied[test].sum()), int((copied | near)[test].sum()))
+            rows.append((mode, seed, *sizes.values(), *leaks))
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def _seeds(photos: int) -> int:
+    return _SEEDS if photos <= _MANY else _SEEDS_OF_MANY
+
+
+def _near(phashes: pd.Series) -> tuple[np.ndarray, int, NearPairs]:
+    """For each row the number of its phash, how many numbers there are, pairs of near ones.
+
+    Each row without a phash has a number of its own.
+    """
+    code, distinct = pd.factorize(phashes.where(phashes != "", None))
+    pairs = near_pairs(parse_phashes([str(phash) for phash in distinct]))
+    unknown = np.flatnonzero(code < 0)
+    code[unknown] = len(distinct) + np.arange(len(unknown))
+    return code, len(distinct) + len(unknown), pairs
+
+
+def _has_near(train: np.ndarray, code: np.ndarray, count: int, pairs: NearPairs) -> np.ndarray:
+    """For each row whether train has an equal or a near phash; all bool."""
+    in_train = np.zeros(count, dtype=bool)
+    in_train[code[train]] = True
+    near = in_train.copy()
+    near[pairs.left[in_train[pairs.right]]] = True
+    near[pairs.right[in_train[pairs.left]]] = True
+    return near[code]
+
+
+def _with_contents(frame: pd.DataFrame, photos: PhotoSurvey) -> pd.DataFrame:
+    known = dict(zip(photos.table["image"], photos.table["content"], strict=True))
+    return frame.assign(content=frame["image"].map(known))
+
+
+def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:
+    """Row -> why its photo does not decode."""
+    bad = photos.table[photos.table["state"] == BAD]
+    reasons = dict(zip(bad["image"], bad["reason"], strict=True))
+    named = zip(frame.index.tolist(), frame["image"], strict=True)
+    return {row: reasons[name] for row, name in named if name in reasons}
+
+
+def _count_clusters(frame: pd.DataFrame) -> int:
+    """How many phashes there are where near ones count as one."""
+    _, count, pairs = _near(frame["image_phash"][frame["image_phash"] != ""])
+    return len(np.unique(connected(count, pairs)))
+
+
+def _distinct_phashes(frame: pd.DataFrame) -> int:
+    return int(frame.loc[frame["image_phash"] != "", "image_phash"].nunique())

@@ -1,0 +1,200 @@
+"""The built-in sample catalogue: drawn product photos in the layout of the Kaggle Shopee set.
+
+Its largest groups, repeated files, near-copies and label conflicts have the sizes of the real
+data, so that everything can be tried and tested without a download.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import imagehash
+from PIL import Image
+
+from ..cache_folder import cache_folder
+from ..errors import CatalogError
+from .designs import DESIGNS
+from .drawing import draw_product
+from .plan import SEED, Photo, Plan, make_plan
+from .scenery import draw_photo
+
+MIN_PX, MAX_PX = 64, 4096
+# The columns of the real train.csv, in its order.
+COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
+MARKER = "sample.json"
+JPEG_QUALITY = 88
+# Photos of one design that a worker draws in one go, so that it draws the product itself once.
+BATCH = 14
+
+
+def sample_catalog(
+    px: int = 256,
+    folder: Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The folder that holds the sample's ``train.csv`` and ``train_images/``, drawn when missing.
+
+    ``px`` is the side of the square photos in pixels, 64 to 4096; equal ``px`` gives equal bytes
+    for one version of Pillow. ``folder`` is by default one of this project's cache. ``workers``
+    is the number of threads, by default one for each processor; it does not change the result.
+    ``progress(done, total)`` is called with numbers of drawn photos. A catalogue appears in one
+    step: an interrupted drawing leaves none.
+
+    :raises CatalogError: for a ``px`` out of range, and for a ``folder`` that holds other files.
+    """
+    if isinstance(px, bool) or not isinstance(px, int) or not MIN_PX <= px <= MAX_PX:
+        raise CatalogError(f"sample_px={px!r}: a whole number from {MIN_PX} to {MAX_PX} is allowed")
+    ours = folder is None
+    target = cache_folder() / f"sample-v1-{px}px" if folder is None else Path(folder)
+    plan = make_plan()
+    if _is_complete(target, plan, px):
+        return target
+    if not ours and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CatalogError(
+            f"{target} is not empty and holds no complete sample of sample_px={px}; "
+            "name an empty or new folder (nothing was changed)"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
+        # The inner folder gets everyday permissions; the temporary one is for its owner alone.
+        fresh = Path(room) / "sample"
+        _write_catalog(fresh, plan, px, workers, progress)
+        _move_in(fresh, target, plan, px, replace=ours)
+    return target
+
+
+def default_workers() -> int:
+    """One thread for each processor, 8 at most: each holds several pictures in memory."""
+    return min(os.cpu_count() or 1, 8)
+
+
+def _is_complete(folder: Path, plan: Plan, px: int) -> bool:
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        images = {file.name for file in (folder / "train_images").iterdir()}
+    except (OSError, ValueError):
+        return False
+    complete = {row.image for row in plan.rows} <= images and (folder / "train.csv").is_file()
+    return complete and marker == _marker(plan, px)
+
+
+def _marker(plan: Plan, px: int) -> dict[str, object]:
+    return {"seed": SEED, "px": px, "rows": len(plan.rows)}
+
+
+def _move_in(fresh: Path, target: Path, plan: Plan, px: int, replace: bool) -> None:
+    """Rename ``fresh`` to ``target``; where another process was faster, its catalogue stays.
+
+    Only with ``replace`` may what is there go; else it must be an empty folder.
+    """
+    if _is_complete(target, plan, px):
+        return
+    try:
+        if replace and target.exists():
+            target.rename(fresh.with_name("incomplete"))
+        elif target.exists():
+            target.rmdir()
+        fresh.rename(target)
+    except OSError as error:
+        if not _is_complete(target, plan, px):
+            raise CatalogError(f"the sample cannot be put at {target}: {error}") from error
+
+
+def _write_catalog(
+    folder: Path,
+    plan: Plan,
+    px: int,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    images = folder / "train_images"
+    images.mkdir(parents=True)
+    hashes = _draw_all(plan.photos, images, px, workers or default_workers(), progress)
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in plan.rows:
+            writer.writerow((row.posting_id, row.image, hashes[row.image], *row[2:]))
+    (folder / MARKER).write_text(json.dumps(_marker(plan, px)) + "\n", encoding="utf-8")
+
+
+def _draw_all(
+    photos: list[Photo],
+    folder: Path,
+    px: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, str]:
+    """Draw all photos into ``folder``; the perceptual hash of each file by its name."""
+    hashes: dict[str, str] = {}
+    total = sum(1 + len(photo.copies) for photo in photos)
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(draw_batch, batch, folder, px) for batch in _batches(photos)]
+        try:
+            for task in as_completed(tasks):
+                hashes |= task.result()
+                if progress:
+                    progress(len(hashes), total)
+        except BaseException:
+            # Ctrl-C included: what has not begun must not hold up the way out.
+            pool.shutdown(cancel_futures=True)
+            raise
+    return hashes
+
+
+def _batches(photos: list[Photo]) -> Iterator[list[Photo]]:
+    for group in range(len(DESIGNS)):
+        mine = [photo for photo in photos if photo.group == group]
+        yield from (mine[start : start + BATCH] for start in range(0, len(mine), BATCH))
+
+
+def draw_batch(photos: list[Photo], folder: Path, px: int) -> dict[str, str]:
+    """Draw photos of one group and their near-copies; the perceptual hash by file name."""
+    design = DESIGNS[photos[0].group]
+    # Twice the size smooths the edges of small photos; large ones need less of it.
+    product = draw_product(design, min(2 * px, px + 256))
+    hashes = {}
+    for photo in photos:
+        rng = random.Random(f"{SEED}/{photo.group}/{photo.number}")
+        picture = draw_photo(product, design.width, px, rng)
+        content = _encoded(picture, quality=JPEG_QUALITY)
+        (folder / photo.image).write_bytes(content)
+        hashes[photo.image] = phash = _phash(content)
+        for name in photo.copies:
+            (folder / name).write_bytes(_near_copy(picture, phash, rng))
+            hashes[name] = phash
+    return hashes
+
+
+def _encoded(picture: Image.Image, **options: int | bool) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def _phash(content: bytes) -> str:
+    with Image.open(io.BytesIO(content)) as picture:
+        return str(imagehash.phash(picture))
+
+
+def _near_copy(picture: Image.Image, phash: str, rng: random.Random) -> bytes:
+    """Another file of the same drawing with an equal hash: the strongest change that keeps it."""
+    px = picture.width
+    for shrink in sorted((rng.uniform(0.55, 0.9), 0.95, 1.0)):
+        smaller = picture.resize((round(px * shrink),) * 2, Image.Resampling.BICUBIC)
+        again = smaller.resize((px, px), Image.Resampling.BICUBIC)
+        for quality in (rng.randint(55, 75), 80, 92):
+            content = _encoded(again, quality=quality)
+            if _phash(content) == phash:
+                return content
+    # The same pixels in other bytes, for a hash that any change would turn over.
+    return _encoded(picture, quality=JPEG_QUALITY, progressive=True)

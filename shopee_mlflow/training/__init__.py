@@ -1,0 +1,1 @@
+"""What a training is made of: inputs, epochs, checkpoints, resuming, results. Knows no verb."""
