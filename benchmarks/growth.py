@@ -1,6 +1,6 @@
 """What a photo costs as a catalogue grows: seconds and memory of every step.
 
-    python benchmarks/growth.py --sizes 10000,100000 --rows 1000000 --scratch folder
+    python contextmarks/growth.py --sizes 10000,100000 --rows 1000000 --scratch folder
 
 Each size has a process of its own. Photos are small generated JPEG files, so that what is measured
 is the way through the steps, not the decoder. Catalogues of --rows have no photos: only what needs
@@ -93,7 +93,7 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
     from shopee_mlflow.data.pixel_cache import load_pixels
     from shopee_mlflow.modeling.device import choose_machine
     from shopee_mlflow.training.context import TrainingContext
-    from shopee_mlflow.training.session import fit
+    from shopee_mlflow.training.trainer import Trainer
 
     measured: dict[str, dict[str, float]] = {}
     modules = {"dataset": dataset, "splits": splits}
@@ -109,20 +109,21 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
             "epochs": 1,
             "largest_groups": 0,
             "batch_size": 256,
-            "augment": False,
+            "augment": "none",
         },
     )
     data = dataset.load_dataset(config)
     files, contents = list(data.frame["file"]), list(data.frame["content"])
     with _clock(_AGAIN, measured):
         load_pixels(files, contents, image_size)
-    bench = TrainingContext(data, choose_machine("cpu"))
-    part = bench.prepare(bench.new_model(config), config)
+    context = TrainingContext(data, choose_machine("cpu"))
+    inputs = context.prepare(context.new_model(config), config)
     with _clock("an epoch of batches alone", measured):
-        for _ in part.train.epoch(1):
+        for _ in inputs.train.epoch(1):
             pass
     with _clock(_EPOCH, measured):
-        next(fit(part.split_model.trainable, part.train, part.val, config, bench.machine))
+        trainer = Trainer(inputs.parts.trainable, inputs.train, inputs.val, config, context.machine)
+        next(trainer.epochs())
     return measured
 
 
@@ -212,7 +213,7 @@ def _in_child(options: argparse.Namespace, catalog: str) -> dict[str, dict[str, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks/growth.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="contextmarks/growth.py", description=__doc__)
     add = parser.add_argument
     add("--sizes", type=_numbers, default=[10_000, 100_000])
     add("--rows", type=_numbers, default=[], help="catalogues without photos")

@@ -1,8 +1,8 @@
-"""Every option of a training: its name, type, default, allowed values and one line of help.
+"""Every option of a training: its name, type, default, allowed values, help and role.
 
-The same names stand on the command line, in ``experiments/*.yaml``, in Python and in MLflow.
-Defaults give way to the YAML file, and that to the command line. All problems of a
-configuration are found first and raised once.
+Options have the same names on the command line, in ``experiments/*.yaml``, in Python and in
+MLflow. The YAML file overrides the defaults, and the command line overrides the file. All problems
+of a configuration are collected and raised together.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Any, TypeVar
 import yaml
 
 from .errors import ConfigError
-from .options import as_text, option, parse_option
+from .options import Role, as_text, option, parse_option
 
 SAMPLE = "sample"
 AUTO = "auto"
 NONE = "none"
 PRETRAINED = "_pretrained"
+# Augmentations by name; data/transforms.py says what each does.
+AUGMENTATIONS = (NONE, "original", "flip", "crop")
+# Those that draw real numbers rather than one of a few variants of a photo.
+RANDOM_AUGMENTATIONS = ("crop",)
+# Metrics of an epoch by which the best one can be chosen: higher is better.
+MONITORED = ("val_accuracy", "val_macro_f1")
 
 
 @dataclass(frozen=True)
@@ -48,43 +54,58 @@ class DataConfig:
     data: str = option(
         SAMPLE,
         "folder with train.csv and train_images/, or a CSV file; 'sample' is built in",
+        Role.SETUP,
     )
-    images: str = option(AUTO, "folder of the photos; auto: train_images beside the CSV")
-    sample_px: int = option(256, "side of the built-in sample's photos", minimum=64, maximum=4096)
+    images: str = option(
+        AUTO, "folder of the photos; auto: train_images beside the CSV", Role.SETUP
+    )
+    sample_px: int = option(
+        256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
+    )
     largest_groups: int = option(
-        21, "keep this many of the largest label groups, by rows; 0 keeps all", minimum=0
+        21, "keep this many of the largest label groups, by rows; 0 keeps all", Role.DATA, minimum=0
     )
     min_group: int = option(
-        3, "leave out label groups with fewer photos than this after cleaning", minimum=2
+        3, "leave out label groups with fewer photos than this after cleaning", Role.DATA, minimum=2
     )
     bad_images: str = option(
         "skip",
-        "a photo that does not decode is counted and left out, or an error",
+        "a photo that cannot be decoded is counted and left out, or is an error",
+        Role.DATA,
         choices=("skip", "error"),
     )
     split: str = option(
         "leak_free",
         "leak_free keeps copies of a photo in one split; random does not",
+        Role.DATA,
         choices=("leak_free", "random"),
     )
-    split_seed: int = option(0, "seed of the train/val/test split", minimum=0, maximum=2**32 - 1)
-    image_size: int = option(
-        256, "side in pixels to which photos are resized", minimum=32, maximum=1024
+    split_seed: int = option(
+        0, "seed of the train/val/test split", Role.DATA, minimum=0, maximum=2**32 - 1
     )
-    cache: bool = option(True, "keep decoded photos in the cache folder for the next run")
-    workers: int = option(0, "threads that decode photos; 0: one a core", minimum=0, maximum=256)
+    image_size: int = option(
+        256, "side in pixels to which photos are resized", Role.DATA, minimum=32, maximum=1024
+    )
+    cache: bool = option(
+        True, "keep decoded photos in the cache folder for the next run", Role.SETUP
+    )
+    workers: int = option(
+        0, "threads that decode photos; 0: one per core", Role.SETUP, minimum=0, maximum=256
+    )
 
 
 @dataclass(frozen=True)
 class ExploreConfig(DataConfig):
-    """What is explored. The data's options say of which training the report tells what it keeps."""
+    """What is explored. The data options select the training that the report describes."""
 
     max_photos: int = option(
-        50_000, "look at so many photos at most, chosen by chance; 0: all", minimum=0
+        50_000, "read at most this many photos, drawn at random; 0: all", Role.SETUP, minimum=0
     )
-    seed: int = option(0, "seed of that choice", minimum=0, maximum=2**32 - 1)
-    out: str = option("explore", "folder for the page and its tables, a new or earlier one")
-    experiment: str = option("shopee", "MLflow experiment that the run belongs to")
+    seed: int = option(0, "seed of that draw", Role.SETUP, minimum=0, maximum=2**32 - 1)
+    out: str = option(
+        "explore", "folder for the page and its tables, a new or earlier one", Role.SETUP
+    )
+    experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
 
 
 @dataclass(frozen=True)
@@ -97,30 +118,38 @@ class TrainConfig(DataConfig):
         "resnet50_pretrained",
     )
     weights: str = option(
-        AUTO, "state-dict file to start from; auto: *_pretrained models download theirs"
+        AUTO,
+        "state-dict file to start from; auto: *_pretrained models download theirs",
+        Role.SETUP,
     )
     freeze: str = option(
         NONE, "none, backbone (train the head only), or the last stage to freeze, e.g. features.5"
     )
     activation_dtype: str = option(
         AUTO,
-        "numbers in which what frozen layers give is kept on the disk: float32, float16 (half the "
-        "size), auto: float16 where float32 would take more than 4 GiB",
+        "dtype of cached activations of frozen layers: float32, float16 (half the size), auto: "
+        "float16 where float32 would take more than 4 GiB",
+        Role.RECORD,
         choices=(AUTO, "float32", "float16"),
     )
-    augment: bool = option(
-        True, "with probability 0.5 one of horizontal flip, vertical flip, grayscale (train only)"
+    augment: str = option(
+        "original",
+        "augmentation of training photos; original: with probability 0.5 one of horizontal flip, "
+        "vertical flip, grayscale; flip: horizontal flip; crop: random resized crop and flip",
+        choices=AUGMENTATIONS,
+        former={"true": "original", "false": NONE},
     )
     tta: bool = option(
         False,
-        "the model answers with the mean over a photo and its mirror image (test-time "
-        "augmentation, in test and serving); takes twice the time",
+        "test-time augmentation: the model averages its predictions for a photo and its mirror "
+        "image, in test and serving; takes twice the time",
     )
     epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
     batch_size: int = option(75, "photos in a training step", minimum=1, maximum=65_536)
-    lr: float = option(0.01, "learning rate of SGD", above=0, maximum=100)
+    optimizer: str = option("sgd", "optimization algorithm", choices=("sgd", "adamw"))
+    lr: float = option(0.01, "learning rate", above=0, maximum=100)
     momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1)
-    weight_decay: float = option(1e-4, "weight decay of SGD", minimum=0, maximum=10)
+    weight_decay: float = option(1e-4, "weight decay", minimum=0, maximum=10)
     schedule: str = option(
         "cosine",
         "learning rate over time: cosine down to 0, or constant",
@@ -132,19 +161,34 @@ class TrainConfig(DataConfig):
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", minimum=0, below=1
     )
-    clip_norm: float = option(0.0, "largest gradient norm; 0: not clipped", minimum=0)
+    class_weights: str = option(
+        NONE,
+        "weights of the loss by label group; balanced: inversely proportional to its photos",
+        choices=(NONE, "balanced"),
+    )
+    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", minimum=0)
+    monitor: str = option(
+        "val_accuracy",
+        "metric that selects the best epoch, and decides early stopping and pruning",
+        Role.DATA,
+        choices=MONITORED,
+    )
     patience: int = option(
-        0, "stop after this many epochs without a better val_accuracy; 0: never", minimum=0
+        0, "stop after this many epochs in which monitor does not improve; 0: never", minimum=0
     )
     seed: int = option(
         0, "seed of initial weights, order, augmentation, dropout", minimum=0, maximum=2**32 - 1
     )
-    device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps")
+    device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP)
     nproc: int = option(
-        1, "processes on this machine that train one model together", minimum=1, maximum=1024
+        1,
+        "processes on this machine that train one model together",
+        Role.SETUP,
+        minimum=1,
+        maximum=1024,
     )
     sync_batchnorm: bool = option(
-        False, "batch norms see the whole batch of all processes (GPUs only)"
+        False, "batch norms see the whole batch of all processes (GPUs only)", Role.DATA
     )
     precision: str = option(
         AUTO,
@@ -153,45 +197,67 @@ class TrainConfig(DataConfig):
     )
     compile: str = option(
         AUTO,
-        "torch.compile the training step, which takes a minute or two; auto: in runs that are long "
-        "enough to pay for it",
+        "torch.compile the training step, which takes a minute or two; auto: for runs long "
+        "enough to benefit",
+        Role.SETUP,
         choices=(AUTO, "true", "false"),
     )
     serialization: str = option(
         "pickle",
-        "pickle: the model can be trained on; pt2: a program that loads without running code",
+        "pickle: the model can be trained further; pt2: a program that loads without running code",
+        Role.RECORD,
         choices=("pickle", "pt2"),
     )
     resume: str = option(
-        NONE, "go on with an interrupted training: its run's id, or 'last' for the latest"
+        NONE, "resume an interrupted training: its run id, or 'last' for the latest", Role.SETUP
     )
-    register: bool = option(False, "register the model as shopee-classifier when the run has ended")
-    promote: bool = option(False, "make it the champion even where it is not known to be better")
-    experiment: str = option("shopee", "MLflow experiment that the run belongs to")
-    run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name")
-    config: str = option(NONE, "YAML file of options; the command line goes before it")
+    register: bool = option(
+        False, "register the model as shopee-classifier when the run has ended", Role.SETUP
+    )
+    promote: bool = option(
+        False, "make it the champion even where it is not known to be better", Role.SETUP
+    )
+    experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
+    run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name", Role.SETUP)
+    config: str = option(NONE, "YAML file of options; command-line options override it", Role.SETUP)
 
 
 @dataclass(frozen=True)
 class TuneConfig(TrainConfig):
-    """Everything that decides a search, but the space, which a YAML file holds."""
+    """Everything that decides a search, except the search space, which a YAML file holds."""
 
-    register: bool = option(True, "register the best model as shopee-classifier at the end")
-    n_trials: int = option(20, "trials in all, those of earlier calls included", minimum=1)
-    timeout: float = option(
-        0.0, "start no trial after this many seconds; 0: no limit", minimum=0, maximum=10**9
+    register: bool = option(
+        True, "register the best model as shopee-classifier at the end", Role.SETUP
     )
-    jobs: int = option(1, "processes on this machine that run trials", minimum=1, maximum=256)
-    study: str = option(AUTO, "name of the study; auto: the same for the same search")
+    n_trials: int = option(
+        20, "trials in total, those of earlier calls included", Role.SETUP, minimum=1
+    )
+    timeout: float = option(
+        0.0,
+        "start no trial after this many seconds; 0: no limit",
+        Role.SETUP,
+        minimum=0,
+        maximum=10**9,
+    )
+    jobs: int = option(
+        1, "processes on this machine that run trials", Role.SETUP, minimum=1, maximum=256
+    )
+    study: str = option(AUTO, "name of the study; auto: the same for the same search", Role.SETUP)
     storage: str = option(
         AUTO,
-        "where trials are kept: a file beside the tracking store (auto), another file, or a "
+        "where trials are stored: a file beside the tracking store (auto), another file, or a "
         "database that machines share, such as postgresql://user@host/name",
+        Role.SETUP,
     )
-    models: str = option(AUTO, "architectures to search over, separated by commas; auto: model")
-    sampler: str = option("tpe", "how values are chosen", choices=("tpe", "random"))
+    models: str = option(
+        AUTO, "architectures to search over, separated by commas; auto: model", Role.SETUP
+    )
+    sampler: str = option("tpe", "how values are chosen", Role.DATA, choices=("tpe", "random"))
     pruner: str = option(
-        "median", "when a bad trial is given up", choices=("median", "hyperband", NONE)
+        "median",
+        "when an unpromising trial is stopped",
+        Role.DATA,
+        choices=("median", "hyperband", NONE),
     )
 
 
@@ -262,19 +328,25 @@ def _contradictions(config: DataConfig) -> list[str]:
             )
         if config.resume != NONE and isinstance(config, TuneConfig):
             problems.append(
-                f"resume={config.resume}: a search goes on by itself when its command is repeated"
+                f"resume={config.resume}: a search resumes when its command is repeated"
             )
         if config.nproc > 1 and isinstance(config, TuneConfig):
-            problems.append(f"nproc={config.nproc}: a search runs trials side by side with jobs")
+            problems.append(f"nproc={config.nproc}: a search runs trials in parallel with jobs")
         if config.nproc > config.batch_size:
             problems.append(
                 f"nproc={config.nproc}: must be at most batch_size={config.batch_size}, so that "
                 "each process has a photo of each batch"
             )
+        if config.augment in RANDOM_AUGMENTATIONS and config.freeze != NONE:
+            problems.append(
+                f"augment={config.augment}: draws new values in each epoch, so activations of "
+                f"frozen layers (freeze={config.freeze}) cannot be cached; use freeze=none, or "
+                "augment=none, original or flip"
+            )
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
-            problems.append(f"weights={config.weights}: no such file, looked for from {Path.cwd()}")
+            problems.append(f"weights={config.weights}: no such file, relative to {Path.cwd()}")
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(f"images={config.images}: the built-in sample has its own; name data too")
     return problems

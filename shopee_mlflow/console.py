@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -116,7 +116,7 @@ class TrainingProgress:
         self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
         self.bar.update(self._epochs_done * self.photos + done - self.bar.n)
 
-    def epoch(self, number: int, metrics: dict[str, float], best: bool) -> None:
+    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:
         """Called after each epoch."""
         self._epochs_done = number
         self.bar.update(number * self.photos - self.bar.n)

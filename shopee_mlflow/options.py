@@ -1,4 +1,4 @@
-"""What an option is: a dataclass field that knows its help, its allowed values and its text."""
+"""An option is a dataclass field that knows its help text, allowed values and role."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -14,26 +16,51 @@ _FALSE = {"false", "no", "off", "0"}
 RENAMED = {"top_k": "largest_groups", "activations": "activation_dtype"}
 
 
+class Role(Enum):
+    """What an option affects, and so whether resuming may change it and a search may vary it.
+
+    A run that is resumed keeps every option but those of SETUP. A study is identified by its
+    LEARNING and DATA options.
+    """
+
+    LEARNING = "what is learned; can be searched"
+    DATA = "the photos, or how results are judged: the same for all trials of a search"
+    RECORD = "how results are stored; fixed for a run, no part of the result"
+    SETUP = "where things are and how to compute; may differ when a run is resumed"
+
+
 def option(
     default: Any,
     help: str,
+    role: Role = Role.LEARNING,
     *,
     choices: Iterable[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    former: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field with what the command line and the checks need to know about it."""
+    """A dataclass field with what the command line and the checks need to know about it.
+
+    :param former: values that the option once took -> their present names.
+    """
     metadata = {
         "help": help,
+        "role": role,
         "choices": tuple(choices),
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
         "below": below,
+        "former": dict(former or {}),
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def with_role(cls: type[Any], *roles: Role) -> set[str]:
+    """Names of a configuration's options that have one of these roles."""
+    return {f.name for f in dataclasses.fields(cls) if f.metadata["role"] in roles}
 
 
 def as_text(value: object) -> str:
@@ -91,13 +118,16 @@ def parse_option(cls: type[Any], name: str, raw: Any) -> Any:
         value = _convert(_kind(field), raw)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{name}={raw}: must be {allowed(field)}") from None
+    former = field.metadata["former"].get(as_text(raw).lower())
+    if former:
+        raise ValueError(f"{name}={as_text(raw)}: is now {name}={former}")
     if not _within(value, field.metadata):
         raise ValueError(f"{name}={raw}: must be {allowed(field)}")
     return value
 
 
 def _convert(kind: str, raw: Any) -> Any:
-    if isinstance(raw, (list, dict)) or raw is None:
+    if not isinstance(raw, (str, int, float, PurePath)):
         raise ValueError
     text = as_text(raw).strip()
     if kind == "bool":

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.transforms import transform_named
 
 
 def small_batches(
-    photos: int, classes: int, size: int, learn: bool = False, augment: bool = False
+    photos: int, classes: int, size: int, train: bool = False, augment: str = "none"
 ) -> Batches:
     """Photos of 32 px, the same at each call; labels in turn."""
     pixels = np.random.default_rng(0).integers(0, 256, (photos, 32, 32, 3), dtype=np.uint8)
@@ -19,6 +20,6 @@ def small_batches(
         np.arange(photos) % classes,
         size,
         torch.device("cpu"),
-        shuffle=learn,
-        augment=augment,
+        train=train,
+        transform=transform_named(augment),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mlflow.entities import Run
 
 from shopee_mlflow.modeling.epochs import Epoch
 from shopee_mlflow.tracking.run_log import RunLog
-from shopee_mlflow.training.session import fit
+from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.tuning.space import SearchPlan, plan_search
 from shopee_mlflow.verbs.tune import TuneResult, tune
 
@@ -52,7 +53,7 @@ def quick_search(shop: Path, place: Path, patch: pytest.MonkeyPatch) -> Call:
     :returns: a function of options cli_options, and of those in its file.
     """
     module = "shopee_mlflow.verbs.tune"
-    patch.setattr(f"{module}.log_results", lambda run, *given: run.log_metrics(given[-1]))
+    patch.setattr(f"{module}.log_results", lambda run, *given: run.log_metrics(given[-1].scores))
     patch.setattr(f"{module}.draw_plots", lambda study: iter(()))
     patch.setattr(RunLog, "log_model", lambda self, *_: self.log_tags({"model": "logged"}))
 
@@ -94,15 +95,20 @@ def wrap_fit(monkeypatch: pytest.MonkeyPatch, at_epoch: Callable[[int, int], Non
     """Call ``at_epoch(training, epoch)`` before each epoch; trainings are counted from 0."""
     begun: list[int] = []
 
-    def wrapped(*given: Any) -> Iterator[Epoch]:
+    epochs_of = Trainer.epochs
+
+    def wrapped(self: Trainer, *given: Any) -> Iterator[Epoch]:
         number = len(begun)
         begun.append(number)
-        epochs = fit(*given)
-        for epoch in range(1, given[3].epochs + 1):
+        epochs = epochs_of(self, *given)
+        for epoch in itertools.count(1):
             at_epoch(number, epoch)
-            yield next(epochs)
+            found = next(epochs, None)
+            if found is None:
+                return
+            yield found
 
-    monkeypatch.setattr("shopee_mlflow.tuning.trials.fit", wrapped)
+    monkeypatch.setattr(Trainer, "epochs", wrapped)
 
 
 def plan_of(tmp_path: Path, content: dict[str, Any] | str, **cli_options: Any) -> SearchPlan:

@@ -54,7 +54,7 @@ def test_reading_batches_lets_go_of_what_was_read(
 ) -> None:
     monkeypatch.setattr(arrays, "_WINDOW", 1)
     source = PixelSource(stored)
-    batch = source.take(np.array([3, 60]), np.zeros(2, dtype=np.int64))
+    batch = source.take(np.array([3, 60]))
     assert batch[:, 0, 0, 0].tolist() == [3, 60]
     assert held("pixels-window") == 0
 
@@ -66,6 +66,6 @@ def test_an_array_in_memory_is_left_alone() -> None:
 
 
 def test_a_source_may_hold_more_photos_than_rows(stored: np.ndarray) -> None:
-    source = PixelSource(stored, places=np.array([5, 7, 9]))
-    batch = source.take(np.array([2, 0]), np.zeros(2, dtype=np.int64))
+    source = PixelSource(stored, cache_rows=np.array([5, 7, 9]))
+    batch = source.take(np.array([2, 0]))
     assert batch[:, 0, 0, 0].tolist() == [9, 5]

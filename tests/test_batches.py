@@ -12,19 +12,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from shopee_mlflow.data.batches import (
-    GRAYSCALE,
-    HORIZONTAL_FLIP,
-    PLAIN,
-    VARIANTS,
-    VERTICAL_FLIP,
-    Batches,
-    PixelSource,
-    apply_variants,
-    draw_variants,
-)
+from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.transforms import PLAIN, Draws, Transform, transform_named
 
+
+def named(augment: str) -> Transform:
+    transform = transform_named(augment)
+    assert transform is not None
+    return transform
+
+
+ORIGINAL = named("original")
 SIDE = 6
+HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = 1, 2, 3
+VARIANTS = range(4)
 REFERENCES: dict[int, Callable[..., object]] = {
     HORIZONTAL_FLIP: v2.RandomHorizontalFlip(p=1),
     VERTICAL_FLIP: v2.RandomVerticalFlip(p=1),
@@ -41,13 +42,14 @@ def pixels() -> np.ndarray:
 def batches_of(pixels: np.ndarray, rows: np.ndarray | None = None, **options: object) -> Batches:
     """Batches whose label of a photo is its row in the source."""
     settings = {"batch_size": 7, "device": torch.device("cpu"), **options}
+    settings["transform"] = transform_named(str(settings.pop("augment", "none")))
     rows = np.arange(len(pixels)) if rows is None else rows
     return Batches(PixelSource(pixels), rows=rows, labels=np.arange(len(pixels)), **settings)
 
 
 def collect(batches: Batches, number: int = 0) -> tuple[Tensor, list[int], list[int]]:
     """All inputs, all labels and the sizes of the batches of one epoch."""
-    inputs, labels = zip(*batches.epoch(number), strict=True)
+    inputs, labels = zip(*((b.inputs, b.labels) for b in batches.epoch(number)), strict=True)
     return torch.cat(inputs), torch.cat(labels).tolist(), [len(part) for part in labels]
 
 
@@ -60,7 +62,7 @@ def variant_of(image: Tensor, photo: np.ndarray) -> int:
 
 
 def test_half_of_the_variants_are_plain_and_the_others_alike() -> None:
-    drawn = draw_variants(60_000, np.random.default_rng(0))
+    drawn = ORIGINAL.draw(60_000, np.random.default_rng(0))
     counts = np.bincount(drawn, minlength=len(VARIANTS))
     expected = 60_000 * np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
     # The 99.9 % point of chi-square with 3 degrees of freedom.
@@ -69,17 +71,17 @@ def test_half_of_the_variants_are_plain_and_the_others_alike() -> None:
 
 
 def test_variants_follow_from_the_generator() -> None:
-    first, again = (draw_variants(100, np.random.default_rng(5)) for _ in range(2))
+    first, again = (ORIGINAL.draw(100, np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    assert (first != draw_variants(100, np.random.default_rng(6))).any()
-    assert draw_variants(0, np.random.default_rng(5)).shape == (0,)
+    assert (first != ORIGINAL.draw(100, np.random.default_rng(6))).any()
+    assert ORIGINAL.draw(0, np.random.default_rng(5)).shape == (0,)
 
 
 @pytest.mark.parametrize("variant", REFERENCES)
 def test_operations_equal_torchvision_on_tensors(variant: int, pixels: np.ndarray) -> None:
     images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
     expected = REFERENCES[variant](images.clone())
-    result = apply_variants(images, np.full(len(images), variant))
+    result = ORIGINAL.apply(images, np.full(len(images), variant))
     assert torch.equal(result, expected)
     assert result.dtype == torch.uint8
 
@@ -87,7 +89,7 @@ def test_operations_equal_torchvision_on_tensors(variant: int, pixels: np.ndarra
 @pytest.mark.parametrize("variant", REFERENCES)
 def test_operations_equal_torchvision_on_photos(variant: int, pixels: np.ndarray) -> None:
     expected = np.asarray(REFERENCES[variant](Image.fromarray(pixels[0])))
-    images = PixelSource(pixels).take(np.array([0]), np.array([variant]))
+    images = PixelSource(pixels).take(np.array([0]), Draws(ORIGINAL, np.array([variant])))
     result = images[0].permute(1, 2, 0).numpy()
     # Pillow and torchvision round grey differently.
     tolerance = 1 if variant == GRAYSCALE else 0
@@ -96,28 +98,28 @@ def test_operations_equal_torchvision_on_photos(variant: int, pixels: np.ndarray
 
 def test_each_photo_of_a_batch_gets_its_own_variant(pixels: np.ndarray) -> None:
     rows, variants = np.array([3, 3, 9, 3, 3, 0]), np.array([0, 1, 1, 2, 3, 0])
-    images = PixelSource(pixels).take(rows, variants)
+    images = PixelSource(pixels).take(rows, Draws(ORIGINAL, variants))
     found = [variant_of(image, pixels[row]) for image, row in zip(images, rows, strict=True)]
     assert found == variants.tolist()
 
 
 def test_images_are_uint8_in_channels_last_order(pixels: np.ndarray) -> None:
-    images = PixelSource(pixels).take(np.array([4, 2]), np.array([PLAIN, PLAIN]))
+    images = PixelSource(pixels).take(np.array([4, 2]))
     assert images.shape == (2, 3, SIDE, SIDE)
     assert images.dtype == torch.uint8
     assert images.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), pixels[[4, 2]])
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("augment", [False, True])
-def test_epoch_sees_every_row_once(pixels: np.ndarray, shuffle: bool, augment: bool) -> None:
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("augment", ["none", "original", "crop"])
+def test_epoch_sees_every_row_once(pixels: np.ndarray, train: bool, augment: str) -> None:
     rows = np.array([5, 30, 2, 17, 8, 9, 21, 39, 0, 11])
-    batches = batches_of(pixels, rows, batch_size=4, shuffle=shuffle, augment=augment)
+    batches = batches_of(pixels, rows, batch_size=4, train=train, augment=augment)
     for number in range(3):
         inputs, labels, sizes = collect(batches, number)
         assert sorted(labels) == sorted(rows)
-        assert (labels == rows.tolist()) == (not shuffle)
+        assert (labels == rows.tolist()) == (not train)
         assert sizes == [4, 4, 2]
         assert inputs.shape == (10, 3, SIDE, SIDE)
     assert batches.photos == 10
@@ -125,7 +127,7 @@ def test_epoch_sees_every_row_once(pixels: np.ndarray, shuffle: bool, augment: b
 
 
 def test_labels_belong_to_their_photos(pixels: np.ndarray) -> None:
-    batches = batches_of(pixels, shuffle=True, augment=True, batch_size=10)
+    batches = batches_of(pixels, train=True, augment="original", batch_size=10)
     inputs, labels, _ = collect(batches)
     found = [variant_of(image, pixels[row]) for image, row in zip(inputs, labels, strict=True)]
     assert set(found) == set(VARIANTS)
@@ -138,27 +140,28 @@ def test_labels_are_looked_up_by_row(pixels: np.ndarray) -> None:
     batches = Batches(
         PixelSource(pixels), np.array([7, 3]), labels, batch_size=2, device=torch.device("cpu")
     )
-    [(_, found)] = batches.epoch()
+    [batch] = batches.epoch()
+    found = batch.labels
     assert found.tolist() == [107, 103]
     assert found.dtype == torch.int64
 
 
 def test_without_augmentation_all_photos_are_plain(pixels: np.ndarray) -> None:
-    inputs, labels, _ = collect(batches_of(pixels, shuffle=True, augment=False), number=4)
+    inputs, labels, _ = collect(batches_of(pixels, train=True, augment="none"), number=4)
     np.testing.assert_array_equal(inputs.permute(0, 2, 3, 1).numpy(), pixels[labels])
 
 
 def test_augmentation_does_not_change_the_order(pixels: np.ndarray) -> None:
-    _, plain, _ = collect(batches_of(pixels, shuffle=True))
-    _, augmented, _ = collect(batches_of(pixels, shuffle=True, augment=True))
+    _, plain, _ = collect(batches_of(pixels, train=True))
+    _, augmented, _ = collect(batches_of(pixels, train=True, augment="original"))
     assert plain == augmented
 
 
 def test_same_seed_and_epoch_are_identical(pixels: np.ndarray) -> None:
-    batches = batches_of(pixels, shuffle=True, augment=True, seed=3)
+    batches = batches_of(pixels, train=True, augment="original", seed=3)
     first, labels, _ = collect(batches, 5)
     collect(batches, 6)
-    for other in (batches, batches_of(pixels, shuffle=True, augment=True, seed=3)):
+    for other in (batches, batches_of(pixels, train=True, augment="original", seed=3)):
         again, same, _ = collect(other, 5)
         assert labels == same
         assert torch.equal(first, again)
@@ -168,7 +171,7 @@ def test_same_seed_and_epoch_are_identical(pixels: np.ndarray) -> None:
 def test_other_seed_or_epoch_is_another_order_and_variant(
     pixels: np.ndarray, seed: int, number: int
 ) -> None:
-    options = {"shuffle": True, "augment": True}
+    options = {"train": True, "augment": "original"}
     first, labels, _ = collect(batches_of(pixels, seed=3, **options), 5)
     second, others, _ = collect(batches_of(pixels, seed=seed, **options), number)
     assert labels != others
@@ -177,14 +180,14 @@ def test_other_seed_or_epoch_is_another_order_and_variant(
 
 
 def test_variants_change_from_epoch_to_epoch_without_shuffling_too(pixels: np.ndarray) -> None:
-    batches = batches_of(pixels, augment=True)
+    batches = batches_of(pixels, augment="original")
     first, second = collect(batches, 0), collect(batches, 1)
     assert first[1] == second[1]
     assert not torch.equal(first[0], second[0])
 
 
 @pytest.mark.parametrize(
-    ("photos", "batch_size", "shuffle", "sizes"),
+    ("photos", "batch_size", "train", "sizes"),
     [
         (9, 4, True, [4, 5]),
         (9, 4, False, [4, 4, 1]),
@@ -197,9 +200,9 @@ def test_variants_change_from_epoch_to_epoch_without_shuffling_too(pixels: np.nd
     ],
 )
 def test_last_training_batch_is_never_a_single_photo(
-    pixels: np.ndarray, photos: int, batch_size: int, shuffle: bool, sizes: list[int]
+    pixels: np.ndarray, photos: int, batch_size: int, train: bool, sizes: list[int]
 ) -> None:
-    batches = batches_of(pixels, np.arange(photos), batch_size=batch_size, shuffle=shuffle)
+    batches = batches_of(pixels, np.arange(photos), batch_size=batch_size, train=train)
     inputs, labels, found = collect(batches)
     assert found == sizes
     assert len(batches) == len(sizes)
@@ -209,9 +212,9 @@ def test_last_training_batch_is_never_a_single_photo(
 
 def test_augmentation_never_changes_the_source(pixels: np.ndarray) -> None:
     before = pixels.copy()
-    batches = batches_of(pixels, batch_size=40, shuffle=True, augment=True)
+    batches = batches_of(pixels, batch_size=40, train=True, augment="original")
     for number in range(3):
-        for inputs, _ in batches.epoch(number):
+        for inputs in (batch.inputs for batch in batches.epoch(number)):
             inputs.zero_()
     np.testing.assert_array_equal(pixels, before)
 
@@ -220,15 +223,15 @@ def test_memory_mapped_pixels_serve_as_well(pixels: np.ndarray, tmp_path: Path) 
     np.save(tmp_path / "pixels.npy", pixels)
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="c")
     for first, second in zip(
-        collect(batches_of(mapped, shuffle=True, augment=True)),
-        collect(batches_of(pixels, shuffle=True, augment=True)),
+        collect(batches_of(mapped, train=True, augment="original")),
+        collect(batches_of(pixels, train=True, augment="original")),
         strict=True,
     ):
         assert torch.equal(torch.as_tensor(first), torch.as_tensor(second))
 
 
 def test_order_is_not_drawn_from_global_random_state(pixels: np.ndarray) -> None:
-    batches = batches_of(pixels, shuffle=True, augment=True)
+    batches = batches_of(pixels, train=True, augment="original")
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     collect(batches)
     assert torch.equal(torch.get_rng_state(), states[0])

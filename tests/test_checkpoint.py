@@ -22,8 +22,8 @@ from shopee_mlflow.modeling import checkpoint
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.checkpoint import BEST, LAST, Checkpoints
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.modeling.epochs import Best, Epoch
-from shopee_mlflow.training.session import Training
+from shopee_mlflow.modeling.epochs import BestEpoch, Epoch
+from shopee_mlflow.training.trainer import Trainer
 
 CPU = Machine(torch.device("cpu"), "fp32")
 # Dropout and batch norms, so that random states and buffers matter; 3 batches an epoch.
@@ -37,19 +37,22 @@ class InterruptedHereError(Exception):
     """Raised in the place of a signal."""
 
 
-def batches(size: int, learn: bool = False) -> Batches:
-    return small_batches(PHOTOS, len(CLASSES), size, learn, augment=learn)
+def batches(size: int, train: bool = False) -> Batches:
+    return small_batches(PHOTOS, len(CLASSES), size, train, "original" if train else "none")
 
 
-def training(config: TrainConfig = CONFIG) -> Training:
+EXACT = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "lr")
+
+
+def training(config: TrainConfig = CONFIG) -> Trainer:
     torch.manual_seed(5)
     model = build_model(config.model, CLASSES, 32).to(memory_format=torch.channels_last)
-    return Training(model, batches(4, learn=True), batches(8), config, CPU)
+    return Trainer(model, batches(4, train=True), batches(8), config, CPU)
 
 
 def numbers(epochs: list[Epoch]) -> list[tuple[float, ...]]:
     """What does not depend on the clock."""
-    return [(e.train_loss, e.train_accuracy, e.val_loss, e.val_accuracy, e.lr) for e in epochs]
+    return [tuple(e[name] for name in EXACT) for e in epochs]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +79,13 @@ def test_a_training_goes_on_exactly_after_any_batch(
             raise InterruptedHereError
 
     with suppress(InterruptedHereError):
-        for epoch in before.epochs(between=between):
+        for epoch in before.epochs(after_batch=between):
             history.append(epoch)
     assert left[0] == 0
     # Another process has another random state.
     torch.manual_seed(99)
     again = training()
-    again.resume(checkpoints.load()[0]["training"])
+    again.restore(checkpoints.load()[0]["training"])
     history += again.epochs()
     assert numbers(history) == undisturbed
 
@@ -91,22 +94,22 @@ def test_after_an_epoch_the_next_one_comes(undisturbed: list[tuple[float, ...]])
     before = training()
     first = next(before.epochs())
     again = training()
-    again.resume(before.state())
+    again.restore(before.state())
     assert numbers([first, *again.epochs()]) == undisturbed
 
 
 def test_a_state_of_another_network_is_refused() -> None:
     other = training(dataclasses.replace(CONFIG, model="cnn"))
-    with pytest.raises(ValueError, match="no state of such a training"):
-        training().resume(other.state())
-    with pytest.raises(ValueError, match="no state of such a training"):
-        training().resume({"module": 1})
+    with pytest.raises(CheckpointError, match="not of such a training"):
+        training().restore(other.state())
+    with pytest.raises(CheckpointError, match="not of such a training"):
+        training().restore({"module": 1})
 
 
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path: Path) -> None:
     module = nn.Linear(2, 2)
-    best = Best(module)
-    epoch = Epoch(1, 0.5, 0.5, 0.5, 0.5, 0.1, 1.0, 10.0)
+    best = BestEpoch(module)
+    epoch = Epoch(1, {"val_loss": 0.5, "val_accuracy": 0.5})
     best.update(epoch)
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     checkpoints = Checkpoints(tmp_path / "run")
@@ -117,9 +120,9 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path: Path) -> None:
     last, stored = checkpoints.load()
     assert last["n"] == 2
     assert stored is not None
-    again = Best(module)
-    again.resume(stored)
-    assert again.restore() == epoch
+    again = BestEpoch(module)
+    again.restore_state(stored)
+    assert again.load_weights() == epoch
     assert torch.equal(module.weight, kept["weight"])
     assert {file.name for file in (tmp_path / "run").iterdir()} == {LAST, BEST}
 

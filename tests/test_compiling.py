@@ -17,10 +17,10 @@ from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.modeling import compiling
 from shopee_mlflow.modeling.compiling import compile_step, training_operations
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.training.session import fit
+from shopee_mlflow.training.trainer import Trainer
 
 CPU = Machine(torch.device("cpu"), "fp32")
-CONFIG = TrainConfig(model="cnn", epochs=2, lr=0.01, batch_size=4, augment=False, image_size=32)
+CONFIG = TrainConfig(model="cnn", epochs=2, lr=0.01, batch_size=4, augment="none", image_size=32)
 EXAMPLE = torch.zeros(1, 3, 4, 4)
 PHOTOS = 10
 
@@ -90,11 +90,11 @@ def test_a_failed_compilation(
         must(inputs)
 
 
-def batches(size: int, learn: bool = False) -> Batches:
+def batches(size: int, train: bool = False) -> Batches:
     pixels = np.random.default_rng(0).integers(0, 256, (PHOTOS, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(PHOTOS) % 3
     device = torch.device("cpu")
-    return Batches(PixelSource(pixels), np.arange(PHOTOS), labels, size, device, shuffle=learn)
+    return Batches(PixelSource(pixels), np.arange(PHOTOS), labels, size, device, train=train)
 
 
 class Scaled(nn.Module):
@@ -116,7 +116,8 @@ def test_the_last_smaller_batch_goes_uncompiled(module: nn.Module) -> None:
         sizes.append(len(inputs))
         return whole(inputs)
 
-    with_step = [*fit(whole, batches(4, learn=True), batches(8), CONFIG, CPU, step=step)]
+    trainer = Trainer(whole, batches(4, train=True), batches(8), CONFIG, CPU, compiled=step)
+    with_step = list(trainer.epochs())
     assert sizes == [4, 4] * 2
     assert [epoch.number for epoch in with_step] == [1, 2]
 
@@ -132,6 +133,6 @@ def test_a_compiled_training_gives_the_same() -> None:
         whole = Scaled(layers)
         config = dataclasses.replace(CONFIG, compile=choice)
         step = compile_step(whole, EXAMPLE, PHOTOS, config, CPU)
-        epochs = fit(whole, batches(4, learn=True), batches(8), config, CPU, step=step)
-        histories.append([(e.train_loss, e.val_loss) for e in epochs])
+        trainer = Trainer(whole, batches(4, train=True), batches(8), config, CPU, compiled=step)
+        histories.append([(e["train_loss"], e["val_loss"]) for e in trainer.epochs()])
     assert histories[0] == [pytest.approx(pair, rel=1e-4) for pair in histories[1]]

@@ -37,7 +37,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert "lr=-1: must be a number above 0 and at most 100" in text
     assert "epochs=many: must be a whole number at least 1" in text
     assert "split=fair: must be one of leak_free, random" in text
-    assert "augment=maybe: must be true or false" in text
+    assert "augment=maybe: must be one of none, original, flip, crop" in text
 
 
 def test_an_unknown_option_names_the_nearest_and_all() -> None:
@@ -51,8 +51,8 @@ def test_an_unknown_option_names_the_nearest_and_all() -> None:
         ("lr", "1e-3", 0.001),
         ("epochs", "50", 50),
         ("epochs", "50.0", 50),
-        ("augment", "False", False),
-        ("augment", "yes", True),
+        ("tta", "False", False),
+        ("tta", "yes", True),
         ("model", " cnn ", "cnn"),
         ("seed", 3, 3),
         ("cache", False, False),
@@ -118,9 +118,9 @@ def test_options_that_contradict_each_other() -> None:
 
 
 def test_params_have_one_spelling() -> None:
-    params = as_params(TrainConfig(lr=1e-3, augment=False))
+    params = as_params(TrainConfig(lr=1e-3, augment="none"))
     assert params["lr"] == "0.001"
-    assert params["augment"] == "false"
+    assert params["augment"] == "none"
     assert params["weight_decay"] == "0.0001"
     assert list(params) == [field.name for field in dataclasses.fields(TrainConfig)]
 

@@ -16,7 +16,7 @@ from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.modeling.device import choose_machine
 from shopee_mlflow.modeling.freezing import ActivationSource
 from shopee_mlflow.training.context import TrainingContext
-from shopee_mlflow.training.session import fit
+from shopee_mlflow.training.trainer import Trainer
 
 # A network of few seconds: cut after its second stage.
 CONFIG = TrainConfig(
@@ -24,7 +24,7 @@ CONFIG = TrainConfig(
 )
 
 
-def bench_for(config: TrainConfig) -> TrainingContext:
+def context_for(config: TrainConfig) -> TrainingContext:
     return TrainingContext(load_dataset(config), choose_machine(config.device, config.precision))
 
 
@@ -33,23 +33,23 @@ def config(make_catalog: MakeCatalog) -> TrainConfig:
     return dataclasses.replace(CONFIG, data=str(make_catalog()))
 
 
-def sources(bench: TrainingContext, *configs: TrainConfig) -> list[ActivationSource]:
-    found = [bench.prepare(bench.new_model(c), c).train.source for c in configs]
+def sources(context: TrainingContext, *configs: TrainConfig) -> list[ActivationSource]:
+    found = [context.prepare(context.new_model(c), c).train.source for c in configs]
     assert all(isinstance(source, ActivationSource) for source in found)
     return cast(list[ActivationSource], found)
 
 
 def test_trainings_with_the_same_frozen_layers_share_activations(config: TrainConfig) -> None:
     other = dataclasses.replace(config, lr=0.5, batch_size=4, label_smoothing=0.1, epochs=3)
-    first, second = sources(bench_for(config), config, other)
+    first, second = sources(context_for(config), config, other)
     assert first is second
 
 
-@pytest.mark.parametrize("change", [{"freeze": "layers.9"}, {"augment": False}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"freeze": "layers.9"}, {"augment": "none"}, {"seed": 1}])
 def test_whatever_shapes_activations_makes_others(
     config: TrainConfig, change: dict[str, object]
 ) -> None:
-    first, second = sources(bench_for(config), config, dataclasses.replace(config, **change))
+    first, second = sources(context_for(config), config, dataclasses.replace(config, **change))
     assert first is not second
 
 
@@ -57,28 +57,28 @@ def test_another_process_finds_the_activations(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, cache=True)
-    bench = bench_for(config)
-    part = bench.prepare(bench.new_model(config), config)
-    first = [batch for batch, _ in part.train.epoch(1)]
+    context = context_for(config)
+    inputs = context.prepare(context.new_model(config), config)
+    first = [batch.inputs for batch in inputs.train.epoch(1)]
 
     def fail(*_: object) -> None:
         raise AssertionError("computed again")
 
-    again = bench_for(config)
+    again = context_for(config)
     monkeypatch.setattr("shopee_mlflow.data.building.Build.work", fail)
-    part = again.prepare(again.new_model(config), config)
-    for expected, (batch, _) in zip(first, part.train.epoch(1), strict=True):
-        assert torch.equal(expected, batch)
+    inputs = again.prepare(again.new_model(config), config)
+    for expected, batch in zip(first, inputs.train.epoch(1), strict=True):
+        assert torch.equal(expected, batch.inputs)
 
 
 def test_a_full_disk_keeps_activations_in_memory(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(config, cache=True)
-    bench = bench_for(config)
+    context = context_for(config)
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path / "full"))
     monkeypatch.setattr("shopee_mlflow.modeling.freezing.has_room", lambda *_: False)
-    [source] = sources(bench, config)
+    [source] = sources(context, config)
     assert not source.mapped
     assert not list((tmp_path / "full").glob("activations-*"))
 
@@ -90,29 +90,29 @@ def test_activations_are_kept_in_the_numbers_asked_for(
     config: TrainConfig, numbers: str, dtype: torch.dtype
 ) -> None:
     config = dataclasses.replace(config, cache=True, activation_dtype=numbers)
-    [source] = sources(bench_for(config), config)
+    [source] = sources(context_for(config), config)
     assert source._store.dtype == dtype
-    assert source.take(np.array([0]), np.array([0])).dtype == torch.float32
+    assert source.take(np.array([0])).dtype == torch.float32
 
 
 def test_half_precision_changes_activations_by_its_rounding_only(config: TrainConfig) -> None:
     config = dataclasses.replace(config, cache=True)
     half = dataclasses.replace(config, activation_dtype="float16")
-    rows, plain = np.arange(8), np.zeros(8, dtype=np.int64)
-    exact, near = (s.take(rows, plain) for s in sources(bench_for(config), config, half))
+    rows = np.arange(8)
+    exact, near = (s.take(rows) for s in sources(context_for(config), config, half))
     assert not torch.equal(exact, near)
     torch.testing.assert_close(near, exact, rtol=2**-11, atol=2**-24)
 
 
 def test_training_on_half_precision_activations_is_as_good(config: TrainConfig) -> None:
-    config = dataclasses.replace(config, cache=True, augment=False, epochs=4, lr=1e-4)
+    config = dataclasses.replace(config, cache=True, augment="none", epochs=4, lr=1e-4)
     losses = []
     for numbers in ("float32", "float16"):
         chosen = dataclasses.replace(config, activation_dtype=numbers)
-        bench = bench_for(chosen)
-        part = bench.prepare(bench.new_model(chosen), chosen)
-        epochs = list(fit(part.split_model.trainable, part.train, part.val, chosen, bench.machine))
-        losses.append([epoch.val_loss for epoch in epochs])
+        context = context_for(chosen)
+        inputs = context.prepare(context.new_model(chosen), chosen)
+        trainer = Trainer(inputs.parts.trainable, inputs.train, inputs.val, chosen, context.machine)
+        losses.append([epoch["val_loss"] for epoch in trainer.epochs()])
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
@@ -122,7 +122,7 @@ def test_large_activations_are_halved_by_themselves(
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path))
     monkeypatch.setattr("shopee_mlflow.modeling.freezing._HALF_FROM", 1)
     config = dataclasses.replace(config, cache=True)
-    [source] = sources(bench_for(config), config)
+    [source] = sources(context_for(config), config)
     assert source._store.dtype == torch.float16
 
 
@@ -132,5 +132,5 @@ def test_what_half_precision_cannot_hold_stays_whole(
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path))
     monkeypatch.setattr("shopee_mlflow.modeling.freezing._HALF_MOST", 1e-3)
     config = dataclasses.replace(config, cache=True, activation_dtype="float16")
-    [source] = sources(bench_for(config), config)
+    [source] = sources(context_for(config), config)
     assert source._store.dtype == torch.float32

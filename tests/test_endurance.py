@@ -43,7 +43,7 @@ class Trainer:
             "PYTHONUNBUFFERED": "1",
         }
         options = {"data": catalog, "model": "mobilenet_v3_small", "image_size": 64}
-        options |= {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02, "augment": "true"}
+        options |= {"epochs": EPOCHS, "batch_size": 16, "lr": 0.02, "augment": "original"}
         self.begin = [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
     def start(self, *words: str) -> subprocess.Popen[str]:

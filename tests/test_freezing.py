@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from shopee_mlflow.data.batches import PixelSource
+from shopee_mlflow.data.transforms import Draws, FiniteTransform, transform_named
 from shopee_mlflow.errors import ModelError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.freezing import ActivationSource, split_model, stages
 from shopee_mlflow.modeling.models import ProductClassifier
 
 CLASSES = ["a", "b", "c"]
+
+ORIGINAL = transform_named("original")
+assert isinstance(ORIGINAL, FiniteTransform)
 
 
 @pytest.fixture
@@ -95,11 +99,12 @@ def test_kept_activations_are_those_of_the_augmented_photos(
     cut = split_model(model.eval(), "features.4")
     assert cut.frozen is not None
     train_rows = np.array([0, 2, 5])
-    source = ActivationSource(cut.frozen, photos, np.arange(6), train_rows, name=name)
+    source = ActivationSource(cut.frozen, photos, np.arange(6), train_rows, ORIGINAL, name=name)
     assert source.mapped == (name is not None)
     rows, variants = np.array([5, 0, 2, 0, 4, 1]), np.array([1, 2, 3, 0, 0, 0])
-    torch.testing.assert_close(source.take(rows, variants), cut.frozen(photos.take(rows, variants)))
-    assert source.take(rows, variants).is_contiguous(memory_format=torch.channels_last)
+    draws = Draws(ORIGINAL, variants)
+    torch.testing.assert_close(source.take(rows, draws), cut.frozen(photos.take(rows, draws)))
+    assert source.take(rows, draws).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
@@ -113,13 +118,14 @@ def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
             seen.append(len(images))
             return prefix(images)
 
-        return ActivationSource(counted, photos, np.arange(6), np.array([1]), name="found-again")
+        rows, train_rows = np.arange(6), np.array([1])
+        return ActivationSource(counted, photos, rows, train_rows, ORIGINAL, name="found-again")
 
     first, second = source(cut.frozen), source(cut.frozen)
     # One photo tells the shape each time; all nine variants are computed once.
     assert seen == [1, 9, 1]
-    rows, variants = np.arange(6), np.array([0, 3, 0, 0, 0, 0])
-    assert torch.equal(first.take(rows, variants), second.take(rows, variants))
+    rows, draws = np.arange(6), Draws(ORIGINAL, np.array([0, 3, 0, 0, 0, 0]))
+    assert torch.equal(first.take(rows, draws), second.take(rows, draws))
 
 
 def test_an_unknown_stage_lists_those_there_are(model: ProductClassifier) -> None:

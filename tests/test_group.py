@@ -27,18 +27,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.transforms import transform_named
 from shopee_mlflow.errors import ConfigError, TrackingError, TrainingError
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.modeling.group import ALONE, Group
-from shopee_mlflow.modeling.rendezvous import PATIENCE_VARIABLE, joined_group
-from shopee_mlflow.training.launch import (
+from shopee_mlflow.modeling.distributed import ALONE, TIMEOUT_VARIABLE, Group, joined_group
+from shopee_mlflow.training.checkpoints import checkpoints_of
+from shopee_mlflow.training.job import (
     check_group,
     cleanup,
-    make_known,
+    remember_run,
     resumed_after_restart,
-    start_group,
 )
-from shopee_mlflow.training.resume import checkpoints_of
+from shopee_mlflow.training.launch import start_group
 from shopee_mlflow.verbs.train import TrainResult, train
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +54,8 @@ def batches(photos: int, size: int, share: tuple[int, int], learn: bool = True) 
         np.arange(photos),
         size,
         torch.device("cpu"),
-        shuffle=learn,
-        augment=learn,
+        train=learn,
+        transform=transform_named("original" if learn else "none"),
         share=share,
     )
 
@@ -63,20 +63,19 @@ def batches(photos: int, size: int, share: tuple[int, int], learn: bool = True) 
 @pytest.mark.parametrize("shares", [2, 3, 5])
 @pytest.mark.parametrize("photos", [7, 12, 21])
 def test_shares_of_a_batch_are_the_batch(photos: int, shares: int) -> None:
-    whole = [labels.tolist() for _, labels in batches(photos, 5, (0, 1)).epoch(3)]
+    whole = [b.labels.tolist() for b in batches(photos, 5, (0, 1)).epoch(3)]
     parts = [batches(photos, 5, (rank, shares)) for rank in range(shares)]
     for rank, part in enumerate(parts):
-        mine = [labels.tolist() for _, labels in part.epoch(3)]
-        assert len(mine) == len(whole)
-        for (total, count), labels, all_labels in zip(part.sizes(), mine, whole, strict=True):
-            assert (total, count) == (len(all_labels), len(all_labels[rank::shares]))
-            # One that is to count nothing stands in for none, so that nobody waits.
-            assert labels == (all_labels[rank::shares] or all_labels[:1])
+        for batch, all_labels in zip(part.epoch(3), whole, strict=True):
+            assert batch.all_labels.tolist() == all_labels
+            assert batch.own == len(all_labels[rank::shares])
+            # An empty share has one photo that does not count, so that nobody waits.
+            assert batch.labels.tolist() == (all_labels[rank::shares] or all_labels[:1])
     answered = [batches(photos, 5, (rank, shares), learn=False) for rank in range(shares)]
     places = np.concatenate([part.positions() for part in answered])
     assert sorted(places) == list(range(photos))
     for part in answered:
-        labels = [label for _, labels in part.epoch() for label in labels.tolist()]
+        labels = [label for batch in part.epoch() for label in batch.labels.tolist()]
         assert labels == part.positions().tolist()
 
 
@@ -85,15 +84,15 @@ def test_a_process_alone_is_a_group_that_costs_nothing() -> None:
     assert ALONE.leads
     assert ALONE.wrap(module, torch.device("cpu")) is module
     assert ALONE.sum(values) is values
-    assert ALONE.from_leader("x") == "x"
-    ALONE.agree({"data": 1})
+    assert ALONE.broadcast("x") == "x"
+    ALONE.check_equal({"data": 1})
     assert not ALONE.any(False)
 
 
 def test_options_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="nproc=9: must be at most batch_size=8"):
         resolve(TrainConfig, {"nproc": "9", "batch_size": "8"})
-    with pytest.raises(ConfigError, match="nproc=2: a search runs trials side by side with jobs"):
+    with pytest.raises(ConfigError, match="nproc=2: a search runs trials in parallel with jobs"):
         resolve(TuneConfig, {"nproc": "2"})
     with pytest.raises(ConfigError, match="sync_batchnorm=true: needs GPUs"):
         Group(0, 2).wrap(torch.nn.Linear(2, 2), torch.device("cpu"), sync_batchnorm=True)
@@ -262,7 +261,7 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     read_until(process, "Error: Another process of the group is gone")
     # Those that torchrun starts again are seconds away.
     check_failed(place.run())
-    read_until(process, "going on after epoch")
+    read_until(process, "resuming run")
     read_until(process, "/60 ")
 
     # Once more, which is once too often for torchrun; now the first of them.
@@ -347,7 +346,7 @@ def test_a_process_without_the_weights_file_ends_all(
 def started_as(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, port: int) -> None:
     """Tell this process what torchrun would; a patience of about a second."""
     facts = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    for name, value in {**facts, "MASTER_ADDR": "127.0.0.1", PATIENCE_VARIABLE: 0.02}.items():
+    for name, value in {**facts, "MASTER_ADDR": "127.0.0.1", TIMEOUT_VARIABLE: 0.02}.items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -385,37 +384,37 @@ def test_half_a_group_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="LOCAL_RANK.* is not set"), joined_group("gloo"):
         pass
     started_as(monkeypatch, 0, 2, 1)
-    monkeypatch.setenv(PATIENCE_VARIABLE, "soon")
-    with pytest.raises(ConfigError, match=f"{PATIENCE_VARIABLE}=soon: must be"):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "soon")
+    with pytest.raises(ConfigError, match=f"{TIMEOUT_VARIABLE}=soon: must be"):
         joined_group("gloo").__enter__()
 
 
 def test_what_a_group_leaves_is_kept_until_all_is_done() -> None:
     group, run_id = Group(0, 2), "0" * 32
     config, checkpoints = resolve(TrainConfig, {}), checkpoints_of(run_id)
-    make_known(run_id, group)
+    remember_run(run_id, group)
     (checkpoints.folder / "last.pt").write_bytes(b"")
-    with pytest.raises(TrackingError), cleanup(run_id, checkpoints, group):
+    with pytest.raises(TrackingError), cleanup(run_id, group):
         raise TrackingError("the registry does not answer")
     assert resumed_after_restart(config, group).resume == run_id
-    with cleanup(run_id, checkpoints, group):
+    with cleanup(run_id, group):
         pass
     assert resumed_after_restart(config, group) == config
     assert not checkpoints.folder.parent.exists()
     # What one process ends of it leaves nothing either.
-    make_known(run_id, group)
-    with cleanup(run_id, checkpoints, ALONE):
+    remember_run(run_id, group)
+    with cleanup(run_id, ALONE):
         pass
     assert not checkpoints.folder.parent.exists()
     # A process alone has nobody who would start it again.
-    make_known(run_id, ALONE)
+    remember_run(run_id, ALONE)
     assert not checkpoints.folder.exists()
 
 
 class Others(Group):
     """A group whose other processes have another option."""
 
-    def agree(self, facts: Mapping[str, object]) -> None:
+    def check_equal(self, facts: Mapping[str, object]) -> None:
         self.facts.append(dict(facts))
 
     facts: ClassVar[list[dict[str, object]]] = []
@@ -428,7 +427,7 @@ CPU = Machine(torch.device("cpu"), "fp32")
     ("options", "size", "words"),
     [
         ({"batch_size": "3"}, 4, "batch_size=3: must be at least .* processes, 4"),
-        ({"nproc": "2"}, 1, "nproc=2: 1 of this training's processes"),
+        ({"nproc": "2"}, 1, "nproc=2: this training has 1 process"),
         ({"compile": "true"}, 2, "compile=true: several processes train uncompiled"),
         ({"device": "cuda:0"}, 2, "device=cuda:0: 2 processes need the CPU, or a GPU each"),
     ],

@@ -19,9 +19,9 @@ from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.modeling.group import ALONE, Group
+from shopee_mlflow.modeling.distributed import ALONE, Group
 from shopee_mlflow.modeling.scoring import predict_logits
-from shopee_mlflow.training.session import Training
+from shopee_mlflow.training.trainer import Trainer
 
 CPU = Machine(torch.device("cpu"), "fp32")
 PHOTOS, CLASSES, SIZE = 11, ["a", "b", "c"], 8
@@ -30,8 +30,8 @@ PHOTOS, CLASSES, SIZE = 11, ["a", "b", "c"], 8
 @pytest.fixture(autouse=True)
 def nothing_to_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each search for garbage among all that tests have imported takes a second."""
-    for module in ("fit", "scoring"):
-        monkeypatch.setattr(f"shopee_mlflow.modeling.{module}.free_memory", lambda _: None)
+    for module in ("training.trainer", "modeling.scoring"):
+        monkeypatch.setattr(f"shopee_mlflow.{module}.free_memory", lambda _: None)
 
 
 class SmallMemory(nn.Module):
@@ -50,8 +50,8 @@ class SmallMemory(nn.Module):
         return self.module(images)
 
 
-def batches(size: int, learn: bool = False) -> Batches:
-    return small_batches(PHOTOS, len(CLASSES), size, learn)
+def batches(size: int, train: bool = False) -> Batches:
+    return small_batches(PHOTOS, len(CLASSES), size, train)
 
 
 class Pair(Group):
@@ -63,13 +63,13 @@ class Pair(Group):
         return module
 
 
-def training(photos: int, precision: str = "fp32", group: Group = ALONE) -> Training:
+def training(photos: int, precision: str = "fp32", group: Group = ALONE) -> Trainer:
     """Without batch norm, so that parts give what the whole gives."""
     torch.manual_seed(0)
     config = TrainConfig(model="cnn", epochs=3, lr=0.01, batch_size=SIZE, clip_norm=1.0)
     module = SmallMemory(build_model("cnn", CLASSES, 32), photos)
     machine = Machine(torch.device("cpu"), precision)
-    return Training(module, batches(SIZE, learn=True), batches(SIZE), config, machine, group=group)
+    return Trainer(module, batches(SIZE, train=True), batches(SIZE), config, machine, group=group)
 
 
 def test_a_batch_in_parts_is_the_same_step(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +80,7 @@ def test_a_batch_in_parts_is_the_same_step(caplog: pytest.LogCaptureFixture) -> 
     assert small.part == 2  # 8, 4, 2
     for one, other in zip(whole, parts, strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-4), name
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
     told = [m for m in caplog.messages if "Out of memory" in m]
     assert len(told) == 2
     assert "with 8 photos at a time: from here on 4" in told[0]
@@ -97,7 +97,7 @@ def test_a_smaller_last_batch_may_be_the_one_that_does_not_fit() -> None:
 def test_parts_are_kept_when_a_training_goes_on() -> None:
     before, after = training(photos=3), training(photos=3)
     next(before.epochs())
-    after.resume(before.state())
+    after.restore(before.state())
     assert after.part == 2
 
 
@@ -110,7 +110,7 @@ def test_a_group_takes_whole_batches_of_what_one_took_in_parts() -> None:
     before, after = training(photos=3), training(photos=SIZE, group=Pair(0, 2))
     next(before.epochs())
     assert before.part == 2
-    after.resume(before.state())
+    after.restore(before.state())
     assert after.part == SIZE + 1
 
 
@@ -141,7 +141,7 @@ import logging, resource, numpy as np, psutil, torch
 from torch import nn
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches, PixelSource
-from shopee_mlflow.training.session import Training
+from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.modeling.device import Machine
 logging.disable()
 torch.set_num_threads(1)
@@ -156,7 +156,7 @@ class Net(nn.Module):
     def forward(self, images):
         return self.layers(images.float() / 255)
 config = TrainConfig(batch_size=64, epochs=1)
-training = Training(Net(), batches, batches, config, Machine(device, "fp32"))
+training = Trainer(Net(), batches, batches, config, Machine(device, "fp32"))
 limit = psutil.Process().memory_info().vms + 500 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 (epoch,) = training.epochs()

@@ -43,8 +43,8 @@ def original_test_accuracy(model: nn.Module, batches: Batches) -> float:
     model.eval()
     correct = 0
     with torch.no_grad():
-        for images, labels in batches.epoch():
-            correct += int((model(images).argmax(dim=1) == labels).sum())
+        for batch in batches.epoch():
+            correct += int((model(batch.inputs).argmax(dim=1) == batch.labels).sum())
             return correct / batches.photos
     raise AssertionError("no batch")
 

@@ -64,7 +64,7 @@ def only_run(experiment: str = "shopee") -> Run:
 def test_mlflow_run_and_the_command_line_log_the_same(
     make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path
 ) -> None:
-    params = {**QUICK, "data": str(make_catalog(name="my shop")), "augment": "False"}
+    params = {**QUICK, "data": str(make_catalog(name="my shop")), "tta": "False"}
     done = call(project("--experiment-name", "by-project", **params), env, tmp_path)
     assert done.returncode == 0, done.stderr
     direct = [f"--{name}={value}" for name, value in params.items()]
@@ -79,7 +79,7 @@ def test_mlflow_run_and_the_command_line_log_the_same(
     assert other.pop("experiment") == "by-project"
     assert one == other
     assert one["lr"] == "1e-2"
-    assert one["augment"] == "False"
+    assert one["tta"] == "False"
     timeless = ("train_loss", "val_accuracy", "test_accuracy", "data/rows")
     for name in timeless:
         assert by_project.data.metrics[name] == by_hand.data.metrics[name]

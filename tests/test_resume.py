@@ -26,8 +26,8 @@ from shopee_mlflow.modeling import scoring
 from shopee_mlflow.tracking.processes import PROCESS_TAG
 from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.tracking.signals import Stopped
-from shopee_mlflow.training.resume import checkpoints_of
-from shopee_mlflow.training.session import Training
+from shopee_mlflow.training.checkpoints import checkpoints_of
+from shopee_mlflow.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 # Dropout, batch norms and augmentation: all that could make a second half differ. 3 batches.
@@ -37,7 +37,7 @@ OPTIONS = {
     "epochs": "4",
     "batch_size": "8",
     "lr": "0.02",
-    "augment": "true",
+    "augment": "original",
 }
 CLOCK = ["epoch_seconds", "images_per_second"]
 
@@ -46,7 +46,9 @@ CLOCK = ["epoch_seconds", "images_per_second"]
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_places: None) -> None:
     """A checkpoint's place is beside the store, and ``last`` looks through all of them."""
     del own_places
-    monkeypatch.setattr("shopee_mlflow.training.resume.local_folder", lambda: tmp_path / "store")
+    monkeypatch.setattr(
+        "shopee_mlflow.training.checkpoints.local_folder", lambda: tmp_path / "store"
+    )
 
 
 def config(folder: Path, **options: str) -> TrainConfig:
@@ -57,9 +59,9 @@ def interrupt(
     monkeypatch: pytest.MonkeyPatch, config: TrainConfig, after: int, signals: int = 1
 ) -> str:
     """Run a training that gets a Ctrl-C within a batch; returns its run's id."""
-    learn, left = Training._learn, [after]
+    learn, left = Trainer._learn, [after]
 
-    def interrupted(self: Training, *batch: Any) -> None:
+    def interrupted(self: Trainer, *batch: Any) -> None:
         learn(self, *batch)
         left[0] -= 1
         if left[0] == 0:
@@ -67,7 +69,7 @@ def interrupt(
                 os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_learn", interrupted)
+        patch.setattr(Trainer, "_learn", interrupted)
         with pytest.raises(Stopped, match="SIGINT"):
             train(config)
     (run,) = mlflow.search_runs(experiment_names=["shopee"], max_results=1, output_format="list")
@@ -97,7 +99,9 @@ def test_a_training_goes_on_to_the_same_end(
     stopped = mlflow.get_run(run_id)
     assert stopped.info.status == "KILLED"
     assert stopped.data.tags["failure"] == "SIGINT received"
-    assert f"go on with: python -m shopee_mlflow train --resume {run_id}" in capsys.readouterr().out
+    assert (
+        f"resume with: python -m shopee_mlflow train --resume {run_id}" in capsys.readouterr().out
+    )
 
     result = train(TrainConfig(resume="last"))
     assert result.run_id == run_id
@@ -115,7 +119,7 @@ def test_a_training_goes_on_to_the_same_end(
 def test_the_second_ctrl_c_leaves_the_checkpoint_before(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shopee_mlflow.training.resume._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("shopee_mlflow.training.checkpoints._SAVE_SECONDS", 0.0)
     run_id = interrupt(monkeypatch, config(make_catalog()), after=5, signals=2)
     last, _ = checkpoints_of(run_id).load()
     assert (len(last["history"]), last["training"]["batches"]) == (1, 0)
@@ -154,9 +158,9 @@ def test_where_things_are_may_change(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data", "The data are others than when the training began: 24 photos .* 25 with"),
-        ("classes", r"The label groups are others .*3 then, 3 now; gone: group2; new: other\)"),
-        ("weights", "The weights that the network starts from are others"),
+        ("data", "The data have changed since the training began: 24 photos .* 25 with"),
+        ("classes", r"The label groups have changed .*3 then, 3 now; gone: group2; new: other\)"),
+        ("weights", "The initial weights of the network have changed"),
     ],
 )
 def test_another_training_is_refused(
@@ -199,7 +203,7 @@ def test_nothing_to_go_on_from(resume: str, error: type[Exception], message: str
 
 def test_a_finished_run_has_nothing_left(make_catalog: MakeCatalog) -> None:
     done = train(config(make_catalog(), epochs="1"))
-    with pytest.raises(ConfigError, match="this run has finished; there is nothing left to do"):
+    with pytest.raises(ConfigError, match="this run has finished; there is nothing to resume"):
         train(TrainConfig(resume=done.run_id))
 
 
@@ -210,13 +214,13 @@ def test_a_run_under_way_is_left_alone(
     client = mlflow.MlflowClient()
     client.update_run(run_id, status="RUNNING")
     client.set_tag(run_id, PROCESS_TAG, another)
-    with pytest.raises(ConfigError, match=f"it is under way, in process {another}"):
+    with pytest.raises(ConfigError, match=f"it is running in process {another}"):
         train(TrainConfig(resume=run_id))
-    with pytest.raises(ConfigError, match="no interrupted training in .*; 1 under way"):
+    with pytest.raises(ConfigError, match="no interrupted training in .*; 1 running"):
         train(TrainConfig(resume="last"))
     # Of another machine's processes nobody knows; so ``last`` leaves theirs alone as well.
     client.set_tag(run_id, PROCESS_TAG, "elsewhere:1:1")
-    with pytest.raises(ConfigError, match="1 under way"):
+    with pytest.raises(ConfigError, match="1 running"):
         train(TrainConfig(resume="last"))
     assert train(TrainConfig(resume=run_id)).run_id == run_id
 
@@ -226,7 +230,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
 ) -> None:
     folder = make_catalog()
     undisturbed = train(config(folder))
-    answer, left = scoring._answer, [2]
+    answer, left = scoring._forward, [2]
 
     def interrupted(*arguments: Any) -> torch.Tensor:
         left[0] -= 1
@@ -235,7 +239,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
         return answer(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_answer", interrupted)
+        patch.setattr(scoring, "_forward", interrupted)
         with pytest.raises(Stopped):
             train(config(folder))
     (run_id,) = [place.name for place in checkpoints_of("x").folder.parent.iterdir()]
@@ -255,7 +259,7 @@ def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
 
     with monkeypatch.context() as patch:
         patch.setattr("shopee_mlflow.training.results.learning_curves", fail)
-        with pytest.raises(TrackingError, match="The training has ended; nothing is lost"):
+        with pytest.raises(TrackingError, match="The training has ended, and nothing is lost"):
             train(config(folder))
     result = train(TrainConfig(resume="last"))
     scores = mlflow.MlflowClient().get_metric_history(result.run_id, "test_loss")
@@ -266,7 +270,7 @@ def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
 
 
 def test_a_search_is_not_resumed_as_a_training() -> None:
-    with pytest.raises(ConfigError, match="a search goes on by itself"):
+    with pytest.raises(ConfigError, match="a search resumes when its command is repeated"):
         resolve(TuneConfig, {"resume": "last"})
 
 
@@ -295,7 +299,7 @@ def test_runs_of_processes_that_are_gone_are_ended(
         f"its process {gone} is gone",
     )
     said = capsys.readouterr().out
-    assert f"run {stale} was left by a process that is gone; it is marked as KILLED now" in said
+    assert f"run {stale} belonged to a process that is gone; it is marked as KILLED" in said
     assert f"train --resume {stale}" in said
     assert [client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 3
 
@@ -328,7 +332,7 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
         [*command, "--resume", "last"], env=env, cwd=ROOT, capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
-    assert f"of run {run_id}" in again.stdout
+    assert f"resuming run {run_id}" in again.stdout
     client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     assert client.get_run(run_id).info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run_id, "val_loss")]
@@ -340,15 +344,15 @@ def test_the_command_ends_with_130_and_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    learn = Training._learn
+    learn = Trainer._learn
 
-    def interrupted(self: Training, *batch: Any) -> None:
+    def interrupted(self: Trainer, *batch: Any) -> None:
         learn(self, *batch)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Training, "_learn", interrupted)
+    monkeypatch.setattr(Trainer, "_learn", interrupted)
     words = [w for name, value in OPTIONS.items() for w in (f"--{name}", value)]
     with pytest.raises(SystemExit) as leaving:
         main(["train", "--data", str(make_catalog()), *words])
     assert leaving.value.code == 130
-    assert "go on with: python -m shopee_mlflow train --resume " in capsys.readouterr().out
+    assert "resume with: python -m shopee_mlflow train --resume " in capsys.readouterr().out

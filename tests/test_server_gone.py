@@ -102,7 +102,7 @@ def test_a_server_that_does_not_come_back_leaves_all_on_the_disk(
         with pytest.raises(TrackingError) as caught:
             train(config(make_catalog()))
     message = str(caught.value)
-    assert "The training has ended; nothing is lost" in message
+    assert "The training has ended, and nothing is lost" in message
     (folder,) = Path("checkpoints").iterdir()
     assert str(folder.resolve()) in message
     assert f"--resume {folder.name}" in message

@@ -44,7 +44,7 @@ def test_ranges_and_lists(tmp_path: Path) -> None:
         "epochs": {"low": 2, "high": 10, "step": 4},
         "batch_size": {"low": 8, "high": 64, "log": True},
         "freeze": ["none", "backbone"],
-        "augment": [True, False],
+        "tta": [True, False],
     }
     assert plan_of(tmp_path, {"space": space}).space == {
         "lr": Range(1e-4, 0.1, log=True),
@@ -52,7 +52,7 @@ def test_ranges_and_lists(tmp_path: Path) -> None:
         "epochs": Range(2, 10, step=4, whole=True),
         "batch_size": Range(8, 64, log=True, whole=True),
         "freeze": Choice(("none", "backbone")),
-        "augment": Choice((True, False)),
+        "tta": Choice((True, False)),
     }
 
 
@@ -135,10 +135,14 @@ def test_a_section_replaces_the_baseline(tmp_path: Path) -> None:
 
 
 def test_an_option_that_the_original_had_not_begins_with_our_default(tmp_path: Path) -> None:
-    space = {"patience": [0, 3], "augment": [False, True], "freeze": ["backbone", "features.5"]}
+    space = {
+        "patience": [0, 3],
+        "augment": ["none", "original"],
+        "freeze": ["backbone", "features.5"],
+    }
     (start,) = plan_of(tmp_path, {"space": space}).baselines()
     assert start["patience"] == 0
-    assert start["augment"] is True
+    assert start["augment"] == "original"
     assert start["freeze"] == "backbone"  # our default, none, is not in the space
 
 

@@ -200,7 +200,7 @@ def test_the_summary_says_it_in_words(whole: Whole) -> None:
 def test_best_yaml_trains_the_same_again(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shopee_mlflow.verbs.train.log_results", lambda *_: None)
+    monkeypatch.setattr("shopee_mlflow.verbs.train.log_training", lambda *_: "")
     file = tmp_path / "best.yaml"
     file.write_text(text(whole.parent, "tune/best.yaml"))
     assert file.read_text().splitlines()[1] == "# mlflow run . -e train -P config=best.yaml"

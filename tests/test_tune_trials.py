@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ from small_search import (
     text,
     wrap_fit,
 )
-from torch import nn
 
 from shopee_mlflow.data.batches import PixelSource
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.epochs import Epoch
 from shopee_mlflow.modeling.freezing import FrozenPrefix
 from shopee_mlflow.tracking.run_log import read_table, read_weights
-from shopee_mlflow.training.session import fit
+from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial
 
@@ -130,13 +128,15 @@ def test_the_weights_of_the_best_epoch_are_kept_not_the_last(
 ) -> None:
     first: dict[str, torch.Tensor] = {}
 
-    def worse_and_worse(module: nn.Module, *given: Any) -> Iterator[Epoch]:
-        for epoch in fit(module, *given):
-            if epoch.number == 1:
-                first.update(copy.deepcopy(module.state_dict()))
-            yield dataclasses.replace(epoch, val_accuracy=1 / epoch.number)
+    epochs_of = Trainer.epochs
 
-    monkeypatch.setattr("shopee_mlflow.tuning.trials.fit", worse_and_worse)
+    def worse_and_worse(self: Trainer, *given: Any) -> Iterator[Epoch]:
+        for epoch in epochs_of(self, *given):
+            if epoch.number == 1:
+                first.update(copy.deepcopy(self.module.state_dict()))
+            yield Epoch(epoch.number, {**epoch.metrics, "val_accuracy": 1 / epoch.number})
+
+    monkeypatch.setattr(Trainer, "epochs", worse_and_worse)
     result = call(n_trials=1, epochs=3)
     assert result is not None
     assert (result.scores["best_epoch"], result.scores["best_val_accuracy"]) == (1, 1.0)
@@ -179,9 +179,9 @@ def test_the_test_split_is_looked_at_after_the_last_trial_alone(
     taken: list[np.ndarray] = []
     take = PixelSource.take
 
-    def noted(self: PixelSource, rows: np.ndarray, variants: np.ndarray) -> torch.Tensor:
+    def noted(self: PixelSource, rows: np.ndarray, *draws: Any) -> torch.Tensor:
         taken.append(rows)
-        return take(self, rows, variants)
+        return take(self, rows, *draws)
 
     before: list[int] = []
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from torch import Tensor
 
 from shopee_mlflow.config import TrainConfig, read_yaml, resolve
-from shopee_mlflow.data.batches import Batches
+from shopee_mlflow.data.batches import Batch, Batches
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.modeling.device import choose_machine, computes_bf16
 from shopee_mlflow.training.context import TrainingContext
-from shopee_mlflow.training.session import fit
+from shopee_mlflow.training.trainer import Trainer
 
 from ..job import MANIFEST, Job
 
@@ -48,7 +47,7 @@ def options(job: Job) -> dict[str, Any]:
     if job.weights:
         given["weights"] = job.weights
     if job.name == FULL:
-        given |= {"freeze": "none", "augment": "false"}
+        given |= {"freeze": "none", "augment": "none"}
         # As auto decides for the whole job; of a scaled one it sees two epochs.
         given["compile"] = str(job.compile and job.size * job.epochs > _LONG).lower()
     elif _FAST.is_file():
@@ -106,7 +105,7 @@ def _flags(job: Job, compiled: bool) -> str:
 class WatchedBatches(Batches):
     """The training's own batches, with the seconds that they were waited for."""
 
-    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[Batch]:
         """Batches as they are."""
         waits = _waits.setdefault(number, [])
         batches = super().epoch(number, skip)
@@ -131,13 +130,16 @@ def input_wait(job: Job) -> float:
     # The length of the whole job decides what is worth compiling.
     config = resolve(TrainConfig, {**options(job), "epochs": max(job.epochs, 2)})
     machine = choose_machine(config.device, config.precision)
-    bench = TrainingContext(load_dataset(config), machine)
-    part = bench.prepare(bench.new_model(config), config)
-    rows = part.train.rows
+    context = TrainingContext(load_dataset(config), machine)
+    inputs = context.prepare(context.new_model(config), config)
+    rows = inputs.train.rows
     if job.name == FULL:
         rows = rows[: _WAIT_BATCHES * config.batch_size]
-    batches = WatchedBatches(**{**vars(part.train), "rows": rows})
-    loop = fit(part.split_model.trainable, batches, part.val, config, machine, step=part.step)
+    batches = WatchedBatches(**{**vars(inputs.train), "rows": rows})
+    trainer = Trainer(
+        inputs.parts.trainable, batches, inputs.val, config, machine, compiled=inputs.compiled
+    )
+    loop = trainer.epochs()
     next(loop)
     warm = next(loop)
-    return sum(_waits[2]) / (len(rows) / warm.images_per_second)
+    return sum(_waits[2]) / (len(rows) / warm["images_per_second"])

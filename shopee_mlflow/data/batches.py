@@ -1,100 +1,79 @@
-"""Photos become batches: gathered from memory, augmented as whole batches, without workers.
+"""Batches of photos: gathered from memory and augmented as a whole, without worker processes.
 
-Which photo comes when, and how it is augmented, follows from the seed and the epoch's number
-alone, so an epoch can be repeated without any stored random state.
+The order of photos and their augmentation follow from the seed and the epoch's number alone, so
+an epoch can be repeated without any stored random state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from .array_cache import Window, as_tensor
-
-# Augmentation is a choice among finitely many variants of a photo: as it is, or one of three.
-PLAIN, HORIZONTAL_FLIP, VERTICAL_FLIP, GRAYSCALE = VARIANTS = range(4)
-_AUGMENT_PROBABILITY = 0.5
-
-_OPERATIONS: dict[int, Callable[[Tensor], Tensor]] = {
-    HORIZONTAL_FLIP: transforms.horizontal_flip,
-    VERTICAL_FLIP: transforms.vertical_flip,
-    GRAYSCALE: lambda images: transforms.rgb_to_grayscale(images, num_output_channels=3),
-}
+from .transforms import Draws, Transform, on_device
 
 
 class Source(Protocol):
-    """Where batches take their inputs from: pixels, or activations computed before."""
+    """Where batches take their inputs from: pixels, or cached activations of frozen layers."""
 
-    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
-        """Inputs on the device for these rows, each in the variant drawn for it."""
+    def take(self, rows: np.ndarray, draws: Draws | None = None) -> Tensor:
+        """Inputs of these rows on the device, each transformed by its draw; None: plain."""
 
 
 class PixelSource:
     """Decoded photos, on the device where they fit, else in (memory-mapped) memory.
 
     :param pixels: (M, S, S, 3) uint8.
-    :param places: (N,) int64, where in ``pixels`` each row's photo is; None: row for row.
+    :param cache_rows: (N,) int64, the position in ``pixels`` of each row's photo; None: the same.
     """
 
     def __init__(
         self,
         pixels: np.ndarray,
         device: torch.device | str = "cpu",
-        places: np.ndarray | None = None,
+        cache_rows: np.ndarray | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self._places = places
+        self._cache_rows = cache_rows
         self._pixels = as_tensor(pixels)
         self._window = Window(pixels)
         if self.device.type == "cuda" and self._fits():
             self._pixels = self._pixels.to(self.device)
 
-    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
+    def take(self, rows: np.ndarray, draws: Draws | None = None) -> Tensor:
         """(n, 3, S, S) uint8 on the device, in channels-last memory order."""
-        places = rows if self._places is None else self._places[rows]
-        batch = self._pixels.index_select(0, on_device(places, self._pixels.device))
+        found = rows if self._cache_rows is None else self._cache_rows[rows]
+        batch = self._pixels.index_select(0, on_device(found, self._pixels.device))
         self._window.passed(batch.nbytes)
-        batch = batch.to(self.device, non_blocking=True)
-        return apply_variants(batch.permute(0, 3, 1, 2), variants)
+        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return images if draws is None else draws.apply(images)
 
     def _fits(self) -> bool:
-        torch.cuda.empty_cache()  # what torch keeps for later is free, too
+        torch.cuda.empty_cache()  # torch's cached memory is free, too
         free, _ = torch.cuda.mem_get_info(self.device)
         return self._pixels.nbytes < free / 2
 
 
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Values as a tensor there. To a GPU from pinned memory, since a copy from any other would
-    wait for all that the GPU has still to do."""
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+@dataclass(frozen=True)
+class Batch:
+    """A batch, or one process's share of it.
 
-
-def draw_variants(count: int, rng: np.random.Generator) -> np.ndarray:
-    """A variant for each photo: with probability 0.5 one of the three operations, alike."""
-    chosen = rng.integers(1, len(VARIANTS), size=count)
-    return np.where(rng.random(count) < _AUGMENT_PROBABILITY, chosen, PLAIN)
-
-
-def apply_variants(images: Tensor, variants: np.ndarray) -> Tensor:
-    """Augment a batch, (n, 3, H, W) uint8: one whole-batch operation for each variant in it.
-
-    Changes ``images`` in place where any variant is not plain, and returns it.
+    :ivar inputs: (n, ...) on the device.
+    :ivar labels: (n,) int64 on the device.
+    :ivar own: how many of these photos count: n, or 0 where the share is empty and its only photo
+        stands in for it.
+    :ivar all_labels: (N,) int64, labels of the whole batch, on the CPU.
     """
-    for variant, operation in _OPERATIONS.items():
-        chosen = np.flatnonzero(variants == variant)
-        if len(chosen):
-            index = on_device(chosen, images.device)
-            images[index] = operation(images[index])
-    return images
+
+    inputs: Tensor
+    labels: Tensor
+    own: int
+    all_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,10 +82,10 @@ class Batches:
 
     :ivar rows: (n,) int64, rows of the source.
     :ivar labels: (N,) int64, the label of every row of the source.
-    :ivar shuffle: a new order each epoch; else the order of ``rows``.
-    :ivar augment: a new variant for each photo each epoch; else all plain.
-    :ivar share: (k, n): of each batch this is the k-th of n shares, every n-th photo. A batch is
-        the same whatever n is.
+    :ivar train: shuffle the photos anew in each epoch; else they come in the order of ``rows``.
+    :ivar transform: augmentation of the photos, drawn anew in each epoch.
+    :ivar share: (rank, size): this process takes every size-th photo of each batch, beginning
+        with photo ``rank``. A batch is the same whatever the size is.
     """
 
     source: Source
@@ -114,8 +93,8 @@ class Batches:
     labels: np.ndarray
     batch_size: int
     device: torch.device
-    shuffle: bool = False
-    augment: bool = False
+    train: bool = False
+    transform: Transform | None = None
     seed: int = 0
     share: tuple[int, int] = (0, 1)
 
@@ -127,50 +106,46 @@ class Batches:
         """Photos in an epoch, of all shares."""
         return len(self.rows)
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """Of each batch: photos in all shares, and in this one."""
-        ends = self._ends()
-        totals = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        return [(total, len(self._mine(total))) for total in totals]
-
     def positions(self) -> np.ndarray:
-        """(m,) int64: which of ``rows`` are in this share, in its order where nothing shuffles."""
+        """(m,) int64: positions in ``rows`` of this share's photos, in order, without shuffling."""
         ends = self._ends()
         starts = [0, *ends[:-1]]
-        parts = [start + self._mine(end - start) for start, end in zip(starts, ends, strict=True)]
+        parts = [start + self._own(end - start) for start, end in zip(starts, ends, strict=True)]
         return np.concatenate(parts)
 
-    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, (n,) int64, of each batch, on the device.
+    def epoch(self, number: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch.
 
-        A share that has no photo of a batch is left out where nothing is learned; where something
-        is, the other shares wait for its gradients, so it gets the batch's first photo, which is to
-        count nothing (see :meth:`sizes`).
+        A share without a photo of a batch is left out in evaluation. In training, the other
+        processes wait for its gradients, so it gets the batch's first photo with ``own=0``.
 
-        :param skip: so many batches at the beginning are left out.
+        :param skip: number of batches to leave out at the beginning.
         """
         rng = np.random.default_rng((self.seed, number))
-        rows = rng.permutation(self.rows) if self.shuffle else self.rows
-        variants = draw_variants(len(rows), rng) if self.augment else np.zeros(len(rows), int)
+        rows = rng.permutation(self.rows) if self.train else self.rows
+        draws = self.transform and Draws(self.transform, self.transform.draw(len(rows), rng))
         ends = self._ends()
         start = ends[skip - 1] if skip else 0
         for end in ends[skip:]:
-            mine = start + self._mine(end - start)
-            if not len(mine) and self.shuffle:
-                mine = np.array([start])
-            if len(mine):
-                labels = on_device(self.labels[rows[mine]], self.device)
-                yield self.source.take(rows[mine], variants[mine]), labels
+            own = start + self._own(end - start)
+            taken = own if len(own) or not self.train else np.array([start])
+            if len(taken):
+                yield Batch(
+                    self.source.take(rows[taken], draws[taken] if draws else None),
+                    on_device(self.labels[rows[taken]], self.device),
+                    len(own),
+                    torch.from_numpy(self.labels[rows[start:end]]),
+                )
             start = end
 
-    def _mine(self, total: int) -> np.ndarray:
-        number, shares = self.share
-        return np.arange(number, total, shares)
+    def _own(self, total: int) -> np.ndarray:
+        rank, size = self.share
+        return np.arange(rank, total, size)
 
     def _ends(self) -> list[int]:
         """Where batches end. A last training batch of one photo joins the one before it, since
         batch normalisation cannot learn from a single photo."""
         ends = [*range(self.batch_size, self.photos, self.batch_size), self.photos]
-        if self.shuffle and len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        if self.train and len(ends) > 1 and ends[-1] - ends[-2] == 1:
             del ends[-2]
         return ends

@@ -36,7 +36,7 @@ class Dataset:
         ``classes``), and posting_id and title where the catalogue has them.
     :ivar decoded: (M, size, size, 3) uint8, RGB, photos as they were decoded, also those left out
         since; often memory-mapped.
-    :ivar places: (N,) int64, where in ``decoded`` each row's photo is.
+    :ivar cache_rows: (N,) int64, the position in ``decoded`` of each row's photo.
     :ivar classes: label groups as text, sorted.
     :ivar cleaning: what each step left out.
     :ivar source: the CSV file.
@@ -46,7 +46,7 @@ class Dataset:
 
     frame: pd.DataFrame
     decoded: np.ndarray
-    places: np.ndarray
+    cache_rows: np.ndarray
     classes: list[str]
     cleaning: Cleaning
     source: Path
@@ -59,13 +59,13 @@ class Dataset:
 
     def photos(self, rows: np.ndarray) -> np.ndarray:
         """(n, size, size, 3) uint8, RGB: a copy of the photos in these rows."""
-        return self.decoded[self.places[rows]]
+        return self.decoded[self.cache_rows[rows]]
 
     @property
     def pixels(self) -> np.ndarray:
         """(N, size, size, 3) uint8, RGB, row for row; a copy where a decoded photo was left out."""
-        whole = len(self.places) == len(self.decoded)
-        return self.decoded if whole else self.decoded[self.places]
+        whole = len(self.cache_rows) == len(self.decoded)
+        return self.decoded if whole else self.decoded[self.cache_rows]
 
     def manifest(self) -> pd.DataFrame:
         """File, label, split and content digest of every photo, sorted by file."""
@@ -128,14 +128,14 @@ def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
 
 
 def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
-    places = frame.index.to_numpy(np.int64)
+    cache_rows = frame.index.to_numpy(np.int64)
     classes = sorted(frame["label_group"].unique())
     frame = frame.reset_index(drop=True)
     frame["label"] = frame["label_group"].map({name: i for i, name in enumerate(classes)})
     return Dataset(
         frame=frame,
         decoded=decoded,
-        places=places,
+        cache_rows=cache_rows,
         classes=classes,
         cleaning=cleaning,
         source=csv,

@@ -1,4 +1,4 @@
-"""torch.compile for the training step: when asked for, or when the run is long enough to pay."""
+"""torch.compile for the training step: on request, or when the run is long enough to benefit."""
 
 from __future__ import annotations
 

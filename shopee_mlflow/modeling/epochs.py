@@ -1,89 +1,126 @@
-"""What epochs gave, and which of them was the best."""
+"""What an epoch measured, and which epoch was the best."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .metrics import accuracy, macro_f1
+
+# Metrics of the validation split by name: labels (N,) int64 and predicted classes (N,) -> value.
+VALIDATION_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "val_accuracy": accuracy,
+    "val_macro_f1": macro_f1,
+}
+EPOCH_METRICS = (
+    *("train_loss", "train_accuracy", "val_loss", *VALIDATION_METRICS),
+    *("lr", "epoch_seconds", "images_per_second"),
+)
+
+
+def validation_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """The metrics of :data:`VALIDATION_METRICS` for (N,) labels and (N, C) logits."""
+    predicted = logits.argmax(axis=1)
+    return {name: metric(labels, predicted) for name, metric in VALIDATION_METRICS.items()}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch gave. ``number`` counts from 1; accuracies are shares, 0..1."""
+    """An epoch of a training.
+
+    :ivar number: counts from 1.
+    :ivar metrics: name -> value, by the names that a run logs: train_loss, train_accuracy,
+        val_loss, val_accuracy, val_macro_f1, lr, epoch_seconds, images_per_second. Accuracies are
+        shares, 0..1.
+    """
 
     number: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    epoch_seconds: float
-    images_per_second: float
+    metrics: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+    def state(self) -> dict[str, Any]:
+        """The epoch as plain values, for a checkpoint."""
+        return {"number": self.number, "metrics": dict(self.metrics)}
 
     @classmethod
-    def metric_names(cls) -> list[str]:
-        """The names of :meth:`metrics`."""
-        return [f.name for f in dataclasses.fields(cls) if f.name != "number"]
+    def from_state(cls, state: Any) -> Epoch:
+        """The epoch that :meth:`state` described.
 
-    def metrics(self) -> dict[str, float]:
-        """Name -> value, by the names that a run logs."""
-        return {name: value for name, value in vars(self).items() if name != "number"}
+        :raises CheckpointError: when it does not, for instance in a checkpoint of another version.
+        """
+        try:
+            return cls(int(state["number"]), dict(state["metrics"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The checkpoint's history is not that of this version ({error!r}). Start again "
+                "without resume."
+            ) from error
 
 
 @dataclass
-class Best:
-    """The best epoch by validation accuracy, and a copy of its weights.
+class BestEpoch:
+    """The best epoch by a validation metric, and a copy of its weights.
 
-    Of epochs of equal accuracy, which are common where few photos validate, the one of lower
-    validation loss is the better.
+    Where few photos validate, equal values are common; the lower validation loss then decides.
+
+    :ivar monitor: name of the metric; higher is better.
     """
 
     module: nn.Module
+    monitor: str = "val_accuracy"
     epoch: Epoch | None = None
     _weights: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def found(self) -> Epoch:
+        """The best epoch; there must have been one."""
+        assert self.epoch is not None, "no epoch has ended"
+        return self.epoch
+
     def update(self, epoch: Epoch) -> bool:
-        """Keep the module's weights if this epoch is better than all before; says whether it is."""
-        if self.epoch is not None and _rank(epoch) <= _rank(self.epoch):
+        """Copy the module's weights if this epoch is the best so far; tells whether it is."""
+        if self.epoch is not None and self._rank(epoch) <= self._rank(self.epoch):
             return False
         self.epoch = epoch
-        # A copy of the mapping itself, which says the layers' versions, too: MNASNet asks for its.
+        # A copy of the whole mapping, whose metadata holds layer versions that MNASNet needs.
         self._weights = copy.deepcopy(self.module.state_dict())
         return True
 
     def scores(self) -> dict[str, float]:
-        """Of the best epoch: best_val_accuracy and best_epoch."""
-        assert self.epoch is not None, "no epoch has been seen"
-        return {
-            "best_val_accuracy": self.epoch.val_accuracy,
-            "best_epoch": float(self.epoch.number),
-        }
+        """best_epoch, best_val_accuracy, and the best value of another metric that is monitored."""
+        names = dict.fromkeys(["val_accuracy", self.monitor])
+        values = {f"best_{name}": self.found[name] for name in names}
+        return {**values, "best_epoch": float(self.found.number)}
 
     def state(self) -> dict[str, object]:
-        """All of it, as a checkpoint keeps it."""
-        assert self.epoch is not None, "no epoch has been seen"
-        return {"epoch": vars(self.epoch), "weights": self._weights}
+        """Epoch and weights, for a checkpoint."""
+        return {"epoch": self.found.state(), "weights": self._weights}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
-        self.epoch, self._weights = Epoch(**state["epoch"]), state["weights"]
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` returned.
 
-    def restore(self) -> Epoch:
-        """Put the best weights back into the module."""
-        assert self.epoch is not None, "no epoch has been seen"
+        :raises CheckpointError: when it is no such state.
+        """
+        self.epoch, self._weights = Epoch.from_state(state["epoch"]), state["weights"]
+
+    def load_weights(self) -> Epoch:
+        """Load the best epoch's weights into the module."""
         self.module.load_state_dict(self._weights)
-        return self.epoch
+        return self.found
+
+    def _rank(self, epoch: Epoch) -> tuple[float, float]:
+        return epoch[self.monitor], -epoch["val_loss"]
 
 
-def epochs_without_progress(epochs: Sequence[Epoch]) -> int:
-    """How many epochs ago the highest validation accuracy was first reached."""
-    accuracies = [epoch.val_accuracy for epoch in epochs]
-    return len(accuracies) - 1 - accuracies.index(max(accuracies))
-
-
-def _rank(epoch: Epoch) -> tuple[float, float]:
-    return epoch.val_accuracy, -epoch.val_loss
+def epochs_without_progress(epochs: Sequence[Epoch], monitor: str = "val_accuracy") -> int:
+    """Number of epochs since the metric first reached its highest value."""
+    values = [epoch[monitor] for epoch in epochs]
+    return len(values) - 1 - values.index(max(values))

@@ -1,8 +1,8 @@
-"""The frozen prefix: cut a network at a stage, run the first part once, train only the rest.
+"""The frozen prefix: split a network at a stage, run the first part once, train the second.
 
-The cut is made on the traced graph of the backbone (torch.fx), so it works for any architecture
-whose stages follow one another. Both parts share their layers with the whole model: what the
-rest learns is in the model, and the model that is logged is the whole, unchanged network.
+The traced graph of the backbone (torch.fx) is split, so it works for any architecture whose stages
+follow one another. Both parts share their layers with the whole model, so training the second part
+trains the model, and the model that is logged is the whole, unchanged network.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from torch import Tensor, fx, nn
 
 from ..config import AUTO
 from ..data.array_cache import Window, as_tensor, has_room, is_built, load_or_build
-from ..data.batches import PLAIN, VARIANTS, Source, on_device
+from ..data.batches import Source
+from ..data.transforms import PLAIN, Draws, FiniteTransform, on_device
 from ..errors import ModelError
 from .inference import fuse_layers
 from .models import ProductClassifier
 
 BACKBONE = "backbone"
-# Of the free memory, what activations may take: batches and the network need some, too.
+# Share of the free memory that activations may take: batches and the network need some, too.
 _MEMORY_SHARE = 0.8
 _PREFIX_BATCH = 32
 NOTHING = "none"
 _Real = type[np.floating[Any]]
-# From this size on, in bytes, activations are kept in half precision.
+# Size in bytes from which activations are stored in half precision.
 _HALF_FROM = 4 * 2**30
 _HALF_MOST = torch.finfo(torch.float16).max
-# What is remembered of a file of halves that cannot hold its activations.
+# Marks a float16 file that cannot hold its activations.
 _TOO_LARGE = "too_large"
 
 
@@ -42,7 +43,7 @@ class SplitModel:
     """A model in two parts: ``trainable(frozen(images))`` equals ``model(images)``.
 
     :ivar frozen: photos -> activations, always in eval mode; None where nothing is frozen.
-    :ivar trainable: activations (photos where nothing is frozen) -> logits; what is trained.
+    :ivar trainable: activations (photos where nothing is frozen) -> logits.
     """
 
     frozen: FrozenPrefix | None
@@ -71,7 +72,7 @@ class FrozenPrefix(nn.Module):
         return self.layers(self._model[0].preprocess(images))
 
     def fused(self) -> nn.Module:
-        """A copy for fast inference, convolutions and batch norms merged; same values to ~1e-5."""
+        """A copy for fast inference with merged batch norms; the same values to about 1e-5."""
         return FrozenPrefix(self._model[0], fuse_layers(self.layers))
 
 
@@ -87,55 +88,63 @@ class ActivationSource:
         photos: Source,
         plain_rows: np.ndarray,
         augmented_rows: np.ndarray,
+        transform: FiniteTransform | None = None,
         *,
         name: str | None = None,
-        numbers: str = AUTO,
+        dtype: str = AUTO,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Run the prefix over all rows, and over every variant of ``augmented_rows``.
 
         :param name: of the file in the cache folder, a digest of all that shapes the activations;
-            None keeps them in memory. What is on a GPU, or finds no room on the disk, stays in
+            None keeps them in memory. Activations on a GPU, or without room on the disk, stay in
             memory too.
-        :param numbers: of the file: ``float32``; ``float16``, half the size, relative error
-            2**-11; ``auto``: float16 for large ones. What float16 cannot hold stays float32.
+        :param dtype: of the file: ``float32``; ``float16``, half the size, relative error 2**-11;
+            ``auto``: float16 for large ones. Values that float16 cannot hold stay float32.
         :raises ModelError: when they are to be kept in memory and are too large for it.
         """
+        variants = transform.variants if transform else 1
         wanted = [(row, PLAIN) for row in plain_rows]
-        wanted += [(row, variant) for variant in VARIANTS[1:] for row in augmented_rows]
-        rows, variants = np.array(wanted, dtype=np.int64).T
-        self._place = np.full((len(VARIANTS), int(rows.max()) + 1), -1, dtype=np.int64)
-        self._place[variants, rows] = np.arange(len(rows))
-        first = _channels_last(prefix(photos.take(rows[:1], variants[:1])))
+        wanted += [(row, variant) for variant in range(1, variants) for row in augmented_rows]
+        rows, chosen = np.array(wanted, dtype=np.int64).T
+        # Position in the store of each variant and row; -1 where there is none.
+        self._slot = np.full((variants, int(rows.max()) + 1), -1, dtype=np.int64)
+        self._slot[chosen, rows] = np.arange(len(rows))
+
+        def compute(part: slice) -> Tensor:
+            draws = Draws(transform, chosen[part]) if transform else None
+            return _channels_last(prefix(photos.take(rows[part], draws)))
+
+        first = compute(slice(0, 1))
         shape = (len(rows), *first.shape[1:])
 
         def fill(store: Tensor, first_row: int = 0) -> dict[str, Any]:
             for start in range(0, len(store), _PREFIX_BATCH):
-                place = slice(start, min(start + _PREFIX_BATCH, len(store)))
-                part = slice(first_row + place.start, first_row + place.stop)
-                values = _channels_last(prefix(photos.take(rows[part], variants[part])))
+                span = slice(start, min(start + _PREFIX_BATCH, len(store)))
+                part = slice(first_row + span.start, first_row + span.stop)
+                values = compute(part)
                 if store.dtype == torch.float16 and values.abs().max() > _HALF_MOST:
                     return {_TOO_LARGE: {str(first_row): True}}
-                store[place] = values
+                store[span] = values
                 if progress:
                     progress(part.stop, len(rows))
             return {}
 
-        file, dtype = f"activations-{name}", _numbers(numbers, shape)
+        file, kind = f"activations-{name}", _file_dtype(dtype, shape)
         self._window: Window | None = None
-        self.mapped = name is not None and _fits_a_file(first, shape, dtype, file)
+        self.mapped = name is not None and _fits_a_file(first, shape, kind, file)
         if self.mapped:
-            stored = _in_file(file, shape, dtype, fill)
+            stored = _in_file(file, shape, kind, fill)
             self._store, self._window = as_tensor(stored), Window(stored)
         else:
             _check_memory(first, len(rows))
             self._store = first.new_empty(shape)
             fill(self._store)
 
-    def take(self, rows: np.ndarray, variants: np.ndarray) -> Tensor:
+    def take(self, rows: np.ndarray, draws: Draws | None = None) -> Tensor:
         """Activations on the device, 4-dimensional ones in channels-last memory order."""
-        places = self._place[variants, rows]
-        batch = self._store.index_select(0, on_device(places, self._store.device))
+        slots = self._slot[PLAIN if draws is None else draws.values, rows]
+        batch = self._store.index_select(0, on_device(slots, self._store.device))
         if self._window:
             self._window.passed(batch.nbytes)
             batch = batch.float()
@@ -148,7 +157,7 @@ class ActivationSource:
 
 
 def _channels_last(values: Tensor) -> Tensor:
-    """As they are kept: rows are gathered as they lie, and CPU convolutions like this order."""
+    """In the order in which they are stored; CPU convolutions are fastest in it."""
     return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
 
 
@@ -157,7 +166,7 @@ def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: st
     return known and (is_built(name) or has_room(name, shape, dtype))
 
 
-def _numbers(wanted: str, shape: tuple[int, ...]) -> _Real:
+def _file_dtype(wanted: str, shape: tuple[int, ...]) -> _Real:
     if wanted == AUTO:
         wanted = "float16" if 4 * math.prod(shape) > _HALF_FROM else "float32"
     return np.float16 if wanted == "float16" else np.float32
@@ -188,9 +197,9 @@ def _check_memory(example: Tensor, total: int) -> None:
         free = psutil.virtual_memory().available
     if needed > _MEMORY_SHARE * free:
         raise ModelError(
-            f"freeze: what the frozen layers give takes {needed / 2**30:,.1f} GiB for all photos "
-            f"and variants, and {free / 2**30:,.1f} GiB of memory are free. Freeze at a later "
-            "stage, set augment=false (a quarter of it), or lower image_size."
+            f"freeze: activations of the frozen layers take {needed / 2**30:,.1f} GiB for all "
+            f"photos and variants, and {free / 2**30:,.1f} GiB of memory are free. Freeze at a "
+            "later stage, set augment=none (one variant of each photo), or lower image_size."
         )
 
 
@@ -200,7 +209,7 @@ def split_model(model: ProductClassifier, freeze: str) -> SplitModel:
     :param freeze: ``none``, ``backbone`` (all but the head), or a module of the backbone by its
         dotted name, such as ``features.5`` (EfficientNet) or ``layer3`` (ResNet): everything up
         to and including it is frozen.
-    :raises ModelError: naming the stages there are, where this is none.
+    :raises ModelError: when there is no such stage; names those there are.
     """
     if freeze == NOTHING:
         return SplitModel(None, model)
@@ -220,8 +229,8 @@ def stages(model: ProductClassifier) -> list[str]:
 
 
 class _StageTracer(fx.Tracer):
-    """Traces down to layers; those of torchvision.ops know whether they are training, so they
-    stay whole like torch's own."""
+    """Traces down to layers. Those of torchvision.ops depend on the training mode, so they are not
+    traced into, like torch's own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith("torchvision.ops") or super().is_leaf_module(
@@ -248,7 +257,7 @@ def _path(node: fx.Node) -> str:
 
 
 def _cut_node(graph: fx.Graph, stage: str) -> fx.Node | None:
-    """The stage's last node, if all that follows needs nothing else from before."""
+    """The stage's last node, if all later nodes depend on it alone."""
     nodes = list(graph.nodes)
     inside = [i for i, n in enumerate(nodes) if f"{_path(n)}.".startswith(f"{stage}.")]
     if not inside or nodes[inside[-1]].op in ("placeholder", "get_attr"):

@@ -1,4 +1,4 @@
-"""Out of memory: how it is told, and into which parts a batch is split then."""
+"""Out of memory: recognised, and answered by computing a batch in smaller parts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _log = logging.getLogger(__name__)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory has not done, on a GPU or on the CPU, whose allocator has no error class."""
+    """Whether a GPU or the CPU, whose allocator has no error class, ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def smaller_part(part: int, batch: int, reason: str) -> int:
-    """Half as many photos at a time, which is told; the step stays one of the whole batch.
+    """Half as many photos at a time, with a warning; the step stays one of the whole batch.
 
-    :param part: photos at a time for which memory has not done.
-    :raises TrainingError: when it was a single one.
+    :param part: photos at a time that did not fit into the memory.
+    :raises TrainingError: when it was a single photo.
     """
     if part == 1:
         raise TrainingError(
-            f"Not even a single photo fits into the memory ({reason}). Lower image_size, freeze "
+            f"Not even a single photo fits into memory ({reason}). Lower image_size, freeze "
             "more layers, take a smaller model, or close other programs."
         )
     half = (part + 1) // 2
@@ -43,7 +43,7 @@ def smaller_part(part: int, batch: int, reason: str) -> int:
 
 
 def free_memory(machine: Machine) -> None:
-    """Let go of what a failed step has left."""
+    """Free the memory of a failed step."""
     gc.collect()
     if machine.device.type == "cuda":
         torch.cuda.empty_cache()

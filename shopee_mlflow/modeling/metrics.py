@@ -67,6 +67,18 @@ def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     }
 
 
+def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Share of photos whose predicted class is right, 0..1."""
+    return float((labels == predicted).mean())
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """scikit-learn's macro F1: the mean of the classes' F1, over classes that occur in either."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+
+
 def scores_of_test(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """:func:`score` by the names that a run logs: test_accuracy and so on."""
     return {f"test_{name}": value for name, value in score(labels, logits).items()}

@@ -1,11 +1,27 @@
-"""The learning rate over a training."""
+"""The optimizer by name, and the learning rate over a training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
 
 from ..config import TrainConfig
+
+# Name -> torch's optimizer and the options that it takes, under the same names. One line each.
+OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
+    "sgd": (SGD, ("lr", "momentum", "weight_decay")),
+    "adamw": (AdamW, ("lr", "weight_decay")),
+}
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """The optimizer that the options describe, for the parameters that are trained."""
+    kind, options = OPTIMIZERS[config.optimizer]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return kind(trained, **{name: getattr(config, name) for name in options})
 
 
 def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:

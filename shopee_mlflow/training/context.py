@@ -1,4 +1,4 @@
-"""A dataset on a machine, made ready for trainings that share its pixels and activations."""
+"""What trainings on one dataset share: decoded photos, activations, initial models."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AUTO, TrainConfig
+from ..config import AUTO, NONE, TrainConfig
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
+from ..data.transforms import FiniteTransform, transform_named
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
+from ..modeling.distributed import ALONE, Group
 from ..modeling.freezing import ActivationSource, FrozenPrefix, SplitModel, split_model
-from ..modeling.group import ALONE, Group
+from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
 
 _EVALUATION_BATCH = 64
-_MODELS_KEPT = 8
-# Changes when photos are prepared for the network, or varied, in another way.
+_CACHED_MODELS = 8
+# Changes when the preprocessing of photos, or their variants, change.
 _RECIPE = "activations-1"
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """A model cut where it is frozen, and the batches for what is trained of it.
+    """A model split where it is frozen, and the batches for its trainable part.
 
-    :ivar step: what is trained, compiled; None where it is not to be.
+    :ivar compiled: the trainable part, compiled; None where it is not to be.
     """
 
-    split_model: SplitModel
-    step: Callable[[Tensor], Tensor] | None
+    parts: SplitModel
+    compiled: Callable[[Tensor], Tensor] | None
+    loss: CrossEntropy
     train: Batches
     val: Batches
     test: Batches
@@ -47,11 +50,11 @@ class TrainingInputs:
 
 @dataclass
 class TrainingContext:
-    """What trainings on one dataset have in common, for one of them or for many in turn.
+    """What trainings on one dataset share, whether one or many run in turn.
 
-    Pixels are laid out once. What a frozen prefix gives is computed once for all trainings that
-    freeze the same layers with the same weights. On the CPU in fp32, and where the option
-    ``cache`` allows it, other processes and later runs find it in the cache folder.
+    Activations of a frozen prefix are computed once for all trainings that freeze the same layers
+    with the same weights. On the CPU in fp32, with the option ``cache``, other processes and later
+    runs find them in the cache folder.
     """
 
     dataset: Dataset
@@ -66,101 +69,107 @@ class TrainingContext:
             keep_freed_memory()
 
     def new_model(self, config: TrainConfig) -> ProductClassifier:
-        """A model on the device, in the memory order that convolutions like; seeded.
+        """A model on the device, in channels-last memory format, with seeded initial weights.
 
-        Trainings that start alike get copies of one model, which is faster than another build.
+        Equal models are built once and copied, which is faster.
         """
         key = (config.model, config.weights, config.image_size, config.seed)
         if key not in self._models:
             torch.manual_seed(config.seed)
             weights = None if config.weights == AUTO else config.weights
             model = build_model(config.model, self.dataset.classes, config.image_size, weights)
-            while len(self._models) >= _MODELS_KEPT:
+            while len(self._models) >= _CACHED_MODELS:
                 del self._models[next(iter(self._models))]
             self._models[key] = model.to(memory_format=torch.channels_last)
         return copy.deepcopy(self._models[key]).to(self.machine.device)
 
-    def test_photos(self) -> Batches:
-        """The test split's photos, for a whole model."""
-        labels = self.dataset.frame["label"].to_numpy(np.int64)
-        rows = self.dataset.rows(TEST)
-        return Batches(
-            self._photos(),
-            rows,
-            labels,
-            _EVALUATION_BATCH,
-            self.machine.device,
-            share=self.group.share,
-        )
-
-    def test(self, model: ProductClassifier, part: TrainingInputs) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (T,) int64 and logits (T, C) float32 of the test split; in all of a group.
-
-        :param part: what was trained of the model.
-        """
-        # A mirrored photo has another activation, so the whole model looks at it.
-        tested = (
-            (model, self.test_photos()) if model.tta else (part.split_model.trainable, part.test)
-        )
-        return predict_logits(*tested, self.machine, self.group)
-
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> TrainingInputs:
-        """SplitModel the model at ``freeze`` and make the batches of each split."""
+        """Split the model at ``freeze`` and make the batches of each split."""
         parts = split_model(model, config.freeze)
         source: Source = self._photos()
         if parts.frozen is not None:
             source = self._frozen(parts.frozen, config)
-
-        def batches(split: str, size: int, learn: bool = False) -> Batches:
-            return Batches(
-                source,
-                self.dataset.rows(split),
-                self.dataset.frame["label"].to_numpy(np.int64),
-                size,
-                self.machine.device,
-                shuffle=learn,
-                augment=learn and config.augment,
-                seed=config.seed,
-                share=self.group.share,
-            )
-
-        example = source.take(self.dataset.rows(TRAIN)[:1], np.zeros(1, dtype=np.int64))
-        photos = len(self.dataset.rows(TRAIN))
-        step = None
-        # What is compiled would not tell the others its gradients.
-        if self.group.size == 1:
-            with self.machine.autocast():
-                step = compile_step(parts.trainable, example, photos, config, self.machine)
+        train = self.batches(TRAIN, source, config)
         return TrainingInputs(
             parts,
-            step,
-            train=batches(TRAIN, config.batch_size, learn=True),
-            val=batches(VAL, _EVALUATION_BATCH),
-            test=batches(TEST, _EVALUATION_BATCH),
+            self._compile(parts, train, config),
+            self._loss(config),
+            train,
+            val=self.batches(VAL, source),
+            test=self.batches(TEST, source),
         )
+
+    def test(
+        self, model: ProductClassifier, inputs: TrainingInputs | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (T,) int64 and logits (T, C) float32 of the test split; in every process.
+
+        :param inputs: those that the model was trained on, so that cached activations are used.
+        """
+        if inputs is None or model.tta:
+            # The mirror image has other activations, so the whole model runs.
+            batches = self.batches(TEST, self._photos())
+            return predict_logits(model, batches, self.machine, self.group)
+        return predict_logits(inputs.parts.trainable, inputs.test, self.machine, self.group)
+
+    def batches(self, split: str, source: Source, training: TrainConfig | None = None) -> Batches:
+        """Batches of a split; with the options of a training: shuffled and augmented."""
+        settings = (
+            {"batch_size": _EVALUATION_BATCH}
+            if training is None
+            else {
+                "batch_size": training.batch_size,
+                "train": True,
+                "transform": transform_named(training.augment),
+                "seed": training.seed,
+            }
+        )
+        labels = self.dataset.frame["label"].to_numpy(np.int64)
+        rows, device = self.dataset.rows(split), self.machine.device
+        share = (self.group.rank, self.group.size)
+        return Batches(source, rows, labels, device=device, share=share, **settings)
+
+    def _loss(self, config: TrainConfig) -> CrossEntropy:
+        if config.class_weights == NONE:
+            return CrossEntropy(config.label_smoothing)
+        labels = self.dataset.frame["label"].to_numpy(np.int64)[self.dataset.rows(TRAIN)]
+        weights = balanced_weights(labels, len(self.dataset.classes)).to(self.machine.device)
+        return CrossEntropy(config.label_smoothing, weights)
+
+    def _compile(
+        self, parts: SplitModel, train: Batches, config: TrainConfig
+    ) -> Callable[[Tensor], Tensor] | None:
+        # DistributedDataParallel would not see the gradients of a compiled module.
+        if self.group.size > 1:
+            return None
+        example = train.source.take(train.rows[:1])
+        with self.machine.autocast():
+            return compile_step(parts.trainable, example, train.photos, config, self.machine)
 
     def _photos(self) -> PixelSource:
         if self._pixels is None:
             data = self.dataset
-            self._pixels = PixelSource(data.decoded, self.machine.device, data.places)
+            self._pixels = PixelSource(data.decoded, self.machine.device, data.cache_rows)
         return self._pixels
 
     def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
-        train = self.dataset.rows(TRAIN) if config.augment else np.array([], dtype=np.int64)
+        transform = transform_named(config.augment)
+        assert transform is None or isinstance(transform, FiniteTransform), config.augment
+        train = self.dataset.rows(TRAIN) if transform else np.array([], dtype=np.int64)
         key = self._key(prefix, train, config)
         if key not in self._activations:
-            # Memory holds one prefix's; those in files are the system's to keep or let go.
-            held = {k: source for k, source in self._activations.items() if source.mapped}
-            self._activations = held
+            # Memory holds the activations of one prefix; mapped files may stay.
+            self._activations = {k: s for k, s in self._activations.items() if s.mapped}
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
                     prefix.fused(),
                     self._photos(),
-                    plain_rows=np.arange(len(self.dataset.frame)),
-                    augmented_rows=train,
+                    np.arange(len(self.dataset.frame)),
+                    train,
+                    transform,
                     name=key if config.cache else None,
-                    numbers=config.activation_dtype,
-                    progress=watch("computing what the frozen layers give"),
+                    dtype=config.activation_dtype,
+                    progress=watch("computing activations of the frozen layers"),
                 )
             where = "the cache folder" if source.mapped else "memory"
             say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB in {where}")
@@ -174,6 +183,7 @@ class TrainingContext:
             pixel_key(list(self.dataset.frame["content"]), config.image_size),
             str(augmented.tolist()),
             _RECIPE,
+            config.augment,
             config.model,
             config.freeze,
             config.activation_dtype,

@@ -1,9 +1,8 @@
-"""What every training leaves in its run, however it came about: data, scores, tables, the page."""
+"""What a training logs: data, scores, tables, figures, the report page and the model."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -27,11 +26,11 @@ from ..reports.training import ExplainFn, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.run_log import RunLog
 from ..tracking.runs import MANIFEST_FILE
-from .context import TrainingContext
+from .session import TestResult, TrainingSession
 
 REPORT_FILE = "report.html"
-# Few, since each takes the memory of a training step.
-_LOOKED_AT_ONCE = 4
+# Photos explained at once: few, since each takes the memory of a training step.
+_EXPLAIN_BATCH = 4
 
 _log = logging.getLogger(__name__)
 
@@ -48,23 +47,35 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     run.log_metrics({f"data/{name}": float(count) for name, count in counts.items()})
 
 
+def log_training(session: TrainingSession, test: TestResult) -> str:
+    """Log the model and all results of a training that has ended; returns the model's id.
+
+    :raises: one of ``STORE_ERRORS`` when the store is not available.
+    """
+    run, config = session.run, session.config
+    run.wait_for_store()
+    # The model first: it took hours, and a page is drawn again in seconds.
+    model_id = run.log_model(session.model, test.scores, config.serialization)
+    history = session.history_table()
+    log_results(run, session.context.dataset, session.model, config, history, test)
+    run.flush()
+    return model_id
+
+
 def log_results(
     run: RunLog,
-    bench: TrainingContext,
+    dataset: Dataset,
     model: ProductClassifier,
     config: TrainConfig,
     history: pd.DataFrame,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    scores: Mapping[str, float],
+    test: TestResult,
 ) -> None:
-    """Scores, curves, confusion matrix, report by class, every test prediction, and the page that
-    shows them.
+    """Log scores, curves, confusion matrix, report by class, test predictions, the report page.
 
-    :param model: with the weights that gave the logits.
-    :param labels: (T,) int64, and ``logits`` (T, C), in the order of the test split.
+    :param model: with the weights that gave the test's logits.
+    :param history: one row an epoch.
     """
-    dataset = bench.dataset
+    labels, logits, scores = test.labels, test.logits, test.scores
     run.log_metrics(scores)
     predicted = logits.argmax(axis=1)
     counts = confusion(labels, predicted, dataset.classes)
@@ -79,8 +90,7 @@ def log_results(
     run.log_table(_predictions(dataset, logits), "test/predictions.csv")
     certainty = calibration(labels, logits)
     run.log_table(certainty, "test/calibration.csv")
-    test = dataset.rows(TEST)
-    names = dataset.frame.loc[test].reset_index(drop=True)
+    rows = dataset.rows(TEST)
     facts = TrainingFacts(
         title=f"Training of {config.model}",
         lead=f"Run {run.run_id}, data {dataset.digest}, {dataset.source.name}",
@@ -88,8 +98,8 @@ def log_results(
         data_lines=dataset.lines(),
         scores=scores,
         history=history,
-        photos=lambda rows: dataset.photos(test[rows]),
-        names=names,
+        photos=lambda chosen: dataset.photos(rows[chosen]),
+        names=dataset.frame.loc[rows].reset_index(drop=True),
         labels=labels,
         probabilities=softmax(logits),
         classes=dataset.classes,
@@ -100,7 +110,7 @@ def log_results(
         chance_error=chance_calibration_error(certainty),
         subsets=_with_and_without_copy(dataset, labels, logits),
     )
-    run.log_text(training_page(facts, _look(model)), REPORT_FILE)
+    run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
 
 
 def _with_and_without_copy(
@@ -118,23 +128,25 @@ def _with_and_without_copy(
     return result
 
 
-def _look(model: ProductClassifier) -> ExplainFn:
-    def look(photos: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
-        parts = []
-        for start in range(0, len(photos), _LOOKED_AT_ONCE):
-            part = slice(start, start + _LOOKED_AT_ONCE)
+def _explain_fn(model: ProductClassifier) -> ExplainFn:
+    """Photos and their predicted classes -> Grad-CAM maps, or None where there are none."""
+
+    def explain(photos: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
+        maps = []
+        for start in range(0, len(photos), _EXPLAIN_BATCH):
+            part = slice(start, start + _EXPLAIN_BATCH)
             images = torch.from_numpy(np.ascontiguousarray(photos[part])).permute(0, 3, 1, 2)
             try:
-                maps = grad_cam(model, images, torch.from_numpy(predicted[part]))
+                found = grad_cam(model, images, torch.from_numpy(predicted[part]))
             except torch.OutOfMemoryError as error:
-                _log.warning("The report does not show where the network looked: %s", error)
+                _log.warning("The report has no Grad-CAM maps: %s", error)
                 return None
-            if maps is None:
+            if found is None:
                 return None
-            parts.append(maps.numpy())
-        return np.concatenate(parts)
+            maps.append(found.numpy())
+        return np.concatenate(maps)
 
-    return look
+    return explain
 
 
 def _dataset_name(config: TrainConfig) -> str:

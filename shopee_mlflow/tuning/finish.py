@@ -12,7 +12,6 @@ import yaml
 from ..config import TrainConfig
 from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
-from ..modeling.scoring import predict_logits
 from ..options import as_text
 from ..tracking.run_log import read_table, read_weights
 from ..training.context import TrainingContext
@@ -42,16 +41,16 @@ class Tested:
     scores: dict[str, float]
 
 
-def score_trial(plan: SearchPlan, bench: TrainingContext, trial: TrialResult) -> Tested:
+def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
     """Build a trial's model with the weights of its best epoch and score the test split."""
     assert trial.run_id is not None
     assert trial.val_accuracy is not None
     assert trial.best_epoch is not None
     config = plan.trial_config(trial.values)
-    model = bench.new_model(config)
+    model = context.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, WEIGHTS_FILE))
     model.tta = config.tta
-    labels, logits = predict_logits(model, bench.test_photos(), bench.machine)
+    labels, logits = context.test(model)
     scores = {
         "best_val_accuracy": trial.val_accuracy,
         "best_epoch": float(trial.best_epoch),

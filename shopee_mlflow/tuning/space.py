@@ -19,14 +19,13 @@ from ..config import (
     AUTO,
     NONE,
     PRETRAINED,
-    DataConfig,
     TrainConfig,
     TuneConfig,
     read_yaml,
     resolve,
 )
 from ..errors import ConfigError
-from ..options import as_text, parse_option, unknown_option
+from ..options import Role, as_text, parse_option, unknown_option, with_role
 
 DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
 # What the original experiment used; see docs/original.md.
@@ -42,13 +41,6 @@ ORIGINAL: Mapping[str, Any] = {
 }
 # Of a YAML file; all else in it are options.
 SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
-# Options that say where and how to work and what to do with the result, not what is learned.
-_CIRCUMSTANCES = {
-    *("data", "images", "workers", "cache", "activation_dtype", "device", "compile", "weights"),
-    *("serialization", "resume", "register", "promote", "experiment"),
-    *("run_name", "config"),
-    *("n_trials", "timeout", "jobs", "study", "storage", "models"),
-}
 _RANGE_KEYS = {"low", "high", "log", "step"}
 
 
@@ -132,10 +124,11 @@ class SearchPlan:
 
     def identity(self) -> dict[str, str]:
         """What two calls must agree on to work on one study, data aside."""
+        identifying = with_role(TuneConfig, Role.LEARNING, Role.DATA)
         facts = {
             f.name: as_text(getattr(self.config, f.name))
             for f in dataclasses.fields(TuneConfig)
-            if f.name not in _CIRCUMSTANCES and f.name not in self.space
+            if f.name in identifying and f.name not in self.space
         }
         if self.config.weights != AUTO:
             content = Path(self.config.weights).expanduser().read_bytes()
@@ -249,9 +242,8 @@ def _in_words(problems: list[str], place: str, read: Any, name: Any, value: Any)
 
 
 def _searchable() -> dict[str, dataclasses.Field[Any]]:
-    data = {f.name for f in dataclasses.fields(DataConfig)}
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
-    return {k: f for k, f in fields.items() if k not in data and k not in _CIRCUMSTANCES}
+    names = with_role(TrainConfig, Role.LEARNING)
+    return {f.name: f for f in dataclasses.fields(TrainConfig) if f.name in names}
 
 
 def _read_value(name: str, value: Any) -> Any:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from optuna.trial import Trial, TrialState
 
 from ..config import TrainConfig, as_params
 from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
-from ..modeling.epochs import Best, Epoch, epochs_without_progress
+from ..modeling.epochs import Epoch
 from ..options import as_text
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
 from ..training.context import TrainingContext
-from ..training.session import fit
+from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
 from .storage import reachable
 from .study import Search
@@ -31,18 +30,8 @@ STATE_TAG, TRIAL_TAG, REPEATS_TAG = "state", "trial", "repeats"
 _OVERTAKEN = "taken for dead, and repeated by another process"
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """The epochs of a training, and whether the pruner has ended it."""
-
-    epochs: list[Epoch]
-    best: Epoch
-    pruned: bool
-    kept: bool
-
-
 def run_trial(
-    search: Search, bench: TrainingContext, parent: RunLog, trial: Trial, values: dict[str, Any]
+    search: Search, context: TrainingContext, parent: RunLog, trial: Trial, values: dict[str, Any]
 ) -> None:
     """Train with these values and tell the study what came of it.
 
@@ -64,8 +53,8 @@ def run_trial(
                 trial.set_user_attr(RUN_ID, run.run_id)
             config = search.plan.trial_config(values)
             run.log_params(as_params(config))
-            outcome = _train(search, bench, run, trial, config)
-            _record(search, run, trial, values, outcome, time.monotonic() - started)
+            session, kept = _train(search, context, run, trial, config)
+            _record(search, run, trial, values, session, kept, time.monotonic() - started)
         except (StudyError, TrackingError, *SILENCE):
             _give_back(search, run, trial)
             raise
@@ -76,35 +65,39 @@ def run_trial(
             raise
 
 
+class _TrialProgress:
+    """A bar that counts epochs."""
+
+    def __init__(self, trial: Trial, epochs: int) -> None:
+        self._show, self._epochs = watch(f"trial {trial.number}, epochs"), epochs
+
+    def batch(self, done: int, loss: float, accuracy: float) -> None:
+        """Show nothing."""
+
+    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:  # noqa: ARG002
+        """Count an epoch."""
+        self._show(number, self._epochs)
+
+
 def _train(
-    search: Search, bench: TrainingContext, run: RunLog, trial: Trial, config: TrainConfig
-) -> _Outcome:
-    model = bench.new_model(config)
-    part = bench.prepare(model, config)
-    best = Best(part.split_model.trainable)
-    epochs: list[Epoch] = []
-    pruned = False
-    progress = watch(f"trial {trial.number}, epochs")
-    rest = part.split_model.trainable
-    for epoch in fit(rest, part.train, part.val, config, bench.machine, None, part.step):
-        epochs.append(epoch)
-        best.update(epoch)
-        run.log_metrics(epoch.metrics(), step=epoch.number)
-        progress(epoch.number, config.epochs)
-        pruned = search.should_stop(trial, epoch.number, epoch.val_accuracy)
-        stale = bool(config.patience) and epochs_without_progress(epochs) >= config.patience
-        if pruned or stale:
-            break
-    found = best.restore()
-    kept = not pruned and (
-        BASELINE in trial.user_attrs or search.is_best(found.val_accuracy, found.val_loss)
+    search: Search, context: TrainingContext, run: RunLog, trial: Trial, config: TrainConfig
+) -> tuple[TrainingSession, bool]:
+    """Train with early stopping by the pruner; returns whether the best weights were logged."""
+
+    def prune(epoch: Epoch) -> bool:
+        return search.should_stop(trial, epoch.number, epoch[config.monitor])
+
+    session = TrainingSession(config, context, run)
+    session.fit(_TrialProgress(trial, config.epochs), prune)
+    best = session.best.load_weights()
+    kept = not session.pruned and (
+        BASELINE in trial.user_attrs or search.is_best(best[config.monitor], best["val_loss"])
     )
     if kept:
-        # Those of the best trial and of the original's settings are tested at the end.
-        run.log_weights(model.state_dict(), WEIGHTS_FILE)
-        history = pd.DataFrame([{"epoch": e.number, **e.metrics()} for e in epochs])
-        run.log_table(history, HISTORY_FILE)
-    return _Outcome(epochs, found, pruned, kept)
+        # The best trial and the one with the original's settings are tested at the end.
+        run.log_weights(session.model.state_dict(), WEIGHTS_FILE)
+        run.log_table(session.history_table(), HISTORY_FILE)
+    return session, kept
 
 
 def _record(
@@ -112,24 +105,25 @@ def _record(
     run: RunLog,
     trial: Trial,
     values: dict[str, Any],
-    outcome: _Outcome,
+    session: TrainingSession,
+    kept: bool,
     seconds: float,
 ) -> None:
-    best = outcome.best
-    run.log_metrics({"best_val_accuracy": best.val_accuracy, "best_epoch": float(best.number)})
-    about = {VAL_LOSS: best.val_loss, BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
-    state = "pruned" if outcome.pruned else "complete"
-    if outcome.pruned:
+    best, monitor = session.best.found, session.config.monitor
+    run.log_metrics(session.best.scores())
+    about = {VAL_LOSS: best["val_loss"], BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
+    state = "pruned" if session.pruned else "complete"
+    if session.pruned:
         told = search.queue.end(trial, TrialState.PRUNED, about=about)
     else:
-        told = search.queue.complete(trial, best.val_accuracy, about)
+        told = search.queue.complete(trial, best[monitor], about)
     if not told:
         return _leave(run, trial, values)
-    # Only now: what the run says of the trial, the study knows.
-    run.log_tags({STATE_TAG: state, "weights_kept": as_text(outcome.kept)})
-    after = f"after {len(outcome.epochs)} epochs" if outcome.pruned else f"in {duration(seconds)}"
+    # After the study has it, so that the run never claims more than the study knows.
+    run.log_tags({STATE_TAG: state, "weights_kept": as_text(kept)})
+    after = f"after {len(session.history)} epochs" if session.pruned else f"in {duration(seconds)}"
     say(
-        f"{_title(trial, values)}: val accuracy {best.val_accuracy:6.1%} (epoch {best.number}), "
+        f"{_title(trial, values)}: {monitor} {best[monitor]:6.1%} (epoch {best.number}), "
         f"{state} {after}"
     )
     return None

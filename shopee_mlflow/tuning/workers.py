@@ -52,10 +52,10 @@ class Assignment:
     boss: int
 
 
-def work(search: Search, bench: TrainingContext, parent: RunLog, deadline: float | None) -> None:
+def work(search: Search, context: TrainingContext, parent: RunLog, deadline: float | None) -> None:
     """Run trials in this process until the study has its total, or time is up."""
     for trial, values in search.trials(deadline):
-        run_trial(search, bench, parent, trial, values)
+        run_trial(search, context, parent, trial, values)
 
 
 def work_in_processes(
@@ -146,8 +146,8 @@ def _exit_code(assignment: Assignment) -> int:
         with stop_on_signals(boss=psutil.Process(assignment.boss)):
             search = Search(plan, assignment.folder)
             machine = choose_machine(plan.config.device, plan.config.precision)
-            bench = TrainingContext(load_dataset(plan.config), machine)
-            work(search, bench, RunLog(*assignment.parent), assignment.deadline)
+            context = TrainingContext(load_dataset(plan.config), machine)
+            work(search, context, RunLog(*assignment.parent), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))
         return error.exit_code

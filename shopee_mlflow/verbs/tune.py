@@ -24,6 +24,7 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext
 from ..training.results import log_data, log_results
+from ..training.session import TestResult
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
@@ -80,20 +81,20 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         with parent_run(search) as run:
             dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
-            bench = TrainingContext(dataset, machine)
-            _check_cuts(plan, bench)
+            context = TrainingContext(dataset, machine)
+            _check_cuts(plan, context)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
-                    work(search, bench, run, deadline)
+                    work(search, context, run, deadline)
                 else:
                     work_in_processes(search, local_folder(), run, deadline, config.jobs)
-            result = _finish_once(search, bench, run)
+            result = _finish_once(search, context, run)
             say(f"run {run.run_id}, {duration(time.time() - started)} this time. See: mlflow ui")
     return result
 
 
-def _finish_once(search: Search, bench: TrainingContext, run: RunLog) -> TuneResult | None:
+def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneResult | None:
     """Do the end, unless it has been done for these trials; others wait while one does it."""
     if not any(t.state == "complete" for t in search.results()):
         _log_table(search, run)
@@ -106,7 +107,7 @@ def _finish_once(search: Search, bench: TrainingContext, run: RunLog) -> TuneRes
     ending = search.finishing()
     for ticket in ending.trials():
         try:
-            result = _finish(search, bench, run)
+            result = _finish(search, context, run)
         except BaseException:
             ending.interrupt(ticket)
             raise
@@ -129,25 +130,17 @@ def _read_data(search: Search) -> Dataset:
     return dataset
 
 
-def _finish(search: Search, bench: TrainingContext, run: RunLog) -> TuneResult:
+def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
     """Test the best trial's kept weights and the original's settings; log, register, sum up."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
     original = search.best(baseline=True)
-    best = score_trial(plan, bench, found)
+    best = score_trial(plan, context, found)
     same = original is not None and original.number == found.number
-    baseline = score_trial(plan, bench, original) if original and not same else None
-    log_results(
-        run,
-        bench,
-        best.model,
-        best.config,
-        best.history,
-        best.labels,
-        best.logits,
-        best.scores,
-    )
+    baseline = score_trial(plan, context, original) if original and not same else None
+    tested = TestResult(best.labels, best.logits, best.scores)
+    log_results(run, context.dataset, best.model, best.config, best.history, tested)
     if baseline:
         run.log_metrics({f"original_{k}": v for k, v in baseline.scores.items()})
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
@@ -208,7 +201,7 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_cuts(plan: SearchPlan, bench: TrainingContext) -> None:
+def _check_cuts(plan: SearchPlan, context: TrainingContext) -> None:
     """Build each architecture and cut it where it may be frozen: mistakes are told before hours.
 
     :raises ModelError: for weights that do not fit, or a stage that is none.
@@ -219,4 +212,4 @@ def _check_cuts(plan: SearchPlan, bench: TrainingContext) -> None:
         for stage in stages:
             values = {**plan.baselines()[0], "freeze": stage, "model": name}
             config = plan.trial_config(values)
-            split_model(bench.new_model(config), config.freeze)
+            split_model(context.new_model(config), config.freeze)

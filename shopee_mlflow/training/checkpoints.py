@@ -1,0 +1,124 @@
+"""What a checkpoint of a training holds, and whether it fits the training that is to resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import NONE, TrainConfig, as_params
+from ..data.dataset import Dataset
+from ..errors import CheckpointError
+from ..modeling.checkpoint import Checkpoints
+from ..modeling.epochs import BestEpoch, Epoch
+from ..modeling.models import ProductClassifier
+from ..tracking.store import local_folder
+from .trainer import Trainer
+
+CHECKPOINTS = "checkpoints"
+_SAVE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """An interrupted training.
+
+    :ivar config: its options; those that may change have their present values.
+    :ivar history: its epochs.
+    :ivar last: content of the last checkpoint; ``best`` that of the best epoch's, if there is one.
+    """
+
+    run_id: str
+    config: TrainConfig
+    history: list[Epoch]
+    last: dict[str, Any] = field(repr=False)
+    best: dict[str, Any] | None = field(repr=False)
+
+
+def checkpoints_of(run_id: str) -> Checkpoints:
+    """A run's checkpoints: beside a tracking store on this machine, else in the current folder."""
+    return Checkpoints(checkpoint_folder() / run_id)
+
+
+def checkpoint_folder() -> Path:
+    """The folder that holds the checkpoints of all runs."""
+    return local_folder() / CHECKPOINTS
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, at most once a second."""
+
+    def __init__(self, run_id: str, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+        """
+        :param facts: of the training, as :func:`training_facts` returns them.
+        """
+        self.run_id, self.checkpoints = run_id, checkpoints_of(run_id)
+        self._config, self._facts = config, facts
+        self._saved_best = -1
+        self._saved = float("-inf")
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is older than a second."""
+        return time.monotonic() - self._saved > _SAVE_SECONDS
+
+    def save(self, trainer: Trainer, best: BestEpoch, history: Sequence[Epoch]) -> None:
+        """Write a checkpoint; the best epoch's weights only when they have changed.
+
+        :raises CheckpointError: when it cannot be written.
+        """
+        number = best.epoch.number if best.epoch else 0
+        last = {
+            "params": as_params(dataclasses.replace(self._config, resume=NONE, config=NONE)),
+            "facts": dict(self._facts),
+            "history": [epoch.state() for epoch in history],
+            "training": trainer.state(),
+        }
+        changed = number and number != self._saved_best
+        self.checkpoints.save(last, best.state() if changed else None)
+        self._saved_best, self._saved = number, time.monotonic()
+
+
+def training_facts(dataset: Dataset, model: ProductClassifier) -> dict[str, Any]:
+    """Facts that must not change when a training is resumed: data, label groups, first weights.
+
+    :param model: as it was before the first step.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "data_digest": dataset.digest,
+        "classes": list(dataset.classes),
+        "photos": len(dataset.frame),
+        "start": digest.hexdigest(),
+    }
+
+
+def check_facts(resume: ResumeState, facts: Mapping[str, Any]) -> None:
+    """:raises CheckpointError: when data, label groups or weights have changed; names which."""
+    then = resume.last["facts"]
+    if set(then["classes"]) != set(facts["classes"]):
+        gone = sorted(set(then["classes"]) - set(facts["classes"]))
+        new = sorted(set(facts["classes"]) - set(then["classes"]))
+        changes = [f"gone: {', '.join(gone[:5])}"] if gone else []
+        changes += [f"new: {', '.join(new[:5])}"] if new else []
+        raise CheckpointError(
+            "The label groups have changed since the training began "
+            f"({len(then['classes']):,} then, {len(facts['classes']):,} now; {'; '.join(changes)})."
+        )
+    if then["data_digest"] != facts["data_digest"]:
+        raise CheckpointError(
+            f"The data have changed since the training began: {then['photos']:,} photos with "
+            f"digest {then['data_digest']} then, {facts['photos']:,} with {facts['data_digest']} "
+            "now. The run's data/manifest.csv lists the photos that it began with."
+        )
+    if then["start"] != facts["start"]:
+        raise CheckpointError(
+            "The initial weights of the network have changed since the training began. Use the "
+            "same weights file."
+        )

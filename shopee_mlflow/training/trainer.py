@@ -1,0 +1,312 @@
+"""The training loop: a generator of epochs. The caller owns logging, stopping and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..config import TrainConfig
+from ..data.batches import Batch, Batches
+from ..errors import CheckpointError, TrainingError
+from ..modeling.device import Machine, give_back_memory
+from ..modeling.distributed import ALONE, Group, is_lost, lost
+from ..modeling.epochs import Epoch, validation_metrics
+from ..modeling.loss import CrossEntropy
+from ..modeling.memory import free_memory, is_out_of_memory, smaller_part
+from ..modeling.optim import learning_rate_curve, make_optimizer
+from ..modeling.scoring import predict_logits
+
+# (photos done in this epoch, running loss, running accuracy); called between batches.
+OnProgress = Callable[[int, float, float], None]
+_PROGRESS_SECONDS = 0.5
+# torch's message for a batch that batch normalisation cannot use.
+_ONE_VALUE = "Expected more than 1 value per channel"
+
+
+class Trainer:
+    """Trains a module and validates it in eval mode: epochs one by one, up to ``config.epochs``.
+
+    On the CPU the same seed, module and batches give the same epochs, value by value; also where
+    a trainer is restored from the state that another one had between two batches.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        train: Batches,
+        val: Batches,
+        config: TrainConfig,
+        machine: Machine,
+        *,
+        loss: CrossEntropy | None = None,
+        compiled: Callable[[Tensor], Tensor] | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        """
+        :param module: inputs of ``train`` -> logits; trained in place, on the device already.
+        :param loss: by default cross entropy with the label smoothing of ``config``.
+        :param compiled: the same module, compiled for whole batches; a smaller last batch runs
+            uncompiled.
+        :param group: the processes that train the module together, each with a share of ``train``
+            and ``val``; metrics of an epoch are those of all shares.
+        """
+        self.module, self._group = module, group
+        self._wrapped = group.wrap(module, machine.device, config.sync_batchnorm)
+        self._compiled = compiled or self._wrapped
+        self._train, self._val, self._config, self._machine = train, val, config, machine
+        self._loss = loss or CrossEntropy(config.label_smoothing)
+        self._optimizer = make_optimizer(module.parameters(), config)
+        curve = learning_rate_curve(config, steps_per_epoch=len(train))
+        self._schedule = LambdaLR(self._optimizer, curve)
+        self._scaler = torch.amp.GradScaler(
+            machine.device.type, enabled=machine.precision == "fp16"
+        )
+        # Most photos whose gradients are computed at once: a batch (the last one may have one more
+        # photo), or less after running out of memory.
+        self.part = train.batch_size + 1
+        self._number = 1
+        self._random: Tensor | None = None
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._begin_epoch()
+
+    @property
+    def photos(self) -> int:
+        """Photos of an epoch."""
+        return self._train.photos
+
+    def epochs(
+        self,
+        on_progress: OnProgress | None = None,
+        after_batch: Callable[[], None] | None = None,
+    ) -> Iterator[Epoch]:
+        """The remaining epochs.
+
+        :param on_progress: called now and then during an epoch.
+        :param after_batch: called after each batch; when it raises, :meth:`state` can be saved.
+        :raises TrainingError: when the loss is no longer a finite number.
+        """
+        while self._number <= self._config.epochs:
+            yield self._epoch(on_progress, after_batch)
+
+    def sync_totals(self) -> None:
+        """Sum the running totals of all processes into the first one, before it takes the
+        :meth:`state` within an epoch. All processes must call it."""
+        self._keep_totals(self._group.sum(self._totals))
+
+    def _keep_totals(self, totals: Tensor) -> None:
+        """Keep totals of all processes in one of them, since they are summed in the end."""
+        self._totals = totals if self._group.leads else torch.zeros_like(totals)
+        self._restored = self._totals.clone()
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to resume exactly: weights, optimizer, schedule, position in the
+        epoch and random states. Tensors are not copied."""
+        return {
+            "number": self._number,
+            "batches": self._batches,
+            "seen": self._seen,
+            "totals": self._totals,
+            "part": self.part,
+            "lr": self._lr,
+            "random": torch.get_rng_state(),
+            "cuda_random": self._cuda_random(),
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned.
+
+        :raises CheckpointError: when it is not the state of such a training.
+        """
+        try:
+            self.module.load_state_dict(state["module"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self._scaler.load_state_dict(state["scaler"])
+            self._number, self._batches = state["number"], state["batches"]
+            self._seen, self._lr = state["seen"], state["lr"]
+            if self._group.size == 1:
+                self.part = state["part"]
+            self._keep_totals(state["totals"].to(self._machine.device))
+            self._random = state["random"].cpu()
+            if state["cuda_random"] is not None and self._machine.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise CheckpointError(f"The checkpoint is not of such a training: {reason}") from error
+
+    def _begin_epoch(self) -> None:
+        self._batches = self._seen = 0
+        # Loss, its normaliser and correct photos, summed on the device: reading a value would wait
+        # for the device, so that is done rarely.
+        self._totals = torch.zeros(3, device=self._machine.device, dtype=torch.float64)
+        if self._machine.device.type == "mps":  # which has no float64
+            self._totals = self._totals.float()
+        # Totals of all processes from before the training was resumed.
+        self._restored = torch.zeros_like(self._totals)
+        self._random = None
+
+    def _cuda_random(self) -> Tensor | None:
+        if self._machine.device.type != "cuda":
+            return None
+        return torch.cuda.get_rng_state(self._machine.device)
+
+    def _epoch(
+        self, on_progress: OnProgress | None, after_batch: Callable[[], None] | None
+    ) -> Epoch:
+        started, seen_before = time.perf_counter(), self._seen
+        train_loss, train_accuracy = self._train_epoch(on_progress, after_batch)
+        seconds = time.perf_counter() - started
+        self._group.share_buffers(self.module)
+        labels, logits = predict_logits(
+            self.module, self._val, self._machine, self._group, after_batch
+        )
+        val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        self._check_finite(train_loss, val_loss)
+        give_back_memory(self._machine)
+        metrics = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            **validation_metrics(labels, logits),
+            "lr": self._lr,
+            "epoch_seconds": time.perf_counter() - started,
+            "images_per_second": (self._seen - seen_before) / seconds,
+        }
+        epoch = Epoch(self._number, metrics)
+        self._number += 1
+        self._lr = float(self._schedule.get_last_lr()[0])
+        self._begin_epoch()
+        return epoch
+
+    def _train_epoch(
+        self, on_progress: OnProgress | None, after_batch: Callable[[], None] | None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
+        self.module.train()
+        self._seed_dropout()
+        shown = time.perf_counter()
+        for batch in self._train.epoch(self._number, skip=self._batches):
+            self._learn(batch)
+            if time.perf_counter() - shown > _PROGRESS_SECONDS:
+                self._report(on_progress)
+                shown = time.perf_counter()
+            if after_batch:
+                after_batch()
+        return self._means(self._group.sum(self._totals))
+
+    def _seed_dropout(self) -> None:
+        """Let dropout's randomness follow from the epoch, so that any epoch can be repeated."""
+        seed = self._config.seed * 1_000_003 + self._number + self._group.rank * 7_919
+        if not self._batches:
+            torch.manual_seed(seed)
+        elif self._random is not None and self._group.leads:
+            torch.set_rng_state(self._random)
+        elif self._random is not None:
+            # A checkpoint has the random state of the first process only.
+            torch.manual_seed(seed + self._batches * 104_729)
+
+    def _report(self, on_progress: OnProgress | None) -> None:
+        """Report progress, taking this process's share for that of all."""
+        own = self._totals - self._restored
+        loss, accuracy = self._means(self._restored + own * self._group.size)
+        if self._group.leads:
+            # One process checks: if several ended here, one could be reported as lost instead.
+            self._check_finite(loss)
+        if on_progress:
+            on_progress(self._seen, loss, accuracy)
+
+    def _means(self, totals: Tensor) -> tuple[float, float]:
+        loss_sum, normaliser, correct = totals.tolist()
+        return loss_sum / normaliser if normaliser else 0.0, correct / self._seen
+
+    def _check_finite(self, train_loss: float, val_loss: float = 0.0) -> None:
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise TrainingError(
+                f"The loss in epoch {self._number} is {train_loss} (validation {val_loss}): "
+                f"training diverged. Lower lr (now {self._config.lr:g}) or set clip_norm=1."
+            )
+
+    def _learn(self, batch: Batch) -> None:
+        """One training step; in smaller parts after running out of memory."""
+        while True:
+            try:
+                totals = self._gradients(batch)
+                break
+            except (ValueError, RuntimeError) as error:
+                reason = self._out_of_memory(error, len(batch.labels))
+            # Not within the handler, where the error still holds the step's memory.
+            self.part = smaller_part(min(self.part, len(batch.labels)), len(batch.labels), reason)
+            free_memory(self._machine)
+        self._update()
+        self._totals += totals
+        self._seen += len(batch.all_labels)
+        self._batches += 1
+
+    def _out_of_memory(self, error: Exception, photos: int) -> str:
+        """The reason in one line when a step ran out of memory; any other error is raised."""
+        if _ONE_VALUE in str(error):
+            # A batch of one photo, or a process's share of a batch.
+            raise TrainingError(
+                "Batch norm cannot learn from a single photo whose features have shrunk to one "
+                "pixel. Raise image_size or batch_size, or start fewer processes."
+            ) from error
+        if not isinstance(error, RuntimeError):
+            raise error
+        if self._group.size > 1 and is_lost(error):
+            raise lost(error) from error
+        if not is_out_of_memory(error):
+            raise error
+        reason = str(error).split("\n")[0]
+        if self._group.size > 1:
+            # The other processes wait for the gradients of this batch, once.
+            raise TrainingError(
+                f"Out of memory with {photos} photos at a time ({reason}). Several processes do "
+                "not take a batch in parts: start more of them, or lower batch_size."
+            ) from error
+        return reason
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Compute the gradients of a batch's loss, part by part -> (3,) its totals."""
+        self._optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros_like(self._totals)
+        normaliser = self._loss.normaliser(batch.all_labels)
+        counts = batch.own > 0
+        for x, y in zip(batch.inputs.split(self.part), batch.labels.split(self.part), strict=True):
+            # The compiled module is compiled for whole batches.
+            step = self._compiled if len(y) == self._config.batch_size else self._wrapped
+            with self._machine.autocast():
+                logits = step(x)
+                loss = self._loss.sum(logits, y)
+            # DistributedDataParallel averages gradients over the processes, hence their number.
+            scale = counts * self._group.size / normaliser
+            self._scaler.scale(loss * scale).backward()
+            if counts:
+                correct = (logits.detach().argmax(1) == y).sum()
+                totals[0] += loss.detach()
+                totals[2] += correct
+        if self._group.leads:
+            totals[1] = normaliser
+        return totals
+
+    def _update(self) -> None:
+        scaler = self._scaler
+        if self._config.clip_norm:
+            scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._config.clip_norm)
+        scale = scaler.get_scale()
+        scaler.step(self._optimizer)
+        scaler.update()
+        # fp16 skips a step whose gradients overflow, and then lowers its scale.
+        if scaler.get_scale() >= scale:
+            self._schedule.step()

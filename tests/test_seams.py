@@ -1,0 +1,240 @@
+"""Optimizer, loss, transform, metric: a second member of each works as the first does."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeCatalog
+from small_batches import small_batches
+from torch import nn
+
+from shopee_mlflow import TrainConfig, train
+from shopee_mlflow.config import resolve
+from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.transforms import RandomCrop, transform_named
+from shopee_mlflow.errors import CheckpointError, ConfigError, TrainingError
+from shopee_mlflow.modeling.device import Machine
+from shopee_mlflow.modeling.distributed import Group
+from shopee_mlflow.modeling.epochs import BestEpoch, Epoch, epochs_without_progress
+from shopee_mlflow.modeling.loss import CrossEntropy, balanced_weights
+from shopee_mlflow.training.trainer import Trainer
+
+CPU = Machine(torch.device("cpu"), "fp32")
+CONFIG = TrainConfig(model="cnn", epochs=2, batch_size=8, lr=0.01, image_size=32, augment="none")
+WEIGHTS = torch.tensor([0.5, 1.0, 4.0])
+
+
+class Linear(nn.Module):
+    """Logits as a linear map of all pixels: gradients of photos simply add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 32 * 32, 3)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.float().flatten(1) / 255)
+
+
+def trained(config: TrainConfig, **settings: Any) -> tuple[Linear, list[Epoch]]:
+    module = Linear()
+    train = small_batches(11, 3, config.batch_size, train=True)
+    trainer = Trainer(module, train, small_batches(11, 3, 8), config, CPU, **settings)
+    return module, list(trainer.epochs())
+
+
+# --- optimizer ---
+
+
+def test_adamw_takes_torchs_steps() -> None:
+    config = dataclasses.replace(CONFIG, optimizer="adamw", weight_decay=0.1)
+    module, _ = trained(config)
+    expected = Linear()
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=0.1)
+    batches = small_batches(11, 3, 8, train=True)
+    # Two epochs of two steps: the warm-up of one epoch, then half a cosine.
+    factors = [1 / 3, 2 / 3, 1.0, 0.5]
+    steps = [batch for number in (1, 2) for batch in batches.epoch(number)]
+    for factor, batch in zip(factors, steps, strict=True):
+        optimizer.param_groups[0]["lr"] = 0.01 * factor
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(expected(batch.inputs), batch.labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(module.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+# --- loss ---
+
+
+def test_weighted_loss_is_torchs() -> None:
+    logits, labels = torch.randn(7, 3), torch.tensor([0, 1, 2, 2, 1, 0, 0])
+    loss = CrossEntropy(0.1, WEIGHTS)
+    expected = nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1)(logits, labels)
+    assert float(loss.sum(logits, labels)) / loss.normaliser(labels) == pytest.approx(
+        float(expected), rel=1e-6
+    )
+    plain = CrossEntropy()
+    assert plain.normaliser(labels) == 7
+    expected = nn.functional.cross_entropy(logits, labels)
+    assert float(plain.sum(logits, labels)) / 7 == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels, 3).numpy(), expected, rtol=1e-6)
+    with pytest.raises(TrainingError, match="1 label groups have no training photo"):
+        balanced_weights(labels, 4)
+
+
+def test_class_weights_are_exact_in_parts_of_a_batch() -> None:
+    whole, epochs = trained(CONFIG, loss=CrossEntropy(0.1, WEIGHTS))
+    module = Linear()
+    batches, val = small_batches(11, 3, 8, train=True), small_batches(11, 3, 8)
+    trainer = Trainer(module, batches, val, CONFIG, CPU, loss=CrossEntropy(0.1, WEIGHTS))
+    trainer.part = 3
+    again = list(trainer.epochs())
+    torch.testing.assert_close(module.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-6)
+    for one, other in zip(epochs, again, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
+class Share(Group):
+    """A process of several, the others of which are not there: gradients are its own."""
+
+    def wrap(self, module: nn.Module, *_: Any) -> nn.Module:
+        return module
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def test_class_weights_are_exact_over_processes() -> None:
+    """The mean of two processes' gradients is that of one process with the whole batch."""
+
+    def gradients(rank: int, size: int) -> list[torch.Tensor]:
+        module = Linear()
+        group = Share(rank, size) if size > 1 else Group()
+        whole = small_batches(11, 3, 11, train=True)
+        train = dataclasses.replace(whole, share=(rank, size))
+        config = dataclasses.replace(CONFIG, batch_size=11)
+        loss = CrossEntropy(0.1, WEIGHTS)
+        trainer = Trainer(module, train, train, config, CPU, loss=loss, group=group)
+        trainer._gradients(next(train.epoch(1)))
+        return [p.grad for p in module.parameters() if p.grad is not None]
+
+    alone = gradients(0, 1)
+    pairs = zip(gradients(0, 2), gradients(1, 2), strict=True)
+    for expected, (first, second) in zip(alone, pairs, strict=True):
+        torch.testing.assert_close((first + second) / 2, expected, rtol=1e-5, atol=1e-7)
+
+
+# --- transform ---
+
+
+def test_random_crops_are_parts_of_the_photo_and_follow_from_the_seed() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 24, 24, 3), dtype=np.uint8)
+    batches = Batches(
+        PixelSource(pixels),
+        np.arange(9),
+        np.arange(9),
+        9,
+        torch.device("cpu"),
+        transform=transform_named("crop"),
+        seed=3,
+    )
+    (first,), (again,), (other,) = (list(batches.epoch(number)) for number in (1, 1, 2))
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.inputs, other.inputs)
+    assert first.inputs.shape == (9, 3, 24, 24)
+    assert first.inputs.dtype == torch.uint8
+
+
+def test_a_crop_of_everything_is_the_photo_and_a_flip_its_mirror_image() -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    values = np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], dtype=float)
+    plain, flipped = RandomCrop().apply(images, values)
+    assert torch.equal(plain, images[0])
+    assert torch.equal(flipped, images[1].flip(-1))
+
+
+def test_crops_keep_a_third_to_all_of_the_area() -> None:
+    left, top, width, height, flip = RandomCrop().draw(4000, np.random.default_rng(0)).T
+    assert (left >= 0).all()
+    assert (left + width <= 1 + 1e-9).all()
+    assert (top + height <= 1 + 1e-9).all()
+    assert 0.3 < (width * height).min() < 0.4
+    assert 0.45 < flip.mean() < 0.55
+
+
+def test_random_crops_behind_a_frozen_prefix_are_refused() -> None:
+    with pytest.raises(ConfigError, match="augment=crop: draws new values in each epoch"):
+        resolve(TrainConfig, {"augment": "crop", "freeze": "backbone"})
+
+
+def test_former_values_answer_with_the_present_ones() -> None:
+    with pytest.raises(ConfigError, match="augment=true: is now augment=original"):
+        resolve(TrainConfig, {"augment": "true"})
+    with pytest.raises(ConfigError, match="augment=false: is now augment=none"):
+        TrainConfig(augment=False)  # type: ignore[arg-type]
+
+
+# --- metric ---
+
+
+def test_the_best_epoch_is_the_best_by_the_monitored_metric() -> None:
+    values = [(0.9, 0.5), (0.8, 0.7), (0.7, 0.6)]
+    epochs = [
+        Epoch(number, {"val_accuracy": accuracy, "val_macro_f1": f1, "val_loss": 1.0})
+        for number, (accuracy, f1) in enumerate(values, start=1)
+    ]
+    best = BestEpoch(nn.Linear(1, 1), "val_macro_f1")
+    assert [best.update(epoch) for epoch in epochs] == [True, True, False]
+    assert best.scores() == {
+        "best_val_accuracy": 0.8,
+        "best_val_macro_f1": 0.7,
+        "best_epoch": 2.0,
+    }
+    assert epochs_without_progress(epochs, "val_macro_f1") == 1
+    assert epochs_without_progress(epochs) == 2
+
+
+def test_a_training_with_all_second_members(make_catalog: MakeCatalog) -> None:
+    options = {
+        "data": str(make_catalog()),
+        "model": "cnn",
+        "image_size": "32",
+        "epochs": "2",
+        "batch_size": "8",
+        "optimizer": "adamw",
+        "lr": "0.001",
+        "class_weights": "balanced",
+        "augment": "crop",
+        "monitor": "val_macro_f1",
+    }
+    result = train(resolve(TrainConfig, options))
+    assert {"val_macro_f1", "val_accuracy"} <= set(result.history.columns)
+    best = result.history.loc[result.history["epoch"] == result.scores["best_epoch"]]
+    assert result.scores["best_val_macro_f1"] == best["val_macro_f1"].item()
+    assert result.scores["best_val_macro_f1"] == result.history["val_macro_f1"].max()
+
+
+# --- option roles, and what was once accepted ---
+
+
+def test_an_epoch_of_another_version_is_a_checkpoint_error() -> None:
+    with pytest.raises(CheckpointError, match="history is not that of this version"):
+        Epoch.from_state({"number": 1, "train_loss": 0.5, "val_loss": 0.5})
+
+
+@pytest.mark.parametrize("value", [nn.Linear(3, 3), None, ["cnn"], {"a": 1}])
+def test_a_text_option_takes_text(value: Any) -> None:
+    with pytest.raises(ConfigError, match="must be text"):
+        TrainConfig(model=value)
