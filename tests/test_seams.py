@@ -21,6 +21,7 @@ from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.distributed import Group
 from shopee_mlflow.modeling.epochs import BestEpoch, Epoch, epochs_without_progress
 from shopee_mlflow.modeling.loss import CrossEntropy, balanced_weights
+from shopee_mlflow.modeling.metrics import macro_f1
 from shopee_mlflow.training.trainer import Trainer
 
 CPU = Machine(torch.device("cpu"), "fp32")
@@ -204,6 +205,15 @@ def test_the_best_epoch_is_the_best_by_the_monitored_metric() -> None:
     }
     assert epochs_without_progress(epochs, "val_macro_f1") == 1
     assert epochs_without_progress(epochs) == 2
+
+
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_macro_f1_is_scikit_learns(classes: int) -> None:
+    from sklearn.metrics import f1_score
+
+    labels, predicted = np.random.default_rng(classes).integers(0, classes, (2, 30))
+    expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
+    assert macro_f1(labels, predicted) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_training_with_all_second_members(make_catalog: MakeCatalog) -> None:
