@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -21,12 +22,16 @@ from .run_log import read_table
 from .runs import find_run
 from .store import STORE_ERRORS, quieten, store_error
 
+_log = logging.getLogger(__name__)
+
 CHOSEN_BY = "best_val_accuracy"
 TRIAL_TAG = "trial"
 _STUDY_TAG = "study"
 _PREDICTIONS_FILE = "test/predictions.csv"
 _HISTORY_FILE = "training/history.csv"
 _BEST_FILE = "tune/best.yaml"
+# Runs that are read at most, in search of trainings of this project.
+_CONSIDERED = 1000
 _OPTIONS = {f.name for f in dataclasses.fields(TrainConfig)}
 
 
@@ -83,16 +88,24 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
             f"attributes.status = 'FINISHED' and metrics.{CHOSEN_BY} >= 0 "
             "and metrics.test_accuracy >= 0",
             order_by=[f"metrics.{CHOSEN_BY} DESC", "attributes.start_time ASC"],
-            max_results=count,
+            max_results=_CONSIDERED,
         )
     except STORE_ERRORS as error:
         raise store_error(error) from error
-    if not runs:
+    trainings: list[PastRun] = []
+    for run in runs:
+        if len(trainings) == count:
+            break
+        try:
+            trainings.append(_read(run))
+        except TrackingError as error:
+            _log.warning("Left out: %s", error)
+    if not trainings:
         raise TrackingError(
             f"experiment={experiment}: has no training run that has finished; train first, or "
             "name another experiment."
         )
-    return [_read(run) for run in runs]
+    return trainings
 
 
 def _read(run: MlflowRun) -> PastRun:

@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
+from .processes import PROCESS_TAG
 from .run_log import RunLog, read_table
 from .signals import stop_on_signals, uninterrupted
 from .store import STORE_ERRORS, quieten, store_error
@@ -149,8 +150,10 @@ def fail_adopted_run(reason: str) -> None:
     if run_id:
         try:
             client = MlflowClient()
-            # Of several processes the first one to fail knows why.
-            if FAILURE_TAG not in client.get_run(run_id).data.tags:
+            run = client.get_run(run_id)
+            # Of several processes the first one to fail knows why. A run that somebody else has
+            # finished, or trains in, is not ours to end.
+            if FAILURE_TAG not in run.data.tags and not _used_by(run):
                 client.set_tag(run_id, FAILURE_TAG, reason[:LONGEST_REASON])
                 client.set_terminated(run_id, "FAILED")
         except STORE_ERRORS as error:
@@ -186,8 +189,14 @@ def _start(
         return run
     adopted = os.environ.get("MLFLOW_RUN_ID")
     if not adopted:
-        _choose_experiment(experiment)
-        return mlflow.start_run(run_name=name, tags=tags, log_system_metrics=measure)
+        outer = mlflow.active_run()
+        if outer is None:
+            _choose_experiment(experiment)
+        # Within a run that the caller has opened, as its child.
+        return mlflow.start_run(
+            run_name=name, tags=tags, log_system_metrics=measure, nested=outer is not None
+        )
+    _check_adoptable(adopted)
     run = mlflow.start_run(run_id=adopted, log_system_metrics=measure)
     # Of an attempt before, where the group that it belongs to is started again.
     _forget_failure(adopted)
@@ -206,6 +215,28 @@ def _start(
             experiment,
         )
     return run
+
+
+def _check_adoptable(run_id: str) -> None:
+    """:raises TrackingError: when MLFLOW_RUN_ID names a run that has ended or was used before."""
+    # torchrun starts a group again with the same variables.
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return
+    used = _used_by(find_run(run_id))
+    if used:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id}: this run {used}, and its results would be overwritten. Unset "
+            "the variable (mlflow run: leave --run-id out) to log to a new run."
+        )
+
+
+def _used_by(run: Run) -> str:
+    """How a run has been used already, as the end of a sentence; empty for a new one."""
+    if run.info.status not in ("RUNNING", "SCHEDULED"):
+        return f"has ended ({run.info.status})"
+    if PROCESS_TAG in run.data.tags or "shopee_mlflow_version" in run.data.tags:
+        return "already has results of another command"
+    return ""
 
 
 def set_adopted_aside(run_id: str) -> None:

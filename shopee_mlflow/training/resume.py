@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running
 from ..tracking.store import STORE_ERRORS, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession
+
+_log = logging.getLogger(__name__)
 
 LATEST = "last"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -82,13 +85,32 @@ def _options_of(
 
 def _latest() -> str:
     found = sorted(checkpoint_folder().glob(f"*/{LAST}"), key=lambda file: file.stat().st_mtime)
+    running = 0
     for file in reversed(found):
-        run_id = file.parent.name
-        if _RUN_ID.fullmatch(run_id) and _living_owner(find_run(run_id)) is None:
-            return run_id
+        run = _run_in_store(file.parent.name)
+        if run is None:
+            continue
+        if _living_owner(run) is None:
+            return str(run.info.run_id)
+        running += 1
     where = checkpoint_folder().parent.resolve()
-    running = f"; {len(found)} running" if found else ""
-    raise ConfigError([f"resume=last: there is no interrupted training in {where}{running}"])
+    running_too = f"; {running} running" if running else ""
+    raise ConfigError([f"resume=last: there is no interrupted training in {where}{running_too}"])
+
+
+def _run_in_store(run_id: str) -> Run | None:
+    """A run that has a checkpoint; None, with a warning, when it was deleted or is not there."""
+    if not _RUN_ID.fullmatch(run_id):
+        return None
+    try:
+        run = find_run(run_id)
+    except TrackingError:
+        _log.warning("run %s has a checkpoint but is not in the store; passed over", run_id)
+        return None
+    if run.info.lifecycle_stage == "deleted":
+        _log.warning("run %s was deleted; passed over (restore it to resume it)", run_id)
+        return None
+    return run
 
 
 def _living_owner(run: Run) -> str | None:
