@@ -99,7 +99,13 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
         try:
             trainings.append(_read(run))
         except TrackingError as error:
-            _log.warning("Left out: %s", error)
+            _log.warning(
+                "%s (run %s) is left out: no training of this project, or its artifacts are gone "
+                "(%s)",
+                run.info.run_name,
+                run.info.run_id,
+                error,
+            )
     if not trainings:
         raise TrackingError(
             f"experiment={experiment}: has no training run that has finished; train first, or "
