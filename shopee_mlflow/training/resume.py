@@ -17,7 +17,8 @@ from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch
 from ..options import Role, with_role
 from ..tracking.flavor import save_in_folder
-from ..tracking.processes import PROCESS_TAG, is_gone, process_name
+from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STUDY_TAG, TRIAL_TAG
+from ..tracking.processes import is_gone, process_name
 from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running_runs
 from ..tracking.store import STORE_ERRORS, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 LATEST = "last"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Tags of searches and their trials, whose stale runs the command tune ends.
-_SEARCH_TAGS = {"study", "trial"}
+_SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
 
 def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> ResumeState:
@@ -166,7 +167,7 @@ def close_stale_runs(experiment: str) -> None:
             if not owner or _SEARCH_TAGS & run.data.tags.keys() or not is_gone(owner):
                 continue
             run_id = run.info.run_id
-            close_run(run_id, "KILLED", {"failure": f"its process {owner} is gone"})
+            close_run(run_id, "KILLED", {FAILURE_TAG: f"its process {owner} is gone"})
             say(f"run {run_id} belonged to a process that is gone; it is marked as KILLED")
             if checkpoints_of(run_id).is_there():
                 say(f"  {resume_hint(run_id)}")
