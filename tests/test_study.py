@@ -153,8 +153,8 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as raised:
         search(tmp_path, {"space": {"lr": {"low": 0.02, "high": 0.1}}, "epochs": 3}, study="mine")
     assert str(raised.value).splitlines() == [
-        "study=mine: was begun with another search. Name another study with study=NAME, or call "
-        "it as it was begun:",
+        "study=mine: is another search. Start another study with study=NAME, or repeat the "
+        "original command:",
         "  baseline.momentum: was 0.9, is not set",
         "  epochs: was 50, is 3",
         "  momentum: was not set, is 0.9",
@@ -175,8 +175,8 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as raised:
         again.check_data("2222")
     assert str(raised.value) == (
-        "study=mine: was begun with other data (data_digest 1111, now 2222); its trials cannot "
-        "be compared with new ones. Give this search a name of its own with study=NAME."
+        "study=mine: uses other data (data_digest 1111, now 2222); its trials cannot be compared "
+        "with new ones. Start another study with study=NAME."
     )
 
 
@@ -188,7 +188,7 @@ def test_a_study_of_something_else_is_left_alone(tmp_path: Path, direction: str)
     )
     if direction == "maximize":
         theirs.tell(theirs.ask(), 1.0)
-    with pytest.raises(StudyError, match="study=mine: is there already, and is none of this pro"):
+    with pytest.raises(StudyError, match="study=mine: exists and does not belong to this project"):
         search(tmp_path, study="mine", storage=str(file))
     assert theirs.user_attrs == {}
 
@@ -207,21 +207,21 @@ def test_several_studies_share_a_file(tmp_path: Path) -> None:
     [
         (
             {"sampler_settings": {"startup": 3}},
-            r"sampler_settings: TPESampler of Optuna does not take {'startup': 3}: .*startup",
+            r"sampler_settings: Optuna's TPESampler does not accept {'startup': 3}: .*startup",
         ),
         (
             {"sampler": "random", "sampler_settings": {"multivariate": True}},
-            r"sampler_settings: RandomSampler of Optuna does not take {'multivariate': True}",
+            r"sampler_settings: Optuna's RandomSampler does not accept {'multivariate': True}",
         ),
         (
             {"pruner_settings": {"n_startup_trials": -1}},
-            r"pruner_settings: MedianPruner of Optuna does not take {'n_startup_trials': -1}: ",
+            r"pruner_settings: Optuna's MedianPruner does not accept {'n_startup_trials': -1}: ",
         ),
         (
             {"pruner": "hyperband", "pruner_settings": {"n_warmup_steps": 1}},
-            r"pruner_settings: HyperbandPruner of Optuna does not take {'max_resource': 50, ",
+            r"pruner_settings: Optuna's HyperbandPruner does not accept {'max_resource': 50, ",
         ),
-        ({"sampler_settings": {"seed": 3}}, "sampler_settings: seed: stands among the options"),
+        ({"sampler_settings": {"seed": 3}}, "sampler_settings: seed: use the option seed"),
     ],
 )
 def test_settings_that_optuna_does_not_take_leave_no_study_behind(
@@ -303,9 +303,9 @@ def test_neither_pruned_nor_failed_trials_are_the_best(tmp_path: Path) -> None:
     trials = found.trials()
     pruned, _ = next(trials)
     found.should_stop(pruned, 1, 0.9)
-    found.queue.end(pruned, TrialState.PRUNED, about={VAL_LOSS: 0.1})
+    found.queue.end(pruned, TrialState.PRUNED, attrs={VAL_LOSS: 0.1})
     failed, _ = next(trials)
-    found.queue.end(failed, TrialState.FAIL, about={FAILURE: "out of memory"})
+    found.queue.end(failed, TrialState.FAIL, attrs={FAILURE: "out of memory"})
     assert found.best() is None
     table = found.table().set_index("trial")
     assert list(table["state"]) == ["pruned", "failed"]
@@ -371,5 +371,5 @@ def test_an_end_that_failed_is_done_again(tmp_path: Path) -> None:
 
 def test_looks_at_the_test_split_are_counted(tmp_path: Path) -> None:
     found = search(tmp_path)
-    assert [found.count_look(n) for n in (3, 3, 5)] == [1, 1, 2]
-    assert search(tmp_path).count_look(8) == 3
+    assert [found.count_tested(n) for n in (3, 3, 5)] == [1, 1, 2]
+    assert search(tmp_path).count_tested(8) == 3

@@ -192,9 +192,9 @@ def test_the_summary_says_it_in_words(whole: Whole) -> None:
     assert f"- **Best: trial {number}** (" in summary
     assert f"test accuracy {scores['test_accuracy']:.1%} of 3 photos, 95 % interval " in summary
     assert "- Original's settings: trial 0 (" in summary
-    assert "only with the best and " in summary
-    assert "no more than chance can explain (McNemar's exact test, p = 1)." in summary
-    assert "The test split was looked at once, after the choice." in summary
+    assert "classified correctly only by the best trial and " in summary
+    assert "not significant (McNemar's exact test, p = 1)." in summary
+    assert "The test split was used once, after the choice." in summary
 
 
 def test_best_yaml_trains_the_same_again(

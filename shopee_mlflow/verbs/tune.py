@@ -59,12 +59,12 @@ class TuneResult:
 def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     """Search the options of the YAML file and ``cli_options``; log, test, register the best model.
 
-    The same call goes on with the study that an earlier one has begun, in the same parent run, on
-    any machine that reaches the study's storage. Of several that work on one study, one does the
-    end.
+    The same call resumes the study of an earlier one in the same parent run, on any machine that
+    reaches the study's storage. If several processes share a study, one of them does the final
+    test.
 
     :param cli_options: options by name, values or text: those of ``train``, and those of a search.
-    :returns: the result, or None where another process has done the end.
+    :returns: the result, or None if another process did the final test.
     :raises ShopeeError: for what the user can mend.
     """
     plan = plan_search(cli_options)
@@ -95,14 +95,14 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
 
 
 def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneResult | None:
-    """Do the end, unless it has been done for these trials; others wait while one does it."""
+    """Do the final test once for these trials; other processes wait for it."""
     if not any(t.state == "complete" for t in search.results()):
         _log_table(search, run)
         reasons = sorted({t.failure.splitlines()[0] for t in search.results() if t.failure})
         raise TrainingError(
-            f"study={search.name}: none of its {search.finished()} trials has completed"
-            + (", for: " + "; ".join(reasons) if reasons else ", for want of time")
-            + f". They stay in the study; {_how_to_go_on(search)}."
+            f"study={search.name}: none of its {search.finished()} trials completed"
+            + (": " + "; ".join(reasons) if reasons else " before the timeout")
+            + f". The study is kept; {_resume_hint(search)}."
         )
     ending = search.finishing()
     for ticket in ending.trials():
@@ -114,13 +114,13 @@ def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneR
         ending.complete(ticket, result.scores["test_accuracy"])
         return result
     say(find_run(run.run_id).data.tags.get(_NOTE, ""))
-    say(f"nothing was left to do; {_how_to_go_on(search)}")
+    say(f"nothing left to do; {_resume_hint(search)}")
     return None
 
 
-def _how_to_go_on(search: Search) -> str:
+def _resume_hint(search: Search) -> str:
     whole = search.finished() >= search.plan.config.n_trials
-    return "a greater n_trials searches on" if whole else "the same command goes on with it"
+    return "increase n_trials to continue" if whole else "repeat the command to resume"
 
 
 def _read_data(search: Search) -> Dataset:
@@ -152,8 +152,8 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
         else:
             run.log_figure(plot, f"tune/{name}.png")
     run.log_text(best_yaml(plan, best, run.run_id), "tune/best.yaml")
-    looks = search.count_look(found.number)
-    lines = [*summarize(search, best, best if same else baseline, looks), *skipped]
+    times = search.count_tested(found.number)
+    lines = [*summarize(search, best, best if same else baseline, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
     run.log_tags({_NOTE: "\n".join(lines)})
     run.log_model(best.model, best.scores, config.serialization)
@@ -202,7 +202,7 @@ def _architectures(plan: SearchPlan) -> list[str]:
 
 
 def _check_cuts(plan: SearchPlan, context: TrainingContext) -> None:
-    """Build each architecture and cut it where it may be frozen: mistakes are told before hours.
+    """Build each architecture and split it at each frozen stage, to find mistakes early.
 
     :raises ModelError: for weights that do not fit, or a stage that is none.
     """
