@@ -37,6 +37,6 @@ def run_all(queue: TrialQueue) -> list[Trial]:
     done = []
     for trial in queue.trials():
         trial.suggest_float("lr", 0.1, 0.9)
-        queue.complete(trial, 0.5)
+        queue.end(trial, 0.5)
         done.append(trial)
     return done

@@ -52,7 +52,7 @@ def test_two_workers_share_the_total(open_queue: OpenQueue, another: str) -> Non
         queue, trials = next(turns)
         trial = next(trials)
         numbers.append(trial.number)
-        queue.complete(trial, 0.1)
+        queue.end(trial, 0.1)
     assert sorted(numbers) == list(range(5))
     for _, trials in (next(turns), next(turns)):
         assert next(trials, None) is None
@@ -75,7 +75,7 @@ def test_of_two_that_race_for_the_last_trial_the_first_gets_it(
     trial = mine.claim()  # asks, then the other asks and counts, then this one counts
     assert trial is not None
     assert their == [None]
-    mine.complete(trial, 0.5)
+    mine.end(trial, 0.5)
     assert [t.number for t in other.finished()] == [0]
     assert [t.number for t in mine.counted()] == [0]
     assert next(other.trials(), None) is None
@@ -88,7 +88,7 @@ def test_what_is_queued_beyond_the_total_is_not_run(open_queue: OpenQueue, anoth
     trial = start(mine)
     assert other.claim() is None
     other.requeue_interrupted()
-    assert mine.complete(trial, 0.5)
+    assert mine.end(trial, 0.5)
     assert [t.state.name for t in mine.all_trials()] == ["COMPLETE", "FAIL", "WAITING"]
     assert run_all(other) == []
 
@@ -115,7 +115,7 @@ def test_who_has_nothing_to_do_waits_for_the_others_and_says_so(
     def nap(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
-            other.complete(trial, 0.5)
+            other.end(trial, 0.5)
 
     monkeypatch.setattr(queue_module.time, "sleep", nap)
     assert run_all(mine) == []
@@ -186,7 +186,7 @@ def test_an_interrupted_trial_does_not_count_and_is_repeated(open_queue: OpenQue
         if len(values) < 4:
             queue.interrupt(trial)
         else:
-            queue.complete(trial, 0.1)
+            queue.end(trial, 0.1)
     assert len(set(values[:4])) == 1  # the same, three times cut short
     assert len(values) == 5
     assert [t.state.name for t in queue.all_trials()] == ["FAIL"] * 3 + ["COMPLETE"] * 2
@@ -197,7 +197,7 @@ def test_an_interrupted_trial_does_not_count_and_is_repeated(open_queue: OpenQue
 def test_a_trial_that_failed_by_itself_counts(open_queue: OpenQueue) -> None:
     queue = open_queue(2)
     for trial in queue.trials():
-        queue.end(trial, TrialState.FAIL, attrs={FAILURE: "diverged"})
+        queue.end(trial, None, {FAILURE: "diverged"}, TrialState.FAIL)
     assert [t.user_attrs[FAILURE] for t in queue.finished()] == ["diverged"] * 2
     assert len(queue.all_trials()) == 2
 
@@ -206,7 +206,7 @@ def test_a_pruned_trial_counts(open_queue: OpenQueue) -> None:
     queue = open_queue(1)
     for trial in queue.trials():
         trial.report(0.3, 1)
-        queue.end(trial, TrialState.PRUNED, attrs={"val_loss": 2.0})
+        queue.end(trial, None, {"val_loss": 2.0}, TrialState.PRUNED)
     (found,) = queue.finished()
     assert (found.value, found.user_attrs["val_loss"]) == (0.3, 2.0)
 
@@ -245,8 +245,8 @@ def test_a_late_result_of_a_retried_trial_is_ignored(open_queue: OpenQueue) -> N
     late, mine = open_queue(1, DEAD), open_queue(1)
     trial = start(late)
     (again,) = run_all(mine)
-    assert late.complete(trial, 0.9, {"val_loss": 0.1}) is False
-    assert late.end(trial, TrialState.FAIL, attrs={FAILURE: "late"}) is False
+    assert late.end(trial, 0.9, {"val_loss": 0.1}) is False
+    assert late.end(trial, None, {FAILURE: "late"}, TrialState.FAIL) is False
     late.interrupt(trial)
     (found,) = mine.finished()
     assert (found.number, found.value) == (again.number, 0.5)
@@ -344,6 +344,6 @@ def test_after_the_deadline_others_are_waited_for(
 ) -> None:
     mine, other = open_queue(3), open_queue(3, another)
     trial = start(other)
-    monkeypatch.setattr(queue_module.time, "sleep", lambda _: other.complete(trial, 0.1))
+    monkeypatch.setattr(queue_module.time, "sleep", lambda _: other.end(trial, 0.1))
     assert list(mine.trials(deadline=0.0)) == []
     assert len(mine.finished()) == 1

@@ -50,7 +50,7 @@ def run(found: Search, *results: tuple[float, float]) -> list[dict[str, Any]]:
     for accuracy, loss in results:
         trial, values = next(trials)
         tried.append(values)
-        found.queue.complete(trial, accuracy, {VAL_LOSS: loss})
+        found.queue.end(trial, accuracy, {VAL_LOSS: loss})
     return tried
 
 
@@ -243,7 +243,7 @@ def test_each_sampler_and_pruner_works(tmp_path: Path, sampler: str, pruner: str
         stopped = any(found.should_stop(trial, e, 1 / (trial.number + 2)) for e in range(1, 10))
         pruned += stopped
         assert not (stopped and trial.number == 0)
-        found.queue.complete(trial, 0.5, {VAL_LOSS: 1.0})
+        found.queue.end(trial, 0.5, {VAL_LOSS: 1.0})
     assert found.finished() == 12
     assert bool(pruned) == (pruner != "none")
 
@@ -266,7 +266,7 @@ def test_the_originals_settings_are_never_pruned(tmp_path: Path) -> None:
     for expected in (False, True):
         trial, _ = next(trials)
         assert found.should_stop(trial, 1, 0.0) is expected
-        found.queue.complete(trial, 0.0, {VAL_LOSS: 9.0})
+        found.queue.end(trial, 0.0, {VAL_LOSS: 9.0})
 
 
 # --- results ---
@@ -303,9 +303,9 @@ def test_neither_pruned_nor_failed_trials_are_the_best(tmp_path: Path) -> None:
     trials = found.trials()
     pruned, _ = next(trials)
     found.should_stop(pruned, 1, 0.9)
-    found.queue.end(pruned, TrialState.PRUNED, attrs={VAL_LOSS: 0.1})
+    found.queue.end(pruned, None, {VAL_LOSS: 0.1}, TrialState.PRUNED)
     failed, _ = next(trials)
-    found.queue.end(failed, TrialState.FAIL, attrs={FAILURE: "out of memory"})
+    found.queue.end(failed, None, {FAILURE: "out of memory"}, TrialState.FAIL)
     assert found.best() is None
     table = found.table().set_index("trial")
     assert list(table["state"]) == ["pruned", "failed"]
@@ -356,17 +356,17 @@ def test_the_end_is_done_once_for_as_many_trials(tmp_path: Path) -> None:
     found = search(tmp_path)
     run(found, (0.5, 1.0))
     ticket = next(found.finishing().trials())
-    found.finishing().complete(ticket, 0.5)
+    found.finishing().end(ticket, 0.5)
     assert list(found.finishing().trials()) == []
     run(found, (0.6, 1.0))
-    assert len([found.finishing().complete(t, 0.5) for t in found.finishing().trials()]) == 1
+    assert len([found.finishing().end(t, 0.5) for t in found.finishing().trials()]) == 1
 
 
 def test_an_end_that_failed_is_done_again(tmp_path: Path) -> None:
     ending = search(tmp_path).finishing()
     ending.interrupt(next(ending.trials()))
     ticket = next(ending.trials())
-    assert ending.complete(ticket, 0.5)
+    assert ending.end(ticket, 0.5)
 
 
 def test_looks_at_the_test_split_are_counted(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_trial_of_another_machine_is_taken_up_when_its_heart_has_stopped(
     (again,) = run_all(mine)
     assert (again.number, again.params) == (1, trial.params)
     assert again.user_attrs["baseline"] is True
-    assert theirs.complete(trial, 0.9) is False
+    assert theirs.end(trial, 0.9) is False
     assert len(mine.finished()) == 1
 
 
@@ -218,7 +218,7 @@ def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
     trial = next(trials)
     monkeypatch.setattr(database, "record_heartbeat", fail)
     assert twice.wait(60)
-    queue.complete(trial, 0.1)
+    queue.end(trial, 0.1)
     assert next(trials, None) is None
     assert beating[0] is beating[1]
     assert not beating[0].is_alive()

@@ -233,6 +233,7 @@ def test_an_apostrophe_in_a_study_name_ends_no_filter(
         raise TrackingError("the experiment is deleted")
 
     monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 0.0)
+    CLIENT().create_experiment(tmp_path.name)
     mine = {"study": f"Ann's {tmp_path.name}"}
     with monkeypatch.context() as patch:
         patch.setattr("shopee_mlflow.tuning.parent.open_run", refuse)

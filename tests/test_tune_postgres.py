@@ -107,8 +107,8 @@ def test_a_trial_of_a_machine_that_went_off_is_taken_up_when_its_heart_has_stopp
     assert repeat.user_attrs[OWNER] != elsewhere.owner
     assert repeat.suggest_float("lr", 0, 1) == 0.25
     # It was only away, and comes back with a result.
-    assert not elsewhere.complete(lost, 0.5)
-    assert here.complete(repeat, 0.75)
+    assert not elsewhere.end(lost, 0.5)
+    assert here.end(repeat, 0.75)
     assert [(t.state, t.value) for t in here.all_trials()] == [
         (TrialState.FAIL, None),
         (TrialState.COMPLETE, 0.75),

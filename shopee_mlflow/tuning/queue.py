@@ -71,10 +71,6 @@ def _unique(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
             retried.add(number)
 
 
-def _counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in _unique(trials) if not is_interrupted(t)]
-
-
 def _slots(trials: Sequence[FrozenTrial]) -> int:
     """How many slots of the total are taken; a trial and its retries share one."""
     first = (t for t in _unique(trials) if REPEATS not in t.user_attrs)
@@ -106,7 +102,7 @@ class TrialQueue:
 
     def counted(self) -> list[FrozenTrial]:
         """The trials that are part of the total: all but interrupted and surplus ones."""
-        return _counted(self.all_trials())
+        return [t for t in _unique(self.all_trials()) if not is_interrupted(t)]
 
     def finished(self) -> list[FrozenTrial]:
         """The trials of the total that have ended."""
@@ -122,16 +118,12 @@ class TrialQueue:
         announced = False
         while True:
             self.requeue_lost()
-            trials = self.all_trials()
-            counted = _counted(trials)
             late = deadline is not None and time.time() >= deadline
-            running = [t for t in counted if t.state == TrialState.RUNNING]
-            ended = sum(t.state.is_finished() for t in counted)
-            if ended >= self.total or (late and not running):
+            running = [t for t in self.counted() if t.state == TrialState.RUNNING]
+            if len(self.finished()) >= self.total or (late and not running):
                 return
-            if not late and self._has_work(trials):
-                trial = self.claim()
-                if trial is not None:
+            if not late and self._has_work():
+                if trial := self.claim():
                     with _heartbeat(self.storage, trial):
                         yield trial
                 continue
@@ -149,11 +141,11 @@ class TrialQueue:
     def end(
         self,
         trial: Trial,
-        state: TrialState,
-        value: float | None = None,
+        value: float | None,
         attrs: Mapping[str, Any] | None = None,
+        state: TrialState = TrialState.COMPLETE,
     ) -> bool:
-        """End a trial. A failed one counts when ``attrs`` holds its ``failure``.
+        """End a trial. A failed one counts if ``attrs`` holds its ``failure``.
 
         :returns: False if the trial was given to another process; the result is then ignored.
         """
@@ -166,13 +158,13 @@ class TrialQueue:
                 return False
             return True
 
-    def complete(self, trial: Trial, value: float, attrs: Mapping[str, Any] | None = None) -> bool:
-        """End a trial as complete; see :meth:`end`."""
-        return self.end(trial, TrialState.COMPLETE, value, attrs)
-
-    def interrupt(self, trial: Trial) -> None:
-        """End a trial as interrupted and queue its values again."""
-        self._give_up(trial.number)
+    def interrupt(self, trial: Trial | FrozenTrial, attrs: Mapping[str, Any] | None = None) -> None:
+        """End a trial as interrupted, unless it has ended, and queue its values again."""
+        with reachable(self.study), suppress(UpdateFinishedTrialError):
+            for name, value in (attrs or {}).items():
+                self.storage.set_trial_user_attr(trial._trial_id, name, value)
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        self.requeue_interrupted()
 
     def requeue_lost(self) -> None:
         """Queue the trials of dead processes again, and what this process left running.
@@ -185,7 +177,7 @@ class TrialQueue:
             fail_stale_trials(self.study)
         for trial in self.all_trials():
             if trial.state == TrialState.RUNNING and self._is_lost(trial):
-                self._give_up(trial.number)
+                self.interrupt(trial)
         self.requeue_interrupted()
 
     def requeue_interrupted(self) -> None:
@@ -205,7 +197,7 @@ class TrialQueue:
                 crashes = trial.user_attrs.get(CRASHES, 0) + 1
                 reason = f"its process died {crashes} times, possibly out of memory"
                 failure = {FAILURE: reason} if crashes >= _MAX_CRASHES else {}
-                self._give_up(trial.number, {CRASHES: crashes, **failure})
+                self.interrupt(trial, {CRASHES: crashes, **failure})
 
     def claim(self) -> Trial | None:
         """Start a trial, or return None if other workers have taken the last one meanwhile."""
@@ -231,8 +223,9 @@ class TrialQueue:
                 self._queue_again(trial)
         return None
 
-    def _has_work(self, trials: Sequence[FrozenTrial]) -> bool:
+    def _has_work(self) -> bool:
         """Whether a trial may start; what is queued beyond the total waits for a larger one."""
+        trials = self.all_trials()
         waiting = [t for t in _unique(trials) if t.state == TrialState.WAITING]
         started = [t for t in trials if t.state != TrialState.WAITING]
         return any(REPEATS in t.user_attrs for t in waiting) or _slots(started) < self.total
@@ -240,15 +233,6 @@ class TrialQueue:
     def _queue_again(self, trial: FrozenTrial | Trial, **more: Any) -> None:
         attrs = {k: v for k, v in trial.user_attrs.items() if k in _KEPT_IN_RETRIES}
         self.enqueue({**trial.user_attrs.get(PLANNED, {}), **trial.params}, **attrs, **more)
-
-    def _give_up(self, number: int, attrs: Mapping[str, Any] | None = None) -> None:
-        """Fail a trial, unless another worker was faster, and queue it again."""
-        trial_id = self.all_trials()[number]._trial_id
-        with reachable(self.study), suppress(UpdateFinishedTrialError):
-            for name, value in (attrs or {}).items():
-                self.storage.set_trial_user_attr(trial_id, name, value)
-            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        self.requeue_interrupted()
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(OWNER)

@@ -113,11 +113,8 @@ def _record(
     run.log_metrics(session.best.scores())
     attrs = {VAL_LOSS: best["val_loss"], BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
     state = "pruned" if session.pruned else "complete"
-    if session.pruned:
-        accepted = search.queue.end(trial, TrialState.PRUNED, attrs=attrs)
-    else:
-        accepted = search.queue.complete(trial, best[monitor], attrs)
-    if not accepted:
+    how = (None, attrs, TrialState.PRUNED) if session.pruned else (best[monitor], attrs)
+    if not search.queue.end(trial, *how):
         return _ignore(run, trial, values)
     # After the study has it, so that the run never claims more than the study knows.
     run.log_tags({STATE_TAG: state, "weights_kept": as_text(kept)})
@@ -135,7 +132,7 @@ def _record_failure(
     reason = str(error)
     if not isinstance(error, ShopeeError):
         reason = f"{type(error).__name__}: {reason}"
-    if not search.queue.end(trial, TrialState.FAIL, attrs={FAILURE: reason}):
+    if not search.queue.end(trial, None, {FAILURE: reason}, TrialState.FAIL):
         # The error may come from the study itself, which accepts no more reports.
         return _ignore(run, trial, values)
     run.log_tags({STATE_TAG: "failed"})

@@ -111,7 +111,7 @@ def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneR
         except BaseException:
             ending.interrupt(ticket)
             raise
-        ending.complete(ticket, result.scores["test_accuracy"])
+        ending.end(ticket, result.scores["test_accuracy"])
         return result
     say(find_run(run.run_id).data.tags.get(_NOTE, ""))
     say(f"nothing left to do; {_resume_hint(search)}")
