@@ -309,7 +309,7 @@ def test_neither_pruned_nor_failed_trials_are_the_best(tmp_path: Path) -> None:
     assert found.best() is None
     table = found.table().set_index("trial")
     assert list(table["state"]) == ["pruned", "failed"]
-    assert table.loc[0, "val_accuracy"] == 0.9
+    assert table.loc[0, "score"] == 0.9
     assert table.loc[1, "failure"] == "out of memory"
     assert found.state_of(0) == ("pruned", "")
     assert found.state_of(1) == ("failed", "out of memory")

@@ -164,7 +164,9 @@ def test_the_parent_has_tables_plots_and_results(whole: Whole) -> None:
 
 def test_the_table_of_trials(whole: Whole) -> None:
     table = read_table(whole.result.run_id, "tune/trials.csv")
-    columns = "trial state batch_size lr val_accuracy val_loss best_epoch epochs seconds baseline"
+    columns = (
+        "trial state batch_size lr score val_accuracy val_loss best_epoch epochs seconds baseline"
+    )
     assert set(table.columns) == {*columns.split(), "failure", "run_id"}
     assert list(table["trial"]) == ["0", "1", "2", "3"]
     assert set(table["state"]) == {"complete"}

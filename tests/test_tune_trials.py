@@ -116,6 +116,18 @@ def test_a_pruned_trial_is_no_failed_run(
     assert "1 pruned" in text(parent, "tune/summary.md")
 
 
+def test_the_monitored_metric_chooses_the_best_trial(call: Call, tmp_path: Path) -> None:
+    result = call(monitor="val_macro_f1")
+    assert result is not None
+    _, nested = runs(tmp_path)
+    for column, metric in (("score", "val_macro_f1"), ("val_accuracy", "val_accuracy")):
+        best = [r.data.metrics[f"best_{metric}"] for r in nested]
+        assert list(result.trials[column]) == pytest.approx(best)
+    top = result.trials.sort_values(["score", "val_loss"], ascending=[False, True]).iloc[0]
+    assert result.scores["best_val_accuracy"] == pytest.approx(top["val_accuracy"])
+    assert result.scores["best_val_macro_f1"] == pytest.approx(top["score"])
+
+
 def test_patience_ends_a_trial_that_is_complete_all_the_same(call: Call) -> None:
     result = call(patience=1, epochs=9, n_trials=1, baseline={"lr": 1e-9})
     assert result is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -15,6 +14,7 @@ from ..modeling.models import ProductClassifier
 from ..options import as_text
 from ..tracking.run_log import read_table, read_weights
 from ..training.context import TrainingContext
+from ..training.session import TestResult
 from .space import SearchPlan
 from .study import Search
 from .trial_results import TrialResult
@@ -25,39 +25,33 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Tested:
-    """The test of a trial's best weights.
+    """A trial's best weights and their test.
 
     :ivar history: one row an epoch.
-    :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_accuracy_low,
-        test_accuracy_high, test_loss.
     """
 
     trial: TrialResult
     config: TrainConfig
     model: ProductClassifier
     history: pd.DataFrame
-    labels: np.ndarray
-    logits: np.ndarray
-    scores: dict[str, float]
+    test: TestResult
 
 
 def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
     """Load the weights of a trial's best epoch and score the test split."""
     assert trial.run_id is not None
-    assert trial.val_accuracy is not None
-    assert trial.best_epoch is not None
     config = plan.trial_config(trial.values)
     model = context.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, WEIGHTS_FILE))
     model.tta = config.tta
     labels, logits = context.test(model)
-    scores = {
-        "best_val_accuracy": trial.val_accuracy,
-        "best_epoch": float(trial.best_epoch),
-        **scores_of_test(labels, logits),
-    }
     history = read_table(trial.run_id, HISTORY_FILE).apply(pd.to_numeric)
-    return Tested(trial, config, model.eval(), history, labels, logits, scores)
+    best = history[history["epoch"] == trial.best_epoch].iloc[0]
+    scores = {
+        f"best_{name}": float(best[name]) for name in ("epoch", "val_accuracy", config.monitor)
+    }
+    test = TestResult(labels, logits, {**scores, **scores_of_test(labels, logits)})
+    return Tested(trial, config, model.eval(), history, test)
 
 
 def best_yaml(plan: SearchPlan, best: Tested, run_id: str) -> str:
@@ -110,17 +104,18 @@ def summarize(search: Search, best: Tested, baseline: Tested | None, times: int)
 
 
 def _scores(tested: Tested) -> str:
-    s = tested.scores
+    s = tested.test.scores
     return (
         f"validation accuracy {s['best_val_accuracy']:.1%} in epoch {s['best_epoch']:.0f}, test "
-        f"accuracy {s['test_accuracy']:.1%} of {len(tested.labels)} photos, 95 % interval "
+        f"accuracy {s['test_accuracy']:.1%} of {len(tested.test.labels)} photos, 95 % interval "
         f"{s['test_accuracy_low']:.1%} to {s['test_accuracy_high']:.1%}"
     )
 
 
 def compare(best: Tested, baseline: Tested) -> tuple[int, int, float]:
     """McNemar's test of the best trial and the original's settings on the test photos."""
-    return mcnemar(best.labels, best.logits.argmax(axis=1), baseline.logits.argmax(axis=1))
+    mine, other = (tested.test.logits.argmax(axis=1) for tested in (best, baseline))
+    return mcnemar(best.test.labels, mine, other)
 
 
 def _difference(best: Tested, baseline: Tested) -> str:
@@ -140,7 +135,7 @@ def _by_architecture(results: list[TrialResult]) -> list[str]:
     lines.append("| --- | --- | --- | --- | --- |")
     for name in sorted({as_text(t.values["model"]) for t in results}):
         mine = [t for t in results if t.values["model"] == name]
-        done = [t for t in mine if t.state == "complete" and t.val_accuracy is not None]
+        done = [t for t in mine if t.state == "complete"]
         top = max(done, key=lambda t: t.rank, default=None)
         accuracy = f"{top.val_accuracy:.1%} | {top.number}" if top else " | "
         lines.append(f"| {name} | {len(mine)} | {len(done)} | {accuracy} |")

@@ -129,23 +129,23 @@ class Search:
             yield trial, values
             self._seed_sampler()
 
-    def should_stop(self, trial: Trial, epoch: int, val_accuracy: float) -> bool:
+    def should_stop(self, trial: Trial, epoch: int, score: float) -> bool:
         """Report an epoch; returns whether to prune the trial. Baselines are never pruned."""
         with reachable(self.study), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            trial.report(val_accuracy, epoch)
+            trial.report(score, epoch)
             return BASELINE not in trial.user_attrs and bool(trial.should_prune())
 
-    def is_best(self, val_accuracy: float, val_loss: float) -> bool:
+    def is_best(self, score: float, val_loss: float) -> bool:
         """Whether no complete trial is better so far.
 
         Of equal trials the lowest number is the best, and it may be the last to end.
         """
         best = self.best()
-        return best is None or (val_accuracy, -val_loss) >= best.rank
+        return best is None or (score, -val_loss) >= best.rank
 
     def best(self, *, baseline: bool = False) -> TrialResult | None:
-        """The complete trial of highest val_accuracy; of equal ones, of lowest val_loss.
+        """The complete trial of highest score; of equal ones, of lowest val_loss.
 
         :param baseline: look only at trials with the original's settings.
         """

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .queue import FAILURE, PLANNED
 
 BASELINE, FIXED, RUN_ID = "baseline", "fixed", "run_id"
-VAL_LOSS, BEST_EPOCH, SECONDS = "val_loss", "best_epoch", "seconds"
+VAL_ACCURACY, VAL_LOSS, BEST_EPOCH, SECONDS = "val_accuracy", "val_loss", "best_epoch", "seconds"
 NAMES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -29,12 +29,14 @@ class TrialResult:
 
     :ivar state: complete, pruned, failed, running or waiting.
     :ivar values: of the searched options.
-    :ivar val_accuracy: of its best epoch; of a pruned trial, of its last.
+    :ivar score: the monitored metric of its best epoch; of a pruned trial, of its last.
+    :ivar val_accuracy: of its best epoch, like ``val_loss``.
     """
 
     number: int
     state: str
     values: Mapping[str, Any]
+    score: float | None
     val_accuracy: float | None
     val_loss: float | None
     best_epoch: int | None
@@ -46,8 +48,8 @@ class TrialResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What a complete trial is compared by: accuracy, then negative loss."""
-        return self.val_accuracy or 0.0, -(self.val_loss or 0.0)
+        """What complete trials are compared by: score, then negative loss."""
+        return self.score or 0.0, -(self.val_loss or 0.0)
 
 
 def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
@@ -62,7 +64,8 @@ def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
         number=trial.number,
         state=NAMES[trial.state],
         values={name: values.get(name) for name in names},
-        val_accuracy=trial.value if ended else None,
+        score=trial.value if ended else None,
+        val_accuracy=attrs.get(VAL_ACCURACY),
         val_loss=attrs.get(VAL_LOSS),
         best_epoch=attrs.get(BEST_EPOCH),
         epochs=len(trial.intermediate_values),

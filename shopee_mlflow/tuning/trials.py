@@ -22,7 +22,7 @@ from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
 from .storage import reachable
 from .study import Search
-from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
+from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
 
 WEIGHTS_FILE = "trial/weights.pt"
 HISTORY_FILE = "trial/history.csv"
@@ -111,7 +111,12 @@ def _record(
 ) -> None:
     best, monitor = session.best.found, session.config.monitor
     run.log_metrics(session.best.scores())
-    attrs = {VAL_LOSS: best["val_loss"], BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
+    attrs = {
+        VAL_ACCURACY: best["val_accuracy"],
+        VAL_LOSS: best["val_loss"],
+        BEST_EPOCH: best.number,
+        SECONDS: round(seconds, 2),
+    }
     state = "pruned" if session.pruned else "complete"
     how = (None, attrs, TrialState.PRUNED) if session.pruned else (best[monitor], attrs)
     if not search.queue.end(trial, *how):

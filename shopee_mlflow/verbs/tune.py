@@ -24,7 +24,6 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext
 from ..training.results import log_data, log_results
-from ..training.session import TestResult
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
@@ -139,10 +138,9 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     best = score_trial(plan, context, found)
     same = original is not None and original.number == found.number
     baseline = score_trial(plan, context, original) if original and not same else None
-    tested = TestResult(best.labels, best.logits, best.scores)
-    log_results(run, context.dataset, best.model, best.config, best.history, tested)
+    log_results(run, context.dataset, best.model, best.config, best.history, best.test)
     if baseline:
-        run.log_metrics({f"original_{k}": v for k, v in baseline.scores.items()})
+        run.log_metrics({f"original_{k}": v for k, v in baseline.test.scores.items()})
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
     _log_table(search, run)
     skipped = []
@@ -156,12 +154,12 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     lines = [*summarize(search, best, best if same else baseline, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
     run.log_tags({_NOTE: "\n".join(lines)})
-    run.log_model(best.model, best.scores, config.serialization)
+    run.log_model(best.model, best.test.scores, config.serialization)
     say("", *lines)
     if config.register:
         register(run.run_id, promote=config.promote)
     return TuneResult(
-        run.run_id, search.name, dict(found.values), best.scores, search.table(), best.model
+        run.run_id, search.name, dict(found.values), best.test.scores, search.table(), best.model
     )
 
 
