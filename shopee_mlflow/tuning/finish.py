@@ -47,9 +47,8 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     labels, logits = context.test(model)
     history = read_table(trial.run_id, HISTORY_FILE).apply(pd.to_numeric)
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
-    scores = {
-        f"best_{name}": float(best[name]) for name in ("epoch", "val_accuracy", config.monitor)
-    }
+    names = ("epoch", "val_accuracy", config.monitor)
+    scores = {f"best_{name}": float(best[name]) for name in names}
     test = TestResult(labels, logits, {**scores, **scores_of_test(labels, logits)})
     return Tested(trial, config, model.eval(), history, test)
 

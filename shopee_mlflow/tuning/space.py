@@ -180,8 +180,15 @@ def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
     config = resolve(TuneConfig, given, content)
     space = {k: v for k, v in sections["space"].items() if k not in cli_options}
     problems += _check_name(config.study)
-    problems += _given_twice(cli_options, config, content, space, file)
+    problems += [
+        f"{name}: is both fixed and searched; give it once (in {file})"
+        for name in space
+        if name in content
+    ]
     if config.models != AUTO:
+        if "model" in cli_options:
+            given_model = f"model={cli_options['model']}"
+            problems.append(f"{given_model}: models={config.models} overrides it; give one of them")
         space["model"] = [name.strip() for name in config.models.split(",") if name.strip()]
     parsed = {
         str(name): _in_words(problems, f"{file}, space", _read_where, name, where)
@@ -218,23 +225,6 @@ def _check_name(study: str) -> list[str]:
         f"study={study!r}: a name has at most {_MAX_NAME_BYTES} bytes and no slashes, "
         "backslashes or control characters"
     ]
-
-
-def _given_twice(
-    cli_options: Mapping[str, Any],
-    config: TuneConfig,
-    content: Mapping[str, Any],
-    space: Mapping[str, Any],
-    file: Path,
-) -> list[str]:
-    """Options that are both fixed and searched; one of the two would be ignored."""
-    both = [name for name in space if name in content]
-    problems = [f"{name}: is both fixed and searched; give it once (in {file})" for name in both]
-    if config.models != AUTO and "model" in cli_options:
-        problems.append(
-            f"model={cli_options['model']}: models={config.models} overrides it; give one of them"
-        )
-    return problems
 
 
 def _near(file: Path) -> Path:

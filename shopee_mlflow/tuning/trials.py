@@ -14,6 +14,7 @@ from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
+from ..tracking.processes import PROCESS_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
@@ -41,12 +42,11 @@ def run_trial(
     process meanwhile.
     """
     started = time.monotonic()
-    number = trial.number
-    repeated = trial.user_attrs.get(REPEATS)
-    tags = {TRIAL_TAG: str(number), "process": trial.user_attrs[OWNER]}
-    if repeated is not None:
-        tags[REPEATS_TAG] = str(repeated)
-    name = f"trial {number}" + (" (original)" if BASELINE in trial.user_attrs else "")
+    attrs = trial.user_attrs
+    tags = {TRIAL_TAG: str(trial.number), PROCESS_TAG: attrs[OWNER]}
+    if REPEATS in attrs:
+        tags[REPEATS_TAG] = str(attrs[REPEATS])
+    name = f"trial {trial.number}" + (" (original)" if BASELINE in attrs else "")
     with open_run(name, parent=parent, tags=tags, measure=False) as run:
         try:
             with reachable(search.study):
