@@ -35,32 +35,29 @@ def parent_run(search: Search) -> Iterator[RunLog]:
     name = search.name if config.run_name == AUTO else config.run_name
     mine = {PROCESS_TAG: process_name(), STUDY_TAG: search.name}
     parent = None if search.created else search.await_parent() or _orphaned_run(search)
-    if parent is None:
-        with open_run(name, config.experiment, tags=mine) as run:
-            search.parent = run.run_id
-            yield run
-    elif _is_held(parent):
+    if parent and _is_held(parent):
         say(f"joining study {search.name}, started by another process")
         with join_run(parent, lambda: _is_held(parent) and not _is_over(search)) as run:
             yield run
-    else:
+        return
+    if parent:
         say(f"resuming study {search.name} in run {parent}")
-        with open_run(name, config.experiment, resume=parent, tags=mine) as run:
-            search.parent = parent
-            yield run
+    with open_run(name, config.experiment, resume=parent, tags=mine) as run:
+        search.keep_parent(run.run_id)
+        yield run
 
 
 @contextmanager
 def lost_runs_closed(search: Search, run: RunLog) -> Iterator[None]:
     """End the runs of lost trials before the block and after it, even after an error."""
     _close_lost_runs(search, run)
+    hidden: tuple[type[BaseException], ...] = (ShopeeError, *STORE_ERRORS)
     try:
         yield
-    except BaseException:
-        with suppress(ShopeeError, *STORE_ERRORS):
+        hidden = ()
+    finally:
+        with suppress(*hidden):  # by the error that ended the block
             _close_lost_runs(search, run)
-        raise
-    _close_lost_runs(search, run)
 
 
 def _is_held(run_id: str) -> bool:
@@ -94,7 +91,5 @@ def _close_lost_runs(search: Search, run: RunLog) -> None:
         state, why = search.state_of(int(number or -1))
         if state == "running":
             continue
-        tags = {STATE_TAG: state}
-        if why:
-            tags[FAILURE_TAG] = why
+        tags = {STATE_TAG: state, **({FAILURE_TAG: why} if why else {})}
         close_run(child.info.run_id, _STATUS.get(state, "KILLED"), tags)

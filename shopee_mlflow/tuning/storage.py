@@ -24,6 +24,7 @@ from ..config import AUTO
 from ..errors import ConfigError, StudyError
 
 _FOLDER = "studies"
+_EXAMPLE = "postgresql://user@host/name"
 # Every journal of Optuna starts with this.
 _FIRST_BYTES = b'{"op_code":'
 # A process on another machine is known by its heartbeat alone.
@@ -86,21 +87,13 @@ def _database(storage: str) -> RDBStorage:
     try:
         url = make_url(storage)
     except (ArgumentError, ValueError):  # the latter for a port that is no number
-        raise ConfigError(
-            [
-                f"storage={without_password(storage)}: not a database address such as "
-                "postgresql://user@host/name"
-            ]
-        ) from None
-    if url.get_backend_name() == "sqlite":
-        raise ConfigError(
-            [
-                f"storage={storage}: SQLite serves one process only; give a file without "
-                "sqlite://, or a database such as postgresql://user@host/name"
-            ]
-        )
-    timeout = {"connect_timeout": _CONNECT_SECONDS}
-    postgres = url.get_backend_name() == "postgresql"
+        shown = without_password(storage)
+        raise ConfigError([f"storage={shown}: not a database address such as {_EXAMPLE}"]) from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        advice = f"give a file without sqlite://, or a database such as {_EXAMPLE}"
+        raise ConfigError([f"storage={storage}: SQLite serves one process only; {advice}"])
+    timeout = {"connect_timeout": _CONNECT_SECONDS} if backend == "postgresql" else {}
     if url.drivername == "postgresql":
         # The driver in our requirements; SQLAlchemy's default depends on its version.
         url = url.set(drivername="postgresql+psycopg2")
@@ -108,7 +101,7 @@ def _database(storage: str) -> RDBStorage:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return _with_tables(
             url.render_as_string(hide_password=False),
-            engine_kwargs={"pool_pre_ping": True, "connect_args": timeout if postgres else {}},
+            engine_kwargs={"pool_pre_ping": True, "connect_args": timeout},
             heartbeat_interval=_HEARTBEAT_SECONDS,
             grace_period=_DEAD_SECONDS,
         )

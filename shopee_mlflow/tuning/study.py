@@ -64,13 +64,8 @@ class Search:
 
     # --- what all workers of a study agree on ---
 
-    @property
-    def parent(self) -> str | None:
-        """The id of the run of the whole study."""
-        return self._attrs().get(_PARENT)
-
-    @parent.setter
-    def parent(self, run_id: str) -> None:
+    def keep_parent(self, run_id: str) -> None:
+        """Record the run of the whole study."""
         self._set_attr(_PARENT, run_id)
 
     def await_parent(self) -> str | None:
