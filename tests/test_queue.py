@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from datetime import timedelta
 
-import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
 from small_queue import DEAD, ELSEWHERE, OpenQueue, run_all, start
@@ -21,12 +20,6 @@ from shopee_mlflow.tuning.queue import (
     REPEATS,
     process_name,
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 # --- the total ---
 
@@ -174,7 +167,7 @@ def test_an_ownerless_trial_is_lost_after_a_minute(
     mine.study.ask()
     mine.requeue_lost()
     assert mine.all_trials()[0].state == TrialState.RUNNING
-    monkeypatch.setattr(queue_module, "_OWNERLESS", timedelta(0))
+    monkeypatch.setattr(queue_module, "OWNERLESS", timedelta(0))
     assert [t.number for t in run_all(mine)] == [1]
 
 

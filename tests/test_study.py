@@ -7,14 +7,14 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna.trial import Trial, TrialState
+from small_search import plan_of
 
 from shopee_mlflow.errors import ConfigError, StudyError
 from shopee_mlflow.tuning import study as study_module
 from shopee_mlflow.tuning.queue import FAILURE, TrialQueue
-from shopee_mlflow.tuning.sampling import make_pruner
-from shopee_mlflow.tuning.space import SearchPlan, plan_search
+from shopee_mlflow.tuning.sampling import make_pruner, suggest
+from shopee_mlflow.tuning.space import SearchPlan
 from shopee_mlflow.tuning.storage import open_storage
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trial_results import BASELINE, FIXED, VAL_LOSS
@@ -25,14 +25,12 @@ LR = {"low": 0.01, "high": 0.1, "log": True}
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a study's creator, who is this process."""
-    monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 0.0)
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 0.0)
 
 
 def plan(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> SearchPlan:
     given = {"model": "cnn", "space": {"lr": LR, "momentum": [0.5, 0.9]}, **(content or {})}
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(given))
-    return plan_search({"config": str(file), "n_trials": 4, **cli_options})
+    return plan_of(tmp_path, given, **{"n_trials": 4, **cli_options})
 
 
 def search(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> Search:
@@ -138,7 +136,7 @@ def test_who_comes_second_waits_until_the_first_has_begun(
     monkeypatch.setattr(Search, "_begin", lambda self: late.append(self))
     Search(content, tmp_path)
     monkeypatch.setattr(Search, "_begin", begin)
-    monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 20.0)
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 20.0)
     monkeypatch.setattr(study_module.time, "sleep", lambda _: begin(late[0]))
     second = Search(content, tmp_path)
     assert not second.created
@@ -332,16 +330,15 @@ def test_a_trial_given_to_another_before_its_values_were_chosen_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = search(tmp_path)
-    choose = Search._values
     seen: list[int] = []
 
-    def late(self: Search, trial: Trial) -> dict[str, Any]:
+    def late(trial: Trial, *given: Any) -> Any:
         seen.append(trial.number)
         if trial.number == 0:
-            self.study.tell(trial, state=TrialState.FAIL)  # as another would, who thinks us dead
-        return choose(self, trial)
+            trial.study.tell(trial, state=TrialState.FAIL)  # another process presumes us dead
+        return suggest(trial, *given)
 
-    monkeypatch.setattr(Search, "_values", late)
+    monkeypatch.setattr(study_module, "suggest", late)
     trial, values = next(found.trials())
     assert seen == [0, 1]
     assert (trial.number, values["lr"]) == (1, 0.001)
@@ -369,7 +366,7 @@ def test_an_end_that_failed_is_done_again(tmp_path: Path) -> None:
     assert ending.end(ticket, 0.5)
 
 
-def test_looks_at_the_test_split_are_counted(tmp_path: Path) -> None:
+def test_uses_of_the_test_split_are_counted(tmp_path: Path) -> None:
     found = search(tmp_path)
     assert [found.count_tested(n) for n in (3, 3, 5)] == [1, 1, 2]
     assert search(tmp_path).count_tested(8) == 3

@@ -22,12 +22,6 @@ from shopee_mlflow.tuning.queue import (
 )
 from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
 # --- who is alive ---
 
 

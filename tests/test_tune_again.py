@@ -232,7 +232,7 @@ def test_an_apostrophe_in_a_study_name_ends_no_filter(
     def refuse(*_: object, **__: object) -> None:
         raise TrackingError("the experiment is deleted")
 
-    monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 0.0)
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 0.0)
     CLIENT().create_experiment(tmp_path.name)
     mine = {"study": f"Ann's {tmp_path.name}"}
     with monkeypatch.context() as patch:

@@ -86,8 +86,8 @@ def test_processes_that_make_the_tables_at_once_all_go_on(server: PostgresServer
 def test_a_trial_of_a_machine_that_went_off_is_taken_up_when_its_heart_has_stopped(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "_HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage_module, "_DEAD_SECONDS", 2)
+    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage_module, "DEAD_SECONDS", 2)
     storage = open_storage(server.new_database(), Path())
     study = optuna.create_study(storage=storage, direction="maximize")
     here = TrialQueue(study, storage, 1)

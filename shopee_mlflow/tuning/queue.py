@@ -52,7 +52,7 @@ _KEPT_IN_RETRIES = ("baseline", "fixed", CRASHES)
 _MAX_CRASHES = 2
 _POLL_SECONDS = 1.0
 # Milliseconds pass between a trial's start and the record of its owner.
-_OWNERLESS = timedelta(seconds=60)
+OWNERLESS = timedelta(seconds=60)
 
 
 def is_interrupted(trial: FrozenTrial) -> bool:
@@ -239,7 +239,7 @@ class TrialQueue:
         if owner is not None:
             return owner == self.owner or is_gone(owner)
         started = trial.datetime_start
-        return started is not None and datetime.now() - started > _OWNERLESS
+        return started is not None and datetime.now() - started > OWNERLESS
 
 
 @contextmanager

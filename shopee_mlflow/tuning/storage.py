@@ -28,8 +28,8 @@ _EXAMPLE = "postgresql://user@host/name"
 # Every journal of Optuna starts with this.
 _FIRST_BYTES = b'{"op_code":'
 # A process on another machine is known by its heartbeat alone.
-_HEARTBEAT_SECONDS = 15
-_DEAD_SECONDS = 60
+HEARTBEAT_SECONDS = 15
+DEAD_SECONDS = 60
 _CONNECT_SECONDS = 20
 _TABLES_PAUSES = (0.5, 1.0)
 # Errors of a storage that cannot be reached or written.
@@ -102,8 +102,8 @@ def _database(storage: str) -> RDBStorage:
         return _with_tables(
             url.render_as_string(hide_password=False),
             engine_kwargs={"pool_pre_ping": True, "connect_args": timeout},
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            grace_period=_DEAD_SECONDS,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=DEAD_SECONDS,
         )
 
 

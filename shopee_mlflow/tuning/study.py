@@ -27,7 +27,7 @@ from .trial_results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_r
 _CREATOR, _PLAN, _PARENT, _DATA = "creator", "plan", "parent_run", "data_digest"
 _TESTED = "tested_trials"
 # How long other processes wait for what the study's creator records.
-_CREATOR_SECONDS = 20.0
+CREATOR_SECONDS = 20.0
 
 
 class Search:
@@ -178,7 +178,7 @@ class Search:
 
     def _await(self, name: str) -> Any:
         """Wait for an attribute that the creator records; None if the creator died before."""
-        until = time.monotonic() + _CREATOR_SECONDS
+        until = time.monotonic() + CREATOR_SECONDS
         while True:
             attrs = self._attrs()
             died = _CREATOR in attrs and is_gone(attrs[_CREATOR])
