@@ -52,7 +52,7 @@ def test_a_second_call_does_nothing_twice(
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics == before[0].data.metrics
     out = capsys.readouterr().out
-    assert "3 of 3 trials have ended already" in out
+    assert "3 of 3 trials have already ended" in out
     assert "**Best: trial " in out
     assert "nothing left to do; increase n_trials to continue" in out
 

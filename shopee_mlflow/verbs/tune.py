@@ -1,4 +1,4 @@
-"""Tune: search training options, keep the best model. The main function is the story."""
+"""Tune: search training options and keep the best model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NOTE = "mlflow.note.content"
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search gave.
+    """The result of a search.
 
     :ivar run_id: the parent run, which has the best model.
     :ivar best: values of the searched options in the best trial.
@@ -75,13 +75,13 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     with stop_on_signals():
         search = Search(plan, local_folder())
-        # Data that do not fit a study that is there leave its run alone.
+        # Before the run is resumed, since other data must not change it.
         known = None if search.created else _read_data(search)
         with parent_run(search) as run:
             dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
             context = TrainingContext(dataset, machine)
-            _check_cuts(plan, context)
+            _check_stages(plan, context)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -130,7 +130,7 @@ def _read_data(search: Search) -> Dataset:
 
 
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
-    """Test the best trial's kept weights and the original's settings; log, register, sum up."""
+    """Test the best trial and the original's settings; log the results, register the model."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
@@ -164,7 +164,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
 
 
 def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
-    """Options, space and data of the whole search; what another call has logged stays."""
+    """Log options, space and data of the whole search, once."""
     plan = search.plan
     shown = {name: value for name, value in plan.cli_options.items() if name not in plan.space}
     params = {**as_params(plan.config), **shown}
@@ -190,7 +190,7 @@ def _opening(search: Search, run: RunLog) -> list[str]:
     space = ", ".join(f"{name} {where}" for name, where in search.plan.space.items())
     lines = [f"study {search.name} in run {run.run_id}: {space}"]
     if done:
-        lines.append(f"{done} of {search.plan.config.n_trials} trials have ended already")
+        lines.append(f"{done} of {search.plan.config.n_trials} trials have already ended")
     return lines
 
 
@@ -199,10 +199,10 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_cuts(plan: SearchPlan, context: TrainingContext) -> None:
+def _check_stages(plan: SearchPlan, context: TrainingContext) -> None:
     """Build each architecture and split it at each frozen stage, to find mistakes early.
 
-    :raises ModelError: for weights that do not fit, or a stage that is none.
+    :raises ModelError: if weights do not fit, or a stage does not exist.
     """
     freeze = plan.space.get("freeze")
     stages = freeze.values if isinstance(freeze, Choice) else (plan.config.freeze,)
