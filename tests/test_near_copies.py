@@ -32,9 +32,9 @@ def as_list(pairs: NearPairs) -> list[tuple[int, int, int]]:
     return list(zip(pairs.left.tolist(), pairs.right.tolist(), pairs.bits.tolist(), strict=True))
 
 
-def pairs_of(*ends: tuple[int, int]) -> NearPairs:
-    left, right = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-    return NearPairs(left, right, np.ones(len(left), np.uint8))
+def ends_of(*edges: tuple[int, int]) -> np.ndarray:
+    """(2, E): one end of each edge, and the other one."""
+    return np.array(edges, dtype=np.int64).reshape(-1, 2).T
 
 
 @st.composite
@@ -73,7 +73,7 @@ def test_six_bits_in_six_bytes_are_near_and_seven_are_not() -> None:
 def test_none_or_one_have_no_pair(count: int) -> None:
     values = np.arange(count, dtype=np.uint64)
     assert as_list(near_pairs(values)) == []
-    assert connected(count, near_pairs(values)).tolist() == list(range(count))
+    assert connected(count, *ends_of()).tolist() == list(range(count))
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
@@ -84,8 +84,8 @@ def test_what_cannot_be_searched_is_refused() -> None:
 
 
 def test_chains_are_one_cluster_numbered_in_order() -> None:
-    assert connected(7, pairs_of((4, 5), (1, 4), (3, 6))).tolist() == [0, 1, 2, 3, 1, 1, 3]
-    assert connected(3, pairs_of()).tolist() == [0, 1, 2]
+    assert connected(7, *ends_of((4, 5), (1, 4), (3, 6))).tolist() == [0, 1, 2, 3, 1, 1, 3]
+    assert connected(3, *ends_of()).tolist() == [0, 1, 2]
 
 
 @settings(deadline=None)
@@ -103,9 +103,9 @@ def test_clusters_are_those_of_a_walk(case: tuple[int, list[tuple[int, int]]]) -
     for _ in range(count):
         for left, right in ends:
             number[left] = number[right] = min(number[left], number[right])
-    order = {first: place for place, first in enumerate(dict.fromkeys(number))}
+    order = {first: index for index, first in enumerate(dict.fromkeys(number))}
     expected = [order[first] for first in number]
-    assert connected(count, pairs_of(*ends)).tolist() == expected
+    assert connected(count, *ends_of(*ends)).tolist() == expected
 
 
 def test_phashes_are_read_whole() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 
 # Two photos whose phashes differ in so many bits or fewer are called near copies here.
 NEAR_BITS = 6
@@ -58,22 +59,18 @@ def near_pairs(values: np.ndarray, most: int = NEAR_BITS) -> NearPairs:
     return NearPairs(left[order], right[order], bits[order])
 
 
-def connected(count: int, pairs: NearPairs) -> np.ndarray:
-    """Number the clusters of positions 0..count-1 that pairs tie together, through any chain.
+def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Number the connected components of a graph with nodes 0..count-1.
 
+    :param left: (E,) int, one end of each edge; ``right`` (E,) int, the other one.
     :returns: (count,) int64, numbers 0, 1, ... in order of first appearance.
     """
-    parent = np.arange(count)
-    while True:
-        ends = np.stack([parent[pairs.left], parent[pairs.right]])
-        low, high = ends.min(axis=0), ends.max(axis=0)
-        if (low == high).all():
-            break
-        np.minimum.at(parent, high, low)
-        while not np.array_equal(parent, parent[parent]):
-            parent = parent[parent]
-    # A cluster's smallest position stands for it, so sorted is in order of appearance.
-    return np.unique(parent, return_inverse=True)[1]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
+    components = connected_components(edges, directed=False)[1]
+    return np.asarray(pd.factorize(components)[0], dtype=np.int64)
 
 
 def _pairs_in_table(

@@ -266,4 +266,4 @@ def _near_copies(rows: pd.DataFrame) -> NearCopies:
         groups = [labels.get(phash, set()) for phash in phashes]
         ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
         same = np.array([not groups[a].isdisjoint(groups[b]) for a, b in ends], dtype=bool)
-    return NearCopies(phashes, pairs, same, connected(len(phashes), pairs))
+    return NearCopies(phashes, pairs, same, connected(len(phashes), pairs.left, pairs.right))
