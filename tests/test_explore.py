@@ -80,7 +80,10 @@ def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     assert "24 rows, 24 files, 24 phashes, 3 titles, 3 label groups" in capsys.readouterr().out
     page = read_page(result.report)
     assert len(page.all("img")) > 20
-    assert "The CSV has no image_phash; 24 of 24 rows have one here" in page.text
+    assert (
+        "No image_phash in the CSV. Rows with a phash computed from the photo: 24 of 24 (100.0%)."
+        in page.text
+    )
     assert [section["id"] for section in page.all("h2")][:2] == ["overview", "unknown"]
 
 
@@ -156,17 +159,20 @@ def test_of_very_many_photos_a_stated_sample_is_looked_at(
     assert first.count("not looked at") == 14
     result = explore(ExploreConfig(data=str(shop), max_photos=10, seed=1, out="seen"))
     text = read_page(result.report).text
-    assert "24 of 24 files are there. 10 of them, chosen by chance, were looked at." in text
+    assert (
+        "Photos present: 24 of 24 (100.0%). Opened, chosen at random: 10. Decoded: 10 of 10 (100.0%)."
+        in text
+    )
     assert "Counted from the CSV alone" in text
-    assert "10 of 24 rows have one here" in text
+    assert "computed from the photo: 10 of 24 (41.7%)." in text
 
 
 def test_the_csv_alone_is_enough_and_the_page_says_so(tmp_path: Path) -> None:
     write_csv(tmp_path / "shop.csv", HEADER, _listed(40))
     result = explore(ExploreConfig(data="shop.csv", out="seen"))
     text = read_page(result.report).text
-    assert "40 rows, told from the CSV alone: there is no photo that can be" in text
-    assert "Without photos (none in train_images): their sizes, shapes" in text
+    assert "Rows: 40. Photos: 0. This report comes from the CSV alone." in text
+    assert "No photo could be read in train_images. Sizes, shapes and colours" in text
     assert result.facts["distinct_phashes"] == 20
     assert result.facts["kept_files"] == 40
     assert "photos.csv" not in result.tables
@@ -185,9 +191,9 @@ def _listed(count: int) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ({"image_phash"}, "which photos are copies of each other, and what a split would leak"),
-        ({"label_group"}, "Without label_group: sizes of groups, wrong labels"),
-        ({"title"}, "Without title: which titles repeat"),
+        ({"image_phash"}, "No image_phash and no photos: copies and leaks of a split are unknown."),
+        ({"label_group"}, "No label_group: group sizes, contradictory labels"),
+        ({"title"}, "No title: repeated, contradictory and garbled titles are unknown."),
         ({"posting_id", "image_phash", "title", "label_group"}, "Without label_group nothing"),
     ],
 )
@@ -206,8 +212,8 @@ def test_photos_that_are_too_few_to_train_on_do_not_hide_the_csv(tmp_path: Path)
     draw_photo(0, 0).save(tmp_path / "shop" / "train_images" / "3.jpg")
     result = explore(ExploreConfig(data="shop", out="seen"))
     text = read_page(result.report).text
-    assert "A training of what is here could not begin: A classifier needs two label" in text
-    assert "1 of 40 files is there." in text
+    assert "Training is not possible with these photos: A classifier needs two label" in text
+    assert "Photos present: 1 of 40 (2.5%). Decoded: 1 of 1 (100.0%)." in text
     assert result.facts["kept_files"] == 40
     assert len(result.tables["splits.csv"]) == 40
 
