@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_photo, write_csv
+from html_page import Page, read_page
 from matplotlib.figure import Figure
-from page_reader import Page, read_page
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import TrainConfig, train
@@ -126,7 +126,7 @@ def test_the_page_is_in_the_run_and_holds_all_it_shows(run: SmallRun) -> None:
 
 def test_each_heading_of_the_contents_is_there(run: SmallRun) -> None:
     page = logged_page(run.result.run_id)
-    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    links = [link["href"] for link in page.all("a")]
     assert links == ["#learning", "#groups", "#trust", "#photos", "#setup"]
 
 
