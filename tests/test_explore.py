@@ -18,9 +18,11 @@ from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
+from shopee_mlflow.data.near_copies import MOST_PAIRS
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.exploring import TABLES
 from shopee_mlflow.exploring.photo_survey import survey_photos
+from shopee_mlflow.exploring.survey import MOST_LISTED
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 SCRIPT = "<script>document.title = 'owned'; document.body.remove()</script>"
@@ -307,3 +309,21 @@ def test_the_real_catalogue_fits_its_page(tmp_path: Path) -> None:
     seen = look_in_browser(result.report, tmp_path, 390)
     assert seen["faults"] == []
     assert seen["page"] <= seen["window"], "the page is wider than the window"
+
+
+def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flips = [1 << a | 1 << b | 1 << c for a in range(64) for b in range(a) for c in range(b)]
+    rows = [
+        (f"p{n}", f"{n}.jpg", f"{value:016x}", f"title {n}", f"group{n % 4}")
+        for n, value in enumerate(flips[:2000])
+    ]
+    write_csv(tmp_path / "shop.csv", HEADER, rows)
+    result = explore(ExploreConfig(data="shop.csv", out="seen"))
+    text = read_page(result.report).text
+    assert result.facts["near_pairs"] == MOST_PAIRS
+    assert f"1 to 6 bits: at least {MOST_PAIRS:,}." in text
+    assert f"The search for near copies stopped after {MOST_PAIRS:,} pairs" in text
+    assert len(result.tables["near_pairs.csv"]) == MOST_LISTED
+    assert f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only." in text

@@ -13,7 +13,16 @@ from .galleries import gallery_section
 from .photo_sections import photo_findings, photo_section
 from .photo_survey import BAD, OK
 from .selection import Selection
-from .survey import GROUP, KINDS, PHASHES, TITLE, NearCopies, Survey, cluster_table
+from .survey import (
+    GROUP,
+    KINDS,
+    MOST_LISTED,
+    PHASHES,
+    TITLE,
+    NearCopies,
+    Survey,
+    cluster_table,
+)
 
 # A 10 % test split has less than one photo of a smaller group.
 _ONE_TEST_PHOTO = 10
@@ -129,6 +138,14 @@ def _unknown(explored: Explored) -> Section | None:
             f"No image_phash in the CSV. Rows with a phash computed from the photo: "
             f"{ratio(known, len(survey.rows))}."
         )
+    if survey.near is not None and not survey.near.pairs.complete:
+        points.append(
+            "Very many phashes are alike. The search for near copies stopped after "
+            f"{len(survey.near.pairs):,} pairs, so there may be more pairs, larger clusters and "
+            "more near copies in train."
+        )
+    if survey.near is not None and len(survey.near.pairs) > MOST_LISTED:
+        points.append(f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only.")
     if GROUP in survey.absent:
         points.append(
             "No label_group: group sizes, contradictory labels, and what training keeps are "
@@ -200,9 +217,11 @@ def _repeats(survey: Survey) -> str:
 
 
 def _near(near: NearCopies) -> str:
+    least = "" if near.pairs.complete else "at least "
     text = (
-        f"Pairs of phashes that differ in 1 to {NEAR_BITS} bits: {len(near.pairs):,}. Connected "
-        f"pairs form {near.clusters:,} clusters; the largest has {near.largest:,} phashes."
+        f"Pairs of phashes that differ in 1 to {NEAR_BITS} bits: {least}{len(near.pairs):,}. "
+        f"Connected pairs form {near.clusters:,} clusters; the largest has {least}"
+        f"{near.largest:,} phashes."
     )
     if near.same_group is None or not len(near.pairs):
         return text
