@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 16, 33, 224])
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO"])
+@pytest.mark.parametrize(
+    "file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000"]
+)
 def test_formats(file_format: str, size: int) -> None:
     pixels = read_pixels(encode(smooth(), file_format), size)
     assert pixels.shape == (size, size, 3)
@@ -117,12 +120,22 @@ def test_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
     [
         (encode(smooth(), "JPEG")[:-200], "truncated"),
         (encode(smooth(), "PNG")[:-200], "truncated"),
-        (b"", "no JPEG, PNG, WEBP, GIF image"),
-        (b"<html><body>404 Not Found</body></html>\n", "no JPEG, PNG, WEBP, GIF image"),
+        (b"", "the file is empty"),
+        (bytes(5000), "only zero bytes"),
+        (b"<html><body>404 Not Found</body></html>\n", "an HTML or XML page"),
+        (b"\n\n<!DOCTYPE HTML><title>403</title>", "an HTML or XML page"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "an SVG drawing"),
+        (b'<?xml version="1.0"?>\n<svg/>', "an SVG drawing"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"no such key\n", "text, no JPEG, PNG, WEBP, GIF image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:6f\n", "run git lfs pull"),
+        (b"/annex/objects/SHA256E-s9--6f.jpg\n", "run git annex get"),
+        (b"PK\x03\x04" + bytes(20), "a ZIP archive"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(64), "a video"),
+        (b"\xff\x0a" + bytes(range(64)), "a JPEG XL photo"),
         (np.random.default_rng(0).bytes(1000), "no JPEG, PNG, WEBP, GIF image"),
         (b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(1000), "."),
     ],
-    ids=["truncated-jpeg", "truncated-png", "empty", "text", "random", "random-jpeg"],
 )
 def test_damaged_files_have_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "photo.jpg"
@@ -141,8 +154,43 @@ def test_files_that_cannot_be_read_have_a_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_format", ["EPS", "PDF", "PPM", "TGA", "ICO", "PCX"])
 def test_other_formats_are_refused(file_format: str) -> None:
-    with pytest.raises(ImageError, match="no JPEG, PNG, WEBP, GIF image"):
+    with pytest.raises(ImageError, match="not a photo|no JPEG, PNG, WEBP, GIF image"):
         read_pixels(encode(smooth(), file_format), 32)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
+def test_heic_names_the_package_that_reads_it_and_is_not_remembered(brands: bytes) -> None:
+    with pytest.raises(ImageError, match="HEIC photo: install the package pillow-heif") as caught:
+        read_pixels(b"\0\0\0\x18ftyp" + brands + bytes(64), 32)
+    assert caught.value.transient
+
+
+def test_failures_that_do_not_follow_from_the_bytes_are_transient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "photo.png"
+    file.write_bytes(encode(smooth(), "PNG")[:-200])
+    with pytest.raises(ImageError, match="truncated") as damaged:
+        read_pixels(file, 32)
+    assert not damaged.value.transient
+    for error in (
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("out of memory error when reading image file"),
+    ):
+        with pytest.raises(ImageError) as passing, images.open_photo(encode(smooth(), "PNG")):
+            raise error
+        assert passing.value.transient
+    with pytest.raises(ImageError, match="No such file") as missing:
+        read_pixels(tmp_path / "absent.png", 32)
+    assert missing.value.transient
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_pixels(tmp_path / "pipe.jpg", 32)
 
 
 def test_cmyk_jpeg() -> None:
@@ -288,21 +336,14 @@ def test_claimed_size_within_the_limit_is_a_damaged_file() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 64, 100, 150, 300, 500])
-def test_jpeg_is_decoded_small_and_stays_close(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_is_decoded_small_and_stays_close(size: int) -> None:
     content = encode(smooth(1200, 900), "JPEG", quality=95, subsampling=0)
-    decoded: list[tuple[int, int]] = []
-    to_rgb: Callable[[Image.Image], Image.Image] = images._to_rgb
-
-    def watched(image: Image.Image) -> Image.Image:
-        rgb = to_rgb(image)
-        decoded.append(rgb.size)
-        return rgb
-
-    monkeypatch.setattr(images, "_to_rgb", watched)
     pixels = read_pixels(content, size)
     with Image.open(io.BytesIO(content)) as picture:
         assert difference(pixels, resized(picture, size)) < 1
-    [(width, height)] = decoded
+    with images.open_photo(content, size) as image:
+        width, height = image.size
+        assert images.upright_size(image) == (1200, 900)
     assert (width < 1200) == (size <= 150)
     assert width == 1200 or min(width, height) >= 2 * size
 
