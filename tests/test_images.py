@@ -6,11 +6,13 @@ import errno
 import io
 import os
 import struct
+import sys
 import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,6 +330,94 @@ def test_too_many_pixels_are_refused_before_decoding(
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="more than 120,000,000 pixels"):
         read_pixels(png_header(side, side), 32)
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_of_scans(width: int, height: int, scans: int, baseline: bool = False) -> bytes:
+    """A grey JPEG file whose scans are empty: a few bytes each, a pass over the image each."""
+    out = b"\xff\xd8" + jpeg_segment(0xDB, b"\0" + bytes([1] * 64))
+    frame = struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0])
+    out += jpeg_segment(0xC0 if baseline else 0xC2, frame)
+    for table in (0x00, 0x10):
+        out += jpeg_segment(0xC4, bytes([table, 1, *[0] * 15, 0]))
+    out += jpeg_segment(0xDA, bytes([1, 1, 0, 0, 63 if baseline else 0, 0])) + bytes(16)
+    return out + jpeg_segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * (scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scans"), [(10_900, 10_900, 2000), (10_900, 10_900, 50), (64, 64, 101)]
+)
+@pytest.mark.parametrize("baseline", [False, True])
+def test_jpeg_files_of_endless_scans_are_refused_before_decoding(
+    width: int, height: int, scans: int, baseline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=f"of {scans} scans: decoding would take too long"):
+        read_pixels(jpeg_of_scans(width, height, scans, baseline), 32)
+
+
+def test_scans_of_previews_and_of_what_follows_the_photo_do_not_count() -> None:
+    plain = encode(smooth(), "JPEG", progressive=True)
+    preview = jpeg_segment(0xE5, b"\xff\xda" * 150)
+    content = plain[:2] + preview + plain[2:] + b"\xff\xda\0\2" * 150
+    np.testing.assert_array_equal(read_pixels(content, 32), read_pixels(plain, 32))
+    assert read_pixels(jpeg_of_scans(64, 64, 100), 32).shape == (32, 32, 3)
+
+
+def test_very_large_jpeg_files_are_decoded_at_a_reduced_scale() -> None:
+    content = jpeg_of_scans(20_000, 10_000, 1, baseline=True)
+    with images.open_photo(content) as image:
+        assert images.upright_size(image) == (20_000, 10_000)
+        width, height = image.size
+        assert width * height <= 120_000_000
+    with images.open_photo(content, 224) as image:
+        assert image.size == (2500, 1250)
+    for huge in (jpeg_of_scans(30_000, 20_000, 1, baseline=True), jpeg_of_scans(20_000, 10_000, 1)):
+        with pytest.raises(ImageError, match="too large: more than"):
+            read_pixels(huge, 32)
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file with more chunks after its header, and once more at its end."""
+    plain = encode(smooth(), "PNG")
+    more = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return plain[:33] + more + plain[33:-12] + more + plain[-12:]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"iTXt", b"XML\0\1\0\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"tEXt", b"key\0" + b"x" * 1_000_000)] * 70,
+        [(b"iCCP", b"icc\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"iCCP", b"icc\0\7" + zlib.compress(b"profile"))],
+    ],
+    ids=["ztxt", "itxt", "many", "large-profile", "unknown-compression"],
+)
+def test_metadata_of_a_png_file_does_not_matter(chunks: list[tuple[bytes, bytes]]) -> None:
+    np.testing.assert_array_equal(read_pixels(png_with(*chunks), 32), resized(smooth(), 32))
+
+
+def test_heif_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[bool] = []
+    package = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    monkeypatch.setattr(images, "find_spec", lambda name: name)
+    images._formats.cache_clear()
+    try:
+        np.testing.assert_array_equal(
+            read_pixels(encode(smooth(), "PNG"), 32), resized(smooth(), 32)
+        )
+    finally:
+        images._formats.cache_clear()
+    assert registered == [True]
 
 
 def test_claimed_size_within_the_limit_is_a_damaged_file() -> None:

@@ -343,7 +343,7 @@ def test_safetensors_are_read_where_the_package_is_installed(
 
 def test_names_of_another_library_are_shown_beside_ours(tmp_path: Path) -> None:
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "timm.pth")
-    with pytest.raises(ModelError, match="they are like conv_stem.weight, wanted .* features.0.0"):
+    with pytest.raises(ModelError, match="names are like conv_stem.weight, wanted .* features.0.0"):
         build_model(SMALL, CLASSES, 64, tmp_path / "timm.pth")
 
 

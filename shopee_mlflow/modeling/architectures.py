@@ -239,11 +239,13 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> No
 
 
 def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """A hint where no name fits, as for weights of another library."""
-    if not state or any(key in wanted for key in state):
+    """A hint where hardly any name fits, as for weights of another library."""
+    unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
+    if not unknown or len(missing) < 0.9 * len(wanted):
         return ""
-    theirs, ours = next(iter(state)), next(iter(wanted))
-    return f" (no name does: they are like {theirs}, wanted are names like {ours})"
+    theirs = next(key for key in state if key in unknown)
+    ours = next(key for key in wanted if key in missing)
+    return f" (names are like {theirs}, wanted are names like {ours})"
 
 
 def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
