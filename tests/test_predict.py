@@ -1,11 +1,10 @@
-"""Predict: what it finds, what it writes, and how it goes on after an interruption."""
+"""Predict: what it finds, what it writes, and how it resumes after an interruption."""
 
 from __future__ import annotations
 
 import csv
 import shutil
-import threading
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from small_run import SmallRun, small_run
 from shopee_mlflow import cli
 from shopee_mlflow.data.images import read_pixels
 from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.modeling.inference import BATCH
 from shopee_mlflow.verbs import predict as verb
 from shopee_mlflow.verbs.predict import find_photos, predict
 
@@ -26,22 +26,33 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_BATCH", 4)
+@dataclass
+class Decoding:
+    """Notes the names of the photos that get decoded; may stop the command at one of them."""
+
+    names: list[str] = field(default_factory=list)
+    stop_at: int | None = None
+
+    def read(self, source: Path, *geometry: Any) -> np.ndarray:
+        self.names.append(source.name)
+        if len(self.names) == self.stop_at:
+            raise KeyboardInterrupt
+        return read_pixels(source, *geometry)
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the photos that get decoded, as they are."""
-    names: list[str] = []
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Decoding:
+    notes = Decoding()
+    monkeypatch.setattr(verb, "read_pixels", notes.read)
+    return notes
 
-    def note(source: Path, size: int) -> np.ndarray:
-        names.append(source.name)
-        return read_pixels(source, size)
 
-    monkeypatch.setattr(verb, "read_pixels", note)
-    return names
+@pytest.fixture
+def many(run: SmallRun, tmp_path: Path) -> Path:
+    """A list of 100 rows, three whole batches and four photos, in the catalogue's layout."""
+    (tmp_path / "train_images").symlink_to(run.shop / "train_images")
+    names = [run.photos[i % len(run.photos)].name for i in range(100)]
+    return write_csv(tmp_path / "many.csv", ("image",), [(name,) for name in names])
 
 
 def rows_of(file: Path) -> list[list[str]]:
@@ -124,121 +135,82 @@ def test_the_best_k_have_columns_of_their_own(run: SmallRun, tmp_path: Path) -> 
     assert sum(probabilities) == pytest.approx(1, abs=2e-6)
 
 
-def stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = verb._ahead
-
-    def some(*args: Any) -> Iterator[Any]:
-        for number, batch in enumerate(whole(*args)):
-            if number == batches:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(verb, "_ahead", some)
-
-
-def interrupt(run: SmallRun, out: Path, **options: Any) -> Path:
-    """Classify eight photos of the folder, then stop; returns the partial file."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run.uri, str(run.shop / "train_images"), out, **options)
+def interrupt(run: SmallRun, source: Path, out: Path, decoding: Decoding) -> Path:
+    """Stop the command in the third batch; returns the partial file."""
+    decoding.stop_at = 70
+    with pytest.raises(KeyboardInterrupt):
+        predict(run.uri, str(source), out)
+    decoding.stop_at = None
+    decoding.names.clear()
     assert not out.exists()
     (partial,) = out.parent.glob("*.partial")
-    assert len(rows_of(partial)) == 1 + 8
+    assert len(rows_of(partial)) == 1 + 2 * BATCH
     return partial
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_interrupted_it_goes_on_where_it_stopped(
-    run: SmallRun, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_call_resumes_where_it_stopped(
+    run: SmallRun,
+    many: Path,
+    tmp_path: Path,
+    decoding: Decoding,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = str(run.shop / "train_images")
-    predict(run.uri, folder, tmp_path / "whole.csv")
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    decoding.names.clear()
     out = tmp_path / "out.csv"
-    interrupt(run, out)
-    decoded.clear()
-    predict(run.uri, folder, out)
-    assert sorted(decoded) == [file.name for file in run.photos[8:]]
-    assert "8 of 36 photos are in" in capsys.readouterr().out
+    interrupt(run, many, out, decoding)
+    predict(run.uri, str(many), out)
+    assert len(decoding.names) == 100 - 2 * BATCH
+    assert "64 of 100 photos" in capsys.readouterr().out
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert leftovers(tmp_path) == []
+    assert list(tmp_path.glob("*partial*")) == []
 
 
-@pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("cut", [1, 2, 9, 30, 100])
-def test_a_row_cut_off_in_writing_is_written_again(run: SmallRun, tmp_path: Path, cut: int) -> None:
-    folder = str(run.shop / "train_images")
-    predict(run.uri, folder, tmp_path / "whole.csv")
-    partial = interrupt(run, tmp_path / "out.csv")
+@pytest.mark.parametrize("cut", [1, 2, 9, 30, 2000])
+def test_a_row_cut_off_in_writing_is_written_again(
+    run: SmallRun, many: Path, tmp_path: Path, decoding: Decoding, cut: int
+) -> None:
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    decoding.names.clear()
+    partial = interrupt(run, many, tmp_path / "out.csv", decoding)
     partial.write_bytes(partial.read_bytes()[:-cut])
-    predict(run.uri, folder, tmp_path / "out.csv")
+    predict(run.uri, str(many), tmp_path / "out.csv")
+    assert len(decoding.names) in (100 - BATCH, 100)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_bad_photos_before_the_interruption_are_counted(run: SmallRun, tmp_path: Path) -> None:
-    names = ["gone.png", *(file.name for file in run.photos)]
-    table = write_csv(tmp_path / "list.csv", ("image",), [(name,) for name in names])
-    options = {"images": str(run.shop / "train_images")}
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(1, patch)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run.uri, str(table), tmp_path / "out.csv", **options)
-    assert predict(run.uri, str(table), tmp_path / "out.csv", **options) == 1
+def test_bad_photos_before_the_interruption_are_counted(
+    run: SmallRun, many: Path, tmp_path: Path, decoding: Decoding
+) -> None:
+    many.write_text(many.read_text().replace("image\n", "image\ngone.png\n"))
+    interrupt(run, many, tmp_path / "out.csv", decoding)
+    assert predict(run.uri, str(many), tmp_path / "out.csv") == 1
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_another_call_never_goes_on_with_the_file_of_this_one(
-    run: SmallRun, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, decoded: list[str]
+def test_a_different_call_never_resumes_from_this_partial_file(
+    run: SmallRun,
+    many: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    decoding: Decoding,
 ) -> None:
     out = tmp_path / "out.csv"
-    partial = interrupt(run, out)
-    folder = str(run.shop / "train_images")
+    partial = interrupt(run, many, out, decoding)
     other = small_run(tmp_path_factory.getbasetemp(), "pt2")
-    for model, source, k in (
-        (other.uri, folder, 1),
-        (run.uri, f"{folder}/*.png", 1),
-        (run.uri, folder, 2),
+    folder = str(run.shop / "train_images")
+    for model, source, k, photos in (
+        (other.uri, str(many), 1, 100),
+        (run.uri, folder, 1, 36),
+        (run.uri, str(many), 2, 100),
     ):
-        decoded.clear()
+        decoding.names.clear()
         predict(model, source, out, top_k=k)
-        assert len(decoded) == 36
+        assert len(decoding.names) == photos
         assert partial.exists()
     partial.write_text("something,else\n1,2\n")
-    decoded.clear()
-    predict(run.uri, folder, out)
-    assert len(decoded) == 36
-
-
-@pytest.mark.usefixtures("small_batches")
-def test_no_more_than_a_few_batches_are_ever_in_memory(
-    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Photos decoded and not yet classified, the batch at work included."""
-    lock = threading.Lock()
-    waiting = most = 0
-
-    def decode(source: Path, size: int) -> np.ndarray:
-        nonlocal waiting, most
-        with lock:
-            waiting += 1
-            most = max(most, waiting)
-        return read_pixels(source, size)
-
-    classify = verb._rows
-
-    def answer(photos: list[Any], *args: Any) -> list[list[str]]:
-        nonlocal waiting
-        rows = classify(photos, *args)
-        with lock:
-            waiting -= len(photos)
-        return rows
-
-    monkeypatch.setattr(verb, "read_pixels", decode)
-    monkeypatch.setattr(verb, "_rows", answer)
-    predict(run.uri, str(run.shop / "train_images"), tmp_path / "out.csv")
-    assert waiting == 0
-    assert 4 <= most <= verb._AHEAD * 4
+    decoding.names.clear()
+    predict(run.uri, str(many), out)
+    assert len(decoding.names) == 100
 
 
 def test_the_number_of_workers_does_not_change_the_answers(run: SmallRun, tmp_path: Path) -> None:

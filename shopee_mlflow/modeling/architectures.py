@@ -41,7 +41,11 @@ def check_architecture(name: str) -> None:
 
 
 def build_model(
-    name: str, classes: Sequence[str], image_size: int = 256, weights: Path | str | None = None
+    name: str,
+    classes: Sequence[str],
+    image_size: int = 256,
+    weights: Path | str | None = None,
+    resize: str = "stretch",
 ) -> ProductClassifier:
     """Build a classifier; ``*_pretrained`` starts from torchvision's newest ImageNet weights.
 
@@ -49,6 +53,7 @@ def build_model(
         ``_pretrained``.
     :param classes: label groups in logit order.
     :param weights: state-dict file to start from, instead of the download.
+    :param resize: how photos become squares: ``stretch`` or ``pad``.
     :raises ModelError: for an unknown name, a size it cannot take, or weights that do not fit.
     """
     check_architecture(name)
@@ -56,7 +61,7 @@ def build_model(
     if base == "cnn":
         backbone: nn.Module = SmallCNN(image_size)
         head: nn.Module = nn.Linear(SmallCNN.features_out, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
         if weights:
             _load_own(model, weights)
     else:
@@ -65,7 +70,7 @@ def build_model(
             state = read_state(weights) if weights else download_state(_ALIASES.get(base, base))
             _load_state(network, state, str(weights or "the downloaded weights"))
         backbone, head = _replace_head(network, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
     _check_size(model)
     return model
 

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..console import say, watch
 from ..data.catalog_csv import IMAGES_NAME, read_catalog
 from ..data.cleaning import inside_folder
 from ..data.images import SUFFIXES, read_pixels
 from ..errors import CatalogError, ImageError
-from ..modeling.inference import FastClassifier
-from ..modeling.metrics import softmax
+from ..modeling.inference import BATCH, Prediction, Predictor
 from ..tracking.registry import LoadedModel, load_classifier
-
-_BATCH = 32
-# Batches that are decoded ahead of the network.
-_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,9 @@ def predict(
         writer = csv.writer(file, lineterminator="\n")
         if not partial.stat().st_size:
             writer.writerow(header)
-        for rows in _answers(photos[done:], loaded, k, workers):
+        for predictions in _predictions(photos[done:], loaded, k, workers):
+            part = photos[done : done + len(predictions)]
+            rows = [_row(*pair, k) for pair in zip(part, predictions, strict=True)]
             writer.writerows(rows)
             file.flush()
             done += len(rows)
@@ -174,7 +167,7 @@ def _resume(partial: Path, header: list[str], photos: list[Photo]) -> tuple[int,
         rows = csv.reader(line for line in old if line.endswith("\n"))
         if next(rows, None) == header:
             writer.writerow(header)
-            while batch := _whole_batch(rows, photos[done : done + _BATCH], len(header)):
+            while batch := _whole_batch(rows, photos[done : done + BATCH], len(header)):
                 writer.writerows(batch)
                 done += len(batch)
                 bad += sum(row[-1] != "" for row in batch)
@@ -191,61 +184,21 @@ def _whole_batch(
     return batch if fits and names == [photo.name for photo in photos] else None
 
 
-def _answers(
+def _predictions(
     photos: list[Photo], loaded: LoadedModel, k: int, workers: int
-) -> Iterator[list[list[str]]]:
-    """Rows of the CSV, a batch at a time; photos are decoded in threads while the network works."""
-    network = FastClassifier(loaded.module)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+) -> Iterator[list[Prediction]]:
+    def decode(photo: Photo) -> np.ndarray:
+        if photo.file is None:
+            raise ImageError("its path leaves the folder of photos")
+        return read_pixels(photo.file, loaded.image_size, loaded.resize)
 
-        def decode(photo: Photo) -> np.ndarray | str:
-            """Pixels, or the reason in one line why there are none."""
-            if photo.file is None:
-                return "its path leaves the folder of photos"
-            try:
-                return read_pixels(photo.file, loaded.image_size)
-            except ImageError as error:
-                return " ".join(str(error).split())
-
-        for part, pixels in _ahead(pool, decode, photos):
-            yield _rows(part, pixels, network, loaded.classes, k)
+    predictor = Predictor(loaded.module, loaded.classes)
+    return predictor.predict(photos, decode, top_k=k, workers=workers)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[Photo], np.ndarray | str], photos: list[Photo]
-) -> Iterator[tuple[list[Photo], list[np.ndarray | str]]]:
-    waiting: deque[tuple[list[Photo], list[Future[np.ndarray | str]]]] = deque()
-    remaining = iter(photos)
-    while True:
-        while len(waiting) < _AHEAD and (part := list(islice(remaining, _BATCH))):
-            waiting.append((part, [pool.submit(decode, photo) for photo in part]))
-        if not waiting:
-            return
-        part, futures = waiting.popleft()
-        yield part, [future.result() for future in futures]
-
-
-def _rows(
-    photos: list[Photo],
-    pixels: list[np.ndarray | str],
-    network: FastClassifier,
-    classes: list[str],
-    k: int,
-) -> list[list[str]]:
-    good = [p for p in pixels if isinstance(p, np.ndarray)]
-    answers: Iterator[list[str]] = iter(())
-    if good:
-        logits = network(torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)).numpy()
-        answers = (_best(row, classes, k) for row in softmax(logits))
-    rows = []
-    for photo, result in zip(photos, pixels, strict=True):
-        if isinstance(result, str):
-            rows.append([photo.name, *[""] * (2 * k), result])
-        else:
-            rows.append([photo.name, *next(answers), ""])
-    return rows
-
-
-def _best(probabilities: np.ndarray, classes: list[str], k: int) -> list[str]:
-    order = np.argsort(-probabilities, kind="stable")[:k]
-    return [text for i in order for text in (classes[i], f"{probabilities[i]:.6f}")]
+def _row(photo: Photo, prediction: Prediction, k: int) -> list[str]:
+    if prediction.error is not None:
+        return [photo.name, *[""] * (2 * k), " ".join(prediction.error.split())]
+    best = zip(prediction.labels, prediction.probabilities, strict=True)
+    answer = [text for label, value in best for text in (label, f"{value:.6f}")]
+    return [photo.name, *answer, ""]
