@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_csv
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import cli
+from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.images import read_pixels
+from shopee_mlflow.data.photo_sources import find_photos
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.modeling.inference import BATCH
-from shopee_mlflow.verbs import predict as verb
-from shopee_mlflow.verbs.predict import find_photos, predict
+from shopee_mlflow.verbs.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ class Decoding:
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> Decoding:
     notes = Decoding()
-    monkeypatch.setattr(verb, "read_pixels", notes.read)
+    monkeypatch.setattr(photo_sources, "read_pixels", notes.read)
     return notes
 
 
@@ -239,12 +241,16 @@ def test_sources_that_hold_no_photo(tmp_path: Path) -> None:
 def test_photos_are_found_in_subfolders_whatever_their_names(run: SmallRun, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
-    odd = [b'deep/A, "b".PNG', b"line\nbreak.png", b"not-utf8-\xff.png"]
+    odd = [b'deep/A, "b".PNG', b"line\nbreak.png", b"not-utf8-\xff.png", b"of\rold\r\nmachines.png"]
     for name in odd:
         shutil.copy(run.photos[0], str(folder).encode() + b"/" + name)
     assert predict(run.uri, str(folder), tmp_path / "out.csv") == 0
     names = [row[0] for row in rows_of(tmp_path / "out.csv")[1:]]
-    assert names == ['deep/A, "b".PNG', "line\nbreak.png", "not-utf8-\\udcff.png"]
+    assert names == [
+        *('deep/A, "b".PNG', "line\nbreak.png", "not-utf8-\\udcff.png"),
+        "of\rold\r\nmachines.png",
+    ]
+    assert pd.read_csv(tmp_path / "out.csv")["image"].tolist() == names
 
 
 def test_exit_codes(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def _on_square(image: Image.Image, size: int) -> np.ndarray:
     """(size, size, 3) uint8: the image, centred on white where it is smaller than the square."""
     if image.size == (size, size):
         return np.asarray(image, dtype=np.uint8)
-    square = Image.new("RGB", (size, size), _WHITE)
+    square = Image.new("RGB", (size, size), "white")
     square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return np.asarray(square, dtype=np.uint8)
 
