@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_csv
+from PIL import Image
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import cli
@@ -251,6 +255,141 @@ def test_photos_are_found_in_subfolders_whatever_their_names(run: SmallRun, tmp_
         "of\rold\r\nmachines.png",
     ]
     assert pd.read_csv(tmp_path / "out.csv")["image"].tolist() == names
+
+
+def test_photos_of_a_folder_are_known_by_content(run: SmallRun, tmp_path: Path) -> None:
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    for place in (folder / "folder.jpg", other):
+        place.mkdir(parents=True)
+    jpeg = Image.open(run.photos[0])
+    for name in ("a.jfif", "b.jpe", "c.mpo", "d.JPG", "without", "e.dat", "folder.jpg/f.pjpeg"):
+        jpeg.save(folder / name, "JPEG")
+    jpeg.save(other / "linked", "PNG")
+    (folder / "sub").symlink_to("../other")
+    (folder / "again").symlink_to("../other")
+    (other / "loop").symlink_to(folder)
+    (folder / "g.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    (folder / "h.png").symlink_to("gone.png")
+    for name in ("._a.jpg", "notes.txt", "more.txt", "LICENSE"):
+        (folder / name).write_text("no photo")
+    os.mkfifo(folder / "pipe.jpg")
+    assert predict(run.uri, str(folder), tmp_path / "out.csv") == 2
+    rows = rows_of(tmp_path / "out.csv")[1:]
+    assert [row[0] for row in rows] == [
+        *("a.jfif", "again/linked", "b.jpe", "c.mpo", "d.JPG", "e.dat", "folder.jpg/f.pjpeg"),
+        *("g.heic", "h.png", "without"),
+    ]
+    assert [row[0] for row in rows if row[-1]] == ["g.heic", "h.png"]
+    found = find_photos(str(folder))
+    assert found.passed_over == {
+        ".txt": 2,
+        "macOS metadata": 1,
+        "pipe, device or socket": 1,
+        "without suffix": 1,
+    }
+
+
+def test_files_passed_over_are_counted_by_kind(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(run.photos[0], folder)
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (folder / name).write_text("no photo")
+    assert predict(run.uri, f"{folder}/*", tmp_path / "out.csv") == 0
+    words = "3 files were passed over, not being photos: 2 .txt, 1 without suffix"
+    assert words in capsys.readouterr().out
+
+
+def test_a_csv_goes_with_its_own_folder_of_photos(run: SmallRun, tmp_path: Path) -> None:
+    """Kaggle's layout: equal names stand for other photos in each folder."""
+    for name, photo in (("train", run.photos[0]), ("test", run.photos[20])):
+        (tmp_path / f"{name}_images").mkdir()
+        shutil.copy(photo, tmp_path / f"{name}_images" / "a.png")
+        write_csv(tmp_path / f"{name}.csv", ("image",), [("a.png",)])
+    write_csv(tmp_path / "list.csv", ("image",), [("a.png",)])
+    for name, folder in (("train", "train"), ("test", "test"), ("list", "train")):
+        (photo,) = find_photos(str(tmp_path / f"{name}.csv")).photos
+        assert photo.file == tmp_path / f"{folder}_images" / "a.png"
+
+
+def test_nothing_read_is_an_error(run: SmallRun, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "list.csv", ("image",), [("a.jpg",), ("../b.jpg",)])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(CatalogError, match="None of the 2 photos .* No such file") as caught:
+        predict(run.uri, str(table), tmp_path / "out.csv", images=str(tmp_path / "photos"))
+    assert f"looked for in {tmp_path / 'photos'}" in str(caught.value)
+    assert [row[0] for row in rows_of(tmp_path / "out.csv")[1:]] == ["a.jpg", "../b.jpg"]
+    (tmp_path / "bad.png").write_text("no photo")
+    with pytest.raises(CatalogError, match="None of the 1 photos could be read"):
+        predict(run.uri, str(tmp_path / "bad.png"), tmp_path / "out.csv")
+
+
+def test_pipes_are_never_opened(run: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    shutil.copy(run.photos[0], tmp_path / "train_images" / "a.png")
+    os.mkfifo(tmp_path / "train_images" / "pipe.png")
+    table = write_csv(tmp_path / "list.csv", ("image",), [("a.png",), ("pipe.png",)])
+    assert predict(run.uri, str(table), tmp_path / "out.csv") == 1
+    assert rows_of(tmp_path / "out.csv")[2][-1] == "not a regular file"
+    os.mkfifo(tmp_path / "pipe.csv")
+    for source in ("train_images/pipe.png", "pipe.csv", "/dev/zero"):
+        with pytest.raises(CatalogError, match="is not a regular file"):
+            find_photos(source)
+    with pytest.raises(CatalogError, match="is not a regular file"):
+        predict(run.uri, str(table), tmp_path / "pipe.csv")
+
+
+@pytest.mark.parametrize("change", ["content", "other file", "gone"])
+def test_photos_that_changed_meanwhile_are_classified_again(
+    run: SmallRun, tmp_path: Path, decoding: Decoding, change: str
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(100):
+        shutil.copy(run.photos[number % 36], folder / f"{number:03}.png")
+    interrupt(run, folder, tmp_path / "out.csv", decoding)
+    first = folder / "000.png"
+    if change == "content":
+        first.write_bytes(run.photos[30].read_bytes())
+    elif change == "other file":
+        shutil.copystat(first, shutil.copy(run.photos[30], tmp_path / "new.png"))
+        (tmp_path / "new.png").replace(first)
+    else:
+        first.unlink()
+        first.symlink_to("nowhere")
+    predict(run.uri, str(folder), tmp_path / "out.csv")
+    assert len(decoding.names) == 100
+    predict(run.uri, str(folder), tmp_path / "truth.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "truth.csv").read_bytes()
+
+
+def test_two_calls_at_once_never_write_one_file(
+    run: SmallRun, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    out = tmp_path / "out.csv"
+    begun, second_is_over = threading.Event(), threading.Event()
+
+    def read(*arguments: Any) -> np.ndarray:
+        begun.set()
+        assert second_is_over.wait(60)
+        return read_pixels(*arguments)
+
+    monkeypatch.setattr(photo_sources, "read_pixels", read)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(predict, run.uri, str(many), out)
+        assert begun.wait(60)
+        try:
+            with pytest.raises(CatalogError, match=r"out.csv: another predict is writing"):
+                predict(run.uri, str(many), out)
+        finally:
+            second_is_over.set()
+        assert first.result(60) == 0
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert list(tmp_path.glob("*partial*")) == list(tmp_path.glob(".*")) == []
+    predict(run.uri, str(many), out)
 
 
 def test_exit_codes(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
