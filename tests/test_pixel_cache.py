@@ -57,9 +57,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     calls: list[Path] = []
     real = cache.read_pixels
 
-    def read(file: Path, size: int) -> np.ndarray:
+    def read(file: Path, size: int, resize: str) -> np.ndarray:
         calls.append(file)
-        return real(file, size)
+        return real(file, size, resize)
 
     monkeypatch.setattr(cache, "read_pixels", read)
     return calls
@@ -442,7 +442,7 @@ def test_transparency_has_no_part_in_phashes(tmp_path: Path) -> None:
 def test_decoding_goes_on_after_a_bad_photo(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(file: Path, size: int) -> np.ndarray:
+    def read(file: Path, size: int, *_: object) -> np.ndarray:
         if file != photos[3]:
             raise ImageError(f"cannot see {file.stem}")
         return np.full((size, size, 3), 9, np.uint8)

@@ -75,8 +75,8 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
-    """Decode one photo and resize it to a square, the sides squeezed as the original did.
+def read_pixels(source: Path | bytes, size: int, resize: str = "stretch") -> np.ndarray:
+    """Decode one photo and resize it to a square.
 
     JPEG files are decoded at a reduced scale, to no less than twice the size asked for; a
     bilinear filter with antialiasing does the rest. Colours are converted to sRGB by the photo's
@@ -85,15 +85,38 @@ def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
 
     :param source: a file, or the file's bytes.
     :param size: side in pixels.
+    :param resize: ``stretch`` changes the photo's proportions to a square; ``pad`` keeps them and
+        centres the whole photo on white.
     :returns: (size, size, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
     :raises ImageError: with the reason, when it is no photo that can be decoded whole.
     """
     with open_photo(source, size) as image:
-        small = _to_rgb(image, size).resize((size, size), Image.Resampling.BILINEAR)
+        width, height = image.info.get(_FULL_SIZE, image.size)
+        sides = _resized_sides(width, height, size, resize)
+        small = _to_rgb(image, size).resize(sides, Image.Resampling.BILINEAR)
         small = to_srgb(small, image.info.get("icc_profile"))
         # Read after decoding: Pillow rotates TIFF files itself then, and removes the tag.
         turn = _TURNS.get(_orientation(image))
-    return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
+    return _on_square(small if turn is None else small.transpose(turn), size)
+
+
+def _resized_sides(width: int, height: int, size: int, resize: str) -> tuple[int, int]:
+    """Width and height after resizing; ``ProductClassifier.preprocess`` computes the same."""
+    if resize == "stretch":
+        return size, size
+    if resize != "pad":
+        raise ImageError(f"resize={resize}: must be stretch or pad")
+    longest = max(width, height)
+    return max(1, round(width * size / longest)), max(1, round(height * size / longest))
+
+
+def _on_square(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the image, centred on white where it is smaller than the square."""
+    if image.size == (size, size):
+        return np.asarray(image, dtype=np.uint8)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(square, dtype=np.uint8)
 
 
 def read_thumbnail(source: Path | bytes, size: int) -> np.ndarray:
@@ -122,7 +145,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
-def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
+def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> np.ndarray:
     """Resize a decoded photo, (H, W, 3) or (H, W) uint8, by the same filter as a photo file.
 
     :raises ImageError: for another shape or type.
@@ -134,7 +157,8 @@ def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
             raise ImageError(f"an array must hold uint8 values 0..255, not {array.dtype}")
         array = array.astype(np.uint8)
     image = Image.fromarray(array).convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+    sides = _resized_sides(*image.size, size, resize)
+    return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
 
 
 @contextmanager

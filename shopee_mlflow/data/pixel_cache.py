@@ -49,6 +49,7 @@ def load_pixels(
     contents: Sequence[str],
     size: int,
     *,
+    resize: str = "stretch",
     cache: bool = True,
     workers: int = 0,
     progress: Progress | None = None,
@@ -57,19 +58,20 @@ def load_pixels(
 
     :param contents: digest of each file's bytes, as :func:`hash_files` gives them.
     :param size: side in pixels.
+    :param resize: ``stretch`` or ``pad``, see :func:`~shopee_mlflow.data.images.read_pixels`.
     :raises CatalogError: when the disk of the cache folder is too small.
     """
     if not cache:
         values = np.zeros((len(files), size, size, 3), np.uint8)
-        return Pixels(values, _decode_into(values, files, workers, progress))
+        return Pixels(values, _decode_into(values, files, resize, workers, progress))
 
     def fill(values: np.ndarray, start: int) -> dict[str, Any]:
         part = files[start : start + len(values)]
-        bad = _decode_into(values, part, workers, _from(start, len(files), progress))
+        bad = _decode_into(values, part, resize, workers, _from(start, len(files), progress))
         return {"bad": {str(start + row): reason for row, reason in bad.items()}}
 
     shape = (len(files), size, size, 3)
-    name = f"pixels-{pixel_key(contents, size)}"
+    name = f"pixels-{pixel_key(contents, size, resize)}"
     stored, about = load_or_build(name, shape, np.uint8, fill, "the decoded photos")
     return Pixels(stored, {int(row): reason for row, reason in about["bad"].items()})
 
@@ -118,21 +120,26 @@ def phash_of(image: Image.Image) -> str:
     return str(imagehash.phash(image))
 
 
-def pixel_key(contents: Sequence[str], size: int) -> str:
-    """A digest of all that shapes the pixels of these photos: contents, size, decoder."""
-    parts = [RECIPE, pillow_version, str(size), *contents]
+def pixel_key(contents: Sequence[str], size: int, resize: str = "stretch") -> str:
+    """A digest of all that shapes the pixels of these photos: contents, size, resize, decoder."""
+    shape = str(size) if resize == "stretch" else f"{size} {resize}"
+    parts = [RECIPE, pillow_version, shape, *contents]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
 
 
 def _decode_into(
-    values: np.ndarray, files: Sequence[Path], workers: int, progress: Progress | None
+    values: np.ndarray,
+    files: Sequence[Path],
+    resize: str,
+    workers: int,
+    progress: Progress | None,
 ) -> dict[int, str]:
     """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
     size = values.shape[1]
 
     def decode(row: int) -> str | None:
         try:
-            values[row] = read_pixels(files[row], size)
+            values[row] = read_pixels(files[row], size, resize)
         except ImageError as error:
             return str(error)
         return None

@@ -42,7 +42,11 @@ def check_architecture(name: str) -> None:
 
 
 def build_model(
-    name: str, classes: Sequence[str], image_size: int = 256, weights: Path | str | None = None
+    name: str,
+    classes: Sequence[str],
+    image_size: int = 256,
+    weights: Path | str | None = None,
+    resize: str = "stretch",
 ) -> ProductClassifier:
     """Build a classifier; ``*_pretrained`` starts from torchvision's newest ImageNet weights.
 
@@ -51,6 +55,7 @@ def build_model(
     :param classes: label groups in logit order.
     :param weights: state-dict file to start from, instead of the download: in torchvision's
         layout, or saved from a :class:`ProductClassifier` of the same architecture.
+    :param resize: how photos become squares: ``stretch`` or ``pad``.
     :raises ModelError: for an unknown name, a size it cannot take, or weights that do not fit.
     """
     check_architecture(name)
@@ -58,7 +63,7 @@ def build_model(
     if base == "cnn":
         backbone: nn.Module = SmallCNN(image_size)
         head: nn.Module = nn.Linear(SmallCNN.features_out, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
         if weights:
             _load_own(model, weights)
     else:
@@ -71,7 +76,7 @@ def build_model(
         if state and not own:
             _load_state(network, state, source)
         backbone, head = _replace_head(network, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
         if own:
             _load_state(model, state, source)
     _check_size(model)

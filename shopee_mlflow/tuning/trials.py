@@ -14,7 +14,7 @@ from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
-from ..tracking.processes import PROCESS_TAG
+from ..tracking.names import PROCESS_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
