@@ -140,16 +140,17 @@ def _as_frame(
 
 def _check_controls(path: Path, name: str, rows: list[Row], values: list[str]) -> None:
     """Refuse control characters but tabs, and name their lines."""
+    if not _CONTROLS.search("".join(values)):
+        return
     lines = [row.line for row, value in zip(rows, values, strict=True) if _CONTROLS.search(value)]
-    if lines:
-        few = ", ".join(f"{line:,}" for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
-        broken = any("\n" in value or "\r" in value for value in values)
-        what = "a line break or another control character" if broken else "a control character"
-        quotes = " A quote that opens in one row and closes in a later one looks like that."
-        raise CatalogError(
-            f"{path}: column {name} holds {what} in the {'row' if len(lines) == 1 else 'rows'} of "
-            f"line {few}; remove it.{quotes if broken else ''}"
-        )
+    few = ", ".join(f"{line:,}" for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
+    broken = any("\n" in value or "\r" in value for value in values)
+    what = "a line break or another control character" if broken else "a control character"
+    quotes = " A quote that opens in one row and closes in a later one looks like that."
+    raise CatalogError(
+        f"{path}: column {name} holds {what} in the {'row' if len(lines) == 1 else 'rows'} of "
+        f"line {few}; remove it.{quotes if broken else ''}"
+    )
 
 
 def _check_start(path: Path) -> None:

@@ -49,7 +49,8 @@ def read_rows(path: Path) -> Iterator[Row]:
             if len(values) <= 1 and not "".join(values).strip():
                 continue
             width = width or len(values)
-            _check_row(path, lines, values, width)
+            if len(values) > width or len(lines.taken) > 1:
+                _check_row(path, lines, values, width)
             yield Row(lines.first, values)
 
 
