@@ -27,8 +27,8 @@ from small_search import (
 from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import as_params, resolve
 from shopee_mlflow.data.dataset import load_dataset
+from shopee_mlflow.tracking.mlflow_run_log import read_table, read_weights
 from shopee_mlflow.tracking.registry import find_version
-from shopee_mlflow.tracking.run_log import read_table, read_weights
 from shopee_mlflow.verbs.register import register
 from shopee_mlflow.verbs.tune import TuneResult, tune
 

@@ -24,7 +24,7 @@ from small_search import (
 )
 
 from shopee_mlflow.errors import ConfigError, ModelError, StudyError, TrackingError, TrainingError
-from shopee_mlflow.tracking.run_log import RunLog
+from shopee_mlflow.tracking.mlflow_run_log import MlflowRunLog
 from shopee_mlflow.tuning import queue as queue_module
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial
@@ -144,17 +144,17 @@ def test_the_originals_settings_are_repeated_as_such(
 def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = RunLog.log_metrics
+    log = MlflowRunLog.log_metrics
     calls: list[int] = []
 
-    def log_metrics(self: RunLog, *given: Any, **named: Any) -> None:
+    def log_metrics(self: MlflowRunLog, *given: Any, **named: Any) -> None:
         calls.append(1)
         if "step" in named and len(calls) > 3:
             raise MlflowException("gone away")
         log(self, *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "log_metrics", log_metrics)
+        patch.setattr(MlflowRunLog, "log_metrics", log_metrics)
         with pytest.raises(TrackingError, match="does not answer as it should: gone away"):
             call()
     parent, nested = runs(tmp_path)

@@ -29,7 +29,7 @@ from shopee_mlflow.data.batches import PixelSource
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.epochs import Epoch
 from shopee_mlflow.modeling.freezing import FrozenPrefix
-from shopee_mlflow.tracking.run_log import read_table, read_weights
+from shopee_mlflow.tracking.mlflow_run_log import read_table, read_weights
 from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial

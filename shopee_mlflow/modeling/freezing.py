@@ -63,7 +63,7 @@ class FrozenPrefix(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenPrefix:  # noqa: ARG002 - frozen is frozen
-        """Frozen layers keep their statistics: this module never leaves eval mode."""
+        """Do nothing: frozen layers stay in eval mode and keep their statistics."""
         return super().train(False)
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class ActivationSource:
 
     @property
     def nbytes(self) -> int:
-        """Size of the activations."""
+        """Size of the activations in bytes."""
         return self._store.nbytes
 
 
@@ -188,7 +188,7 @@ def _in_file(
 
 
 def _check_memory(example: Tensor, total: int) -> None:
-    """:raises ModelError: before the activations of all photos fill the memory."""
+    """:raises ModelError: when the activations of all photos do not fit into memory."""
     needed = total * example.nbytes
     if example.device.type == "cuda":
         torch.cuda.empty_cache()  # what torch keeps for later is free, too

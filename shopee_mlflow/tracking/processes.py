@@ -7,8 +7,6 @@ from pathlib import Path
 
 import psutil
 
-# The tag in which a run names the process that writes it.
-PROCESS_TAG = "process"
 # How far two readings of one process's start may differ, in seconds, where only the wall clock
 # tells it.
 _CLOCK_SECONDS = 5.0

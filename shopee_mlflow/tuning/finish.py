@@ -13,7 +13,7 @@ from ..config import TrainConfig
 from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..options import as_text
-from ..tracking.run_log import read_table, read_weights
+from ..tracking.mlflow_run_log import read_table, read_weights
 from ..training.context import TrainingContext
 from .space import SearchPlan
 from .study import Search

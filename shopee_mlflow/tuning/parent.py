@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from ..config import AUTO
 from ..console import say
 from ..errors import ShopeeError
-from ..tracking.processes import PROCESS_TAG, is_gone, process_name
+from ..tracking.names import PROCESS_TAG
+from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import (
     FAILURE_TAG,

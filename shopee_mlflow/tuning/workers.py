@@ -20,6 +20,7 @@ from ..console import fail, say, show_log_messages
 from ..data.dataset import load_dataset
 from ..errors import ShopeeError, StudyError
 from ..modeling.device import choose_machine
+from ..tracking.mlflow_run_log import MlflowRunLog
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.signals import stop_on_signals
@@ -143,11 +144,11 @@ def _exit_code(assignment: Assignment) -> int:
     torch.set_num_threads(assignment.threads)
     plan = assignment.plan
     try:
-        with stop_on_signals(boss=psutil.Process(assignment.boss)):
+        with stop_on_signals(parent=psutil.Process(assignment.boss)):
             search = Search(plan, assignment.folder)
             machine = choose_machine(plan.config.device, plan.config.precision)
             context = TrainingContext(load_dataset(plan.config), machine)
-            work(search, context, RunLog(*assignment.parent), assignment.deadline)
+            work(search, context, MlflowRunLog(*assignment.parent), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))
         return error.exit_code
