@@ -7,7 +7,9 @@ nothing else of the environment in which the model was trained.
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import logging
 import pickle
@@ -26,7 +28,6 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import (
-    AnyType,
     ColSpec,
     DataType,
     ParamSchema,
@@ -34,12 +35,14 @@ from mlflow.types.schema import (
     Schema,
     TensorSpec,
 )
+from PIL import Image
 
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
-from .photo_classifier import PhotoClassifier
+from .photo_classifier import TABLE, PhotoClassifier, may_read_paths
 
 ABOUT_FILE = "product_classifier.json"
+_EXAMPLE_FILE = "input_example.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
 PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
@@ -84,8 +87,28 @@ def save_model(
     }
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
     mlflow_model.signature = signature()
-    mlflow_model.flavors["python_function"]["loader_module"] = __name__
+    function = mlflow_model.flavors["python_function"]
+    # What mlflow.pyfunc.load_model(uri, model_config=...) may choose.
+    function |= {"loader_module": __name__, "config": {"device": None, "output": TABLE}}
+    _save_example(Path(path), mlflow_model, portable.image_size)
     mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def _save_example(folder: Path, mlflow_model: Model, side: int) -> None:
+    """One photo as base64 text, which shows callers the form of the input.
+
+    MLflow's own ``input_example`` would load the model and run it each time one is logged.
+    """
+    file = io.BytesIO()
+    Image.fromarray(_made_up_photos(side)[0].permute(1, 2, 0).numpy()).save(file, "JPEG")
+    text = base64.b64encode(file.getvalue()).decode()
+    example = {"columns": ["image"], "data": [[text]]}
+    (folder / _EXAMPLE_FILE).write_text(json.dumps(example), encoding="utf-8")
+    mlflow_model.saved_input_example_info = {
+        "artifact_path": _EXAMPLE_FILE,
+        "type": "dataframe",
+        "pandas_orient": "split",
+    }
 
 
 def save_in_folder(classifier: ProductClassifier, folder: Path) -> None:
@@ -141,9 +164,13 @@ def pip_requirements() -> list[str]:
 
 
 def signature() -> ModelSignature:
-    """A column ``image`` in; label group, probability and error out; ``top_k`` as a parameter."""
+    """A column ``image`` in; label group, probability and error out; ``top_k`` as a parameter.
+
+    MLflow checks no value of a text column that holds objects, so bytes and arrays pass as well,
+    and all forms that its server documents (inputs, instances, text/csv) are read.
+    """
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image")]),
+        inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label_group", required=False),
@@ -158,15 +185,23 @@ def signature() -> ModelSignature:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PhotoClassifier:
     """Called by MLflow with the model's data folder.
 
-    It answers on the device that ``model_config={"device": ...}`` names, by default on the CPU;
-    programs (pt2) know the CPU only.
+    :param model_config: ``device`` to run on, by default the CPU, which is the only one for
+        programs (pt2); ``output``: ``table`` or ``label_group``, see :class:`PhotoClassifier`.
     """
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
     model = mlflow.pytorch.load_model(str(Path(path).parent))
-    device = (model_config or {}).get("device") or "cpu"
+    chosen = model_config or {}
     # Models logged by earlier versions do not say how they resize: they stretch.
     resize = about.get("resize", "stretch")
-    return PhotoClassifier(model, about["classes"], about["image_size"], resize, device)
+    return PhotoClassifier(
+        model,
+        about["classes"],
+        about["image_size"],
+        resize,
+        device=chosen.get("device") or "cpu",
+        output=chosen.get("output") or TABLE,
+        read_paths=may_read_paths(),
+    )
 
 
 def check_probe(uri: str) -> None:
@@ -206,14 +241,18 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
 
 
 def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
-    """Logits of two fixed made-up photos, by which a model is known again."""
+    """Logits of two fixed made-up photos, by which a model is recognized."""
+    with torch.inference_mode():
+        return model(_made_up_photos(side)).double().tolist()
+
+
+def _made_up_photos(side: int) -> torch.Tensor:
+    """(2, 3, side, side) uint8: ramps, and their negative."""
     ramp = torch.arange(side) * 255 // max(side - 1, 1)
     photo = torch.stack(
         [ramp.expand(side, side), ramp.expand(side, side).T, (ramp // 2).expand(side, side)]
     )
-    photos = torch.stack([photo, 255 - photo]).to(torch.uint8)
-    with torch.inference_mode():
-        return model(photos).double().tolist()
+    return torch.stack([photo, 255 - photo]).to(torch.uint8)
 
 
 @contextmanager
