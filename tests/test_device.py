@@ -85,11 +85,11 @@ HELD = """
 import sys, psutil, torch
 from shopee_mlflow.modeling import device as machine
 machine.keep_freed_memory()
-machine._MUCH = float(sys.argv[1])
+machine._RELEASE_ABOVE = float(sys.argv[1])
 blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
 del blocks[:-1]
 before = psutil.Process().memory_info().rss
-machine.give_back_memory(machine.choose_machine("cpu"))
+machine.release_memory(machine.choose_machine("cpu"))
 print((before - psutil.Process().memory_info().rss) // 2**20)
 """
 
@@ -105,4 +105,4 @@ def test_a_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("asked for")
 
     monkeypatch.setattr(machine, "_glibc", fail)
-    machine.give_back_memory(machine.Machine(torch.device("cuda"), "fp32"))
+    machine.release_memory(machine.Machine(torch.device("cuda"), "fp32"))

@@ -1,8 +1,7 @@
-"""Checkpoints: a training on the disk, whole or not at all, to go on from exactly.
+"""Checkpoint files: written atomically, verified by a digest, read without executing code.
 
-Two files, so that an epoch that is not the best writes the smaller half: ``last.pt``, rolling, and
-``best.pt``, the best epoch so far. They hold tensors and plain values only, and nothing in them is
-executed when they are read.
+There are two, so that an epoch that is not the best writes less: ``last.pt``, replaced each time,
+and ``best.pt``, the best epoch so far. They hold tensors and plain values only.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ import torch
 from ..errors import CheckpointError
 
 LAST, BEST = "last.pt", "best.pt"
-# Changes when checkpoints are written in another way.
-_VERSION = 1
-# Before torch's part of a file, and then that part's digest.
+# Changes when the content of checkpoints changes.
+_VERSION = 2
+# A file begins with these bytes and the digest of all that follows.
 _MAGIC, _DIGEST_BYTES = b"shopee01", 16
 
 
@@ -38,27 +37,27 @@ class Checkpoints:
     folder: Path
 
     def save(self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None) -> None:
-        """Write the state; the best epoch as well where it is given.
+        """Write the state, and the best epoch where it is given.
 
-        :raises CheckpointError: when the disk is full or cannot be written; the checkpoint before
-            is as it was.
+        :raises CheckpointError: when the disk is full or cannot be written; the previous
+            checkpoint is unchanged.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The best one first: last.pt must never tell of one that is not there.
+            # The best epoch first: last.pt must never refer to one that is not there.
             if best is not None:
                 _write(self.folder / BEST, best)
             _write(self.folder / LAST, last)
         except OSError as error:
             raise CheckpointError(
                 f"The checkpoint in {self.folder} could not be written ({error.strerror or error})."
-                " The one before is as it was. Free some space, and go on with resume."
+                " The previous one is unchanged. Free some space, and resume."
             ) from error
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what a write that was killed has left.
+        """Create the folder, and delete partial files of a write that was killed.
 
-        :raises CheckpointError: when nothing can be written there.
+        :raises CheckpointError: when the folder cannot be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,30 +68,30 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"No checkpoint can be written to {self.folder.resolve()} "
-                f"({error.strerror or error}). Start from a folder that can be written to."
+                f"({error.strerror or error}). Start in a folder that can be written to."
             ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The state, on the CPU, and the best epoch, if there is one.
+        """The last state, with tensors on the CPU, and the best epoch, if there is one.
 
-        :raises CheckpointError: when there is none, or it is damaged.
+        :raises CheckpointError: when there is no checkpoint, or it is damaged.
         """
         best = self.folder / BEST
         return _read(self.folder / LAST), _read(best) if best.exists() else None
 
     def is_there(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return (self.folder / LAST).is_file()
 
     def delete(self) -> None:
-        """Take the files away: the training has ended well."""
+        """Delete the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # those of other trainings are there
             self.folder.parent.rmdir()
 
 
 class _Hashing:
-    """A stream that is written to, and the digest of what was written."""
+    """A stream that computes the digest of what is written to it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -107,7 +106,7 @@ class _Hashing:
 
 
 def _write(target: Path, content: Mapping[str, Any]) -> None:
-    """Another file takes the place of the one before when it is whole and on the disk."""
+    """Write a new file, and replace the previous one when it is complete and on the disk."""
     own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         with own.open("wb") as stream:
@@ -120,7 +119,7 @@ def _write(target: Path, content: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
         own.replace(target)
     except RuntimeError as error:
-        # torch's writer tells of a full disk in its own way.
+        # torch's writer reports a full disk by a RuntimeError.
         raise OSError(str(error).split("\n")[0]) from error
     finally:
         own.unlink(missing_ok=True)
@@ -130,7 +129,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         data = file.read_bytes()
         start = len(_MAGIC) + _DIGEST_BYTES
-        # torch would load a tensor of which a bit has flipped, and say nothing.
+        # torch would load a tensor with a flipped bit without noticing.
         digest = hashlib.blake2b(data[start:], digest_size=_DIGEST_BYTES).digest()
         if data[:start] != _MAGIC + digest:
             raise OSError("its digest does not fit")
@@ -142,7 +141,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"The checkpoint {file} is damaged or no checkpoint ({reason}). Begin again without "
+            f"The checkpoint {file} is damaged or no checkpoint ({reason}). Start again without "
             "resume."
         ) from error
     return dict(content)

@@ -16,7 +16,7 @@ from ..config import AUTO, TrainConfig
 from ..errors import ConfigError
 from .device import Machine
 
-# A training's floating-point operations from which compiling pays, by device. Measured for
+# Floating-point operations of a training from which compiling saves time, by device. Measured for
 # EfficientNet-B0 on two CPU cores, about 55e9 of them a second: compiling took 100 seconds and made
 # steps a tenth faster, which is even after about 17 minutes. Not measured on a GPU.
 _PAYS_FROM = {"cpu": 100e12, "cuda": 20e15}
@@ -32,12 +32,12 @@ def compile_step(
 ) -> Callable[[Tensor], Tensor] | None:
     """The module as a compiled function of a batch; None where it is not to be compiled.
 
-    Weights stay the module's own. What is compiled is decided by counting operations, never by a
-    clock, so that a run repeats exactly. Compiling itself happens at the first call.
+    It shares the module's weights. Operations are counted to decide what is compiled; a clock would
+    make two equal runs differ. Compilation happens at the first call.
 
-    :param example: some inputs of the module, of any number.
-    :param photos: in an epoch.
-    :raises ConfigError: when compiling was asked for and this machine cannot.
+    :param example: inputs of the module, any number of them.
+    :param photos: number of photos in an epoch.
+    :raises ConfigError: when compile=true and this machine cannot compile.
     """
     if config.compile == "false":
         return None
@@ -50,7 +50,7 @@ def compile_step(
 
 
 class _Compiled:
-    """A compiled module that goes on uncompiled where it cannot be compiled and need not be."""
+    """A compiled module that falls back to the uncompiled one unless compile=true."""
 
     def __init__(self, module: nn.Module, must: bool) -> None:
         self._module, self._must = module, must
@@ -66,7 +66,7 @@ class _Compiled:
             reason = str(error).strip().split("\n")[0]
             if self._must:
                 raise ConfigError([f"compile=true: torch.compile failed: {reason}"]) from error
-            _log.warning("torch.compile failed, training goes on without it: %s", reason)
+            _log.warning("torch.compile failed, training continues without it: %s", reason)
             self._step, logits = self._module, self._module(inputs)
         self._works = True
         return logits
@@ -80,7 +80,7 @@ def _pays(module: nn.Module, example: Tensor, photos: int, config: TrainConfig) 
 
 
 def training_operations(module: nn.Module, example: Tensor) -> float:
-    """Floating-point operations of a training step, for one photo: convolutions and products."""
+    """Floating-point operations of a training step for one photo: convolutions and products."""
     was_training = module.training
     module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -90,7 +90,7 @@ def training_operations(module: nn.Module, example: Tensor) -> float:
 
 
 def _lacking(device: str) -> str:
-    """What this machine lacks for compiling; "" if nothing."""
+    """What this machine lacks for compiling; empty if nothing."""
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
     if not any(shutil.which(name) for name in compilers):
         return f"there is no C++ compiler ({' or '.join(compilers)})"

@@ -1,4 +1,4 @@
-"""Where a training computes, and how precisely."""
+"""The device and the precision of a training."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# Parameters of glibc's mallopt. Older ones take no larger M_MMAP_THRESHOLD than the second.
+# Parameters of glibc's mallopt. Older versions accept no larger M_MMAP_THRESHOLD than the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)
-# Share of the machine's memory above which freed memory is given back after each epoch.
-_MUCH = 0.4
+# Share of the machine's memory above which freed memory is released after each epoch.
+_RELEASE_ABOVE = 0.4
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how precisely to compute."""
+    """A device and a precision: fp32, bf16 or fp16."""
 
     device: torch.device
     precision: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision where it is asked for, else nothing."""
+        """Autocast to the precision; does nothing for fp32."""
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
@@ -46,8 +46,8 @@ class Machine:
 def choose_machine(device: str = AUTO, precision: str = AUTO, local_rank: int = 0) -> Machine:
     """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
 
-    :param local_rank: of several GPUs, where none is named, the one of this number.
-    :raises ConfigError: when the device asked for is not there.
+    :param local_rank: number of the GPU to use where ``device`` names none.
+    :raises ConfigError: when the machine does not have the device.
     """
     try:
         chosen = torch.device(_best_device() if device == AUTO else device)
@@ -85,27 +85,27 @@ def computes_bf16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that a training step frees, for the next step.
+    """Let malloc keep freed memory for the next training step.
 
-    Otherwise glibc hands large blocks back to the system and takes them anew, page by page, in
-    each step, which took up to half of the time on a CPU. Other systems are left as they are.
+    By default glibc returns large blocks to the system and requests them again, page by page, in
+    each step, which took up to half of the time on a CPU. Other C libraries are not changed.
     """
     libc = _glibc()
-    # The second alone would fix the threshold where it is low, which is the worst of all.
+    # Setting the trim threshold alone would fix the mmap threshold at its low default.
     if libc and any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS):
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def give_back_memory(machine: Machine) -> None:
-    """Hand freed memory back to the system where this process holds much of the machine's.
+def release_memory(machine: Machine) -> None:
+    """Return freed memory to the system when this process holds much of the machine's memory.
 
-    What is kept for the next step lies in pieces between what is in use, so it grows.
+    Freed blocks are fragmented between used ones, so the process would grow.
     """
     if machine.device.type != "cpu":
         return
     held = psutil.Process().memory_info().rss
     libc = _glibc()
-    if libc and held > _MUCH * psutil.virtual_memory().total:
+    if libc and held > _RELEASE_ABOVE * psutil.virtual_memory().total:
         libc.malloc_trim(0)
 
 

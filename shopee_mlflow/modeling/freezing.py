@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..config import AUTO
-from ..data.array_cache import Window, as_tensor, has_room, is_built, load_or_build
+from ..data.array_cache import Window, as_tensor, has_room, load_or_build
 from ..data.batches import Source
 from ..data.transforms import PLAIN, Draws, FiniteTransform, on_device
 from ..errors import ModelError
@@ -63,7 +63,7 @@ class FrozenPrefix(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenPrefix:  # noqa: ARG002 - frozen is frozen
-        """Frozen layers keep their statistics: this module never leaves eval mode."""
+        """Do nothing: frozen layers stay in eval mode and keep their statistics."""
         return super().train(False)
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class ActivationSource:
 
     @property
     def nbytes(self) -> int:
-        """Size of the activations."""
+        """Size of the activations in bytes."""
         return self._store.nbytes
 
 
@@ -163,7 +163,7 @@ def _channels_last(values: Tensor) -> Tensor:
 
 def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: str) -> bool:
     known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and (is_built(name) or has_room(name, shape, dtype))
+    return known and has_room(name, shape, dtype)
 
 
 def _file_dtype(wanted: str, shape: tuple[int, ...]) -> _Real:
@@ -188,7 +188,7 @@ def _in_file(
 
 
 def _check_memory(example: Tensor, total: int) -> None:
-    """:raises ModelError: before the activations of all photos fill the memory."""
+    """:raises ModelError: when the activations of all photos do not fit into memory."""
     needed = total * example.nbytes
     if example.device.type == "cuda":
         torch.cuda.empty_cache()  # what torch keeps for later is free, too

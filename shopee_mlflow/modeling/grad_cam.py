@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM on its last feature map."""
+"""Grad-CAM: which parts of a photo a prediction depends on."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from .models import ProductClassifier
 
-# Networks whose features are no map of the photo by channel, or are mixed across it on the way.
+# Networks whose last features are no spatial map, or that mix positions on the way.
 _NOT_CONVOLUTIONAL = ("vit_", "swin_", "maxvit")
 
 
 def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tensor | None:
-    """Grad-CAM: how much each part of a photo speaks for a class.
+    """Compute Grad-CAM maps from the last feature map.
 
-    Channels of the last feature map, weighted by the mean gradient of the class's logit, summed,
-    negative values dropped.
+    The map's channels are weighted by the mean gradient of the class's logit and summed; negative
+    values become 0.
 
     Source: R. Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via
     gradient-based localization", ICCV 2017.
 
     :param images: (N, 3, H, W), as the model takes them.
-    :param classes: (N,) int64, the class to explain of each photo.
-    :returns: (N, H, W) float, 0..1, on the CPU; None where the network has no such map.
+    :param classes: (N,) int64, the class to explain for each photo.
+    :returns: (N, H, W) float, 0..1, on the CPU; None for a network without such a map.
     """
     if model.architecture.startswith(_NOT_CONVOLUTIONAL):
         return None
@@ -35,12 +35,11 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
             kept[:] = [output]
 
-    # Blocks, too, and not layers alone: a block may join the maps of several layers, and ends
-    # after them.
+    # On blocks, not only on layers: a block may combine the maps of several layers.
     hooks = [module.register_forward_hook(keep) for module in model.backbone.modules()]
     try:
         with torch.enable_grad():
-            # Not model(...), which may look at the mirror image as well.
+            # Not model(...), which may include the mirror image.
             logits = model.head(model.embed(_with_gradient(model, images)))
             if not kept or not kept[0].requires_grad:
                 return None
@@ -60,7 +59,7 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
 
 
 def _with_gradient(model: ProductClassifier, images: Tensor) -> Tensor:
-    """Photos as floats that a gradient flows to, so that frozen layers do not end it."""
+    """Photos as floats that require a gradient, so that it flows through frozen layers."""
     images = images.to(next(model.parameters()).device)
     if images.dtype == torch.uint8:
         images = images.float() / 255

@@ -6,8 +6,6 @@ import platform
 
 import psutil
 
-# The tag in which a run names the process that writes it.
-PROCESS_TAG = "process"
 # How far two readings of one process's start may differ, in seconds.
 _CLOCK_SECONDS = 5.0
 

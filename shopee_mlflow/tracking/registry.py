@@ -22,9 +22,10 @@ from mlflow.models import Model
 
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
+from .names import REGISTERED_MODEL
 from .store import quieten
 
-REGISTERED_NAME = "shopee-classifier"
+REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
 REFUSED_TAG = "refused"
 _METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")

@@ -24,7 +24,8 @@ from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
 from ..tracking.follow import follow_run
-from ..tracking.processes import PROCESS_TAG, process_name
+from ..tracking.names import PROCESS_TAG
+from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
@@ -108,8 +109,8 @@ def training_job(
             if state is None:
                 run.log_params({**as_params(config), **cli_options})
             else:
-                run.know_metrics([*EPOCH_METRICS, *FINAL_METRICS])
-                run.forget_models()
+                run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
+                run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
             yield TrainingJob(config, run, machine, group, state)
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..errors import CheckpointError, TrainingError
-from ..modeling.device import Machine, give_back_memory
+from ..modeling.device import Machine, release_memory
 from ..modeling.distributed import ALONE, Group, is_lost, lost
 from ..modeling.epochs import Epoch, validation_metrics
 from ..modeling.loss import CrossEntropy
@@ -173,7 +173,7 @@ class Trainer:
         )
         val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         self._check_finite(train_loss, val_loss)
-        give_back_memory(self._machine)
+        release_memory(self._machine)
         metrics = {
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
