@@ -1,7 +1,7 @@
-"""How a classifier is stored in MLflow, and how ``mlflow.pyfunc`` brings it back.
+"""The MLflow flavor of a classifier: saving it, and loading it for ``mlflow.pyfunc``.
 
-This package travels with every model, and this file is what ``mlflow.pyfunc.load_model`` and
-``mlflow models serve`` call there. It therefore needs torch, torchvision, Pillow and MLflow, and
+A copy of this package is stored with every model, and ``mlflow.pyfunc.load_model`` and
+``mlflow models serve`` call this module there. It needs torch, torchvision, Pillow and MLflow, and
 nothing else of the environment in which the model was trained.
 """
 
@@ -46,7 +46,7 @@ _EXAMPLE_FILE = "input_example.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
 PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
-# What torch and pickle answer to files that are cut off, or were written by other code.
+# What torch and pickle raise for files that are truncated, or were written by other code.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -63,12 +63,12 @@ _DAMAGE = (
 def save_model(
     path: str, mlflow_model: Model, classifier: ProductClassifier, serialization: str = PICKLE
 ) -> None:
-    """Write a classifier as an MLflow model; the form that ``mlflow.models.Model.log`` calls.
+    """Save a classifier as an MLflow model; ``mlflow.models.Model.log`` calls this function.
 
-    The weights are stored for the CPU whatever device they are on, and the code goes along.
+    The weights are stored for the CPU whatever device they are on, together with this package.
 
-    :param serialization: ``pickle`` keeps the module itself, which can be trained on; ``pt2``
-        keeps a program for photos of ``image_size``, which loads without running any code.
+    :param serialization: ``pickle`` stores the module itself, which can be trained further;
+        ``pt2`` stores a program for photos of ``image_size``, which loads without running code.
     """
     portable = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
     portable.requires_grad_(True)
@@ -112,9 +112,9 @@ def _save_example(folder: Path, mlflow_model: Model, side: int) -> None:
 
 
 def save_in_folder(classifier: ProductClassifier, folder: Path) -> None:
-    """Write a classifier into a folder, which ``mlflow.pytorch.load_model`` takes, without a store.
+    """Save a classifier in a folder for ``mlflow.pytorch.load_model``, without a tracking store.
 
-    What is there is replaced.
+    An existing folder is replaced.
     """
     shutil.rmtree(folder, ignore_errors=True)
     save_model(str(folder), Model(), classifier)
@@ -140,11 +140,11 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
         mlflow_model=mlflow_model,
         code_paths=[str(PACKAGE)],
         pip_requirements=pip_requirements(),
-        # What torch.export is to keep variable: the number of photos.
+        # Tells torch.export which dimension is dynamic: the number of photos.
         signature=ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, side, side))])
         ),
-        # As a tensor it traces the program and is not written into the model as JSON.
+        # A tensor is used to trace the program, and is not stored in the model as JSON.
         input_example=torch.zeros(2, 3, side, side, dtype=torch.uint8),
         serialization_format="pt2",
     )
@@ -159,12 +159,12 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
 
 
 def pip_requirements() -> list[str]:
-    """The packages that loading and serving need, at the versions of this environment."""
+    """Packages that loading and serving need, at the versions of this environment."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES]
 
 
 def signature() -> ModelSignature:
-    """A column ``image`` in; label group, probability and error out; ``top_k`` as a parameter.
+    """Input column ``image``; outputs label_group, probability, error; parameter ``top_k``.
 
     MLflow checks no value of a text column that holds objects, so bytes and arrays pass as well,
     and all forms that its server documents (inputs, instances, text/csv) are read.
@@ -221,10 +221,10 @@ def check_probe(uri: str) -> None:
 
 
 def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module and what is known of it: classes, image_size, architecture, probe.
+    """Load the module and its description: classes, image_size, resize, architecture, probe.
 
-    :raises TrackingError: when the folder holds a model of another kind, or one that is damaged
-        or may not be loaded here.
+    :raises TrackingError: when the folder holds another kind of model, or one that is damaged or
+        may not be loaded here.
     """
     file = folder / "data" / ABOUT_FILE
     if not file.is_file():
@@ -241,7 +241,7 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
 
 
 def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
-    """Logits of two fixed made-up photos, by which a model is recognized."""
+    """Logits of two fixed synthetic photos, by which a model is recognized."""
     with torch.inference_mode():
         return model(_made_up_photos(side)).double().tolist()
 
@@ -257,8 +257,10 @@ def _made_up_photos(side: int) -> torch.Tensor:
 
 @contextmanager
 def _without_pickle_advice() -> Iterator[None]:
-    """MLflow warns at each save that pickles can run code; the README says it once, with the
-    alternative."""
+    """Suppress MLflow's warning at each save that pickles can run code.
+
+    The README says it once, with the alternative.
+    """
     logger = logging.getLogger("mlflow.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
