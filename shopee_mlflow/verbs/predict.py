@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..console import say, watch
+from ..data.array_cache import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor
 from ..tracking.registry import LoadedModel, load_classifier
-
-_log = logging.getLogger(__name__)
 
 
 def predict(
@@ -87,27 +85,19 @@ def _check_place(out: Path, source: str) -> None:
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
     """Let one process at a time write a file; the system frees the lock of one that dies."""
-    file = out.with_name(f".{out.name}.lock")
-    lock = FileLock(file, fallback_to_soft=False)
+    lock = out.with_name(f".{out.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        with locked(lock, wait=False):
+            try:
+                yield
+            finally:
+                # While it is held: another process notices that its lock file is gone.
+                lock.unlink(missing_ok=True)
     except Timeout as error:
         raise CatalogError(
             f"out={out}: another predict is writing this file. Wait until it has ended, or name "
             "another file."
         ) from error
-    except (OSError, NotImplementedError) as error:
-        _log.warning(
-            "%s: files cannot be locked there (%s); start no second predict with the same out",
-            out.parent,
-            type(error).__name__,
-        )
-    try:
-        yield
-    finally:
-        # While the lock is held, so that a process that waits for it notices and makes a new file.
-        file.unlink(missing_ok=True)
-        lock.release()
 
 
 @dataclass
