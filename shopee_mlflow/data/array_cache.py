@@ -287,13 +287,14 @@ class _ArrayFile:
         return max(0, self.nbytes - written), max(0, free)
 
     def _check_disk(self, what: str) -> None:
-        needed, free = self.room()
-        if needed > free:
-            disk_free = shutil.disk_usage(self.stem.parent).free
+        needed, usable = self.room()
+        if needed > usable:
+            folder = self.stem.parent
+            free = shutil.disk_usage(folder).free
             raise CatalogError(
-                f"The cache folder {self.stem.parent} has {disk_free / 2**20:,.0f} "
-                f"MiB free; {what} need {needed / 2**20:,.0f} MiB. Free some, name a folder on a "
-                f"larger disk with {CACHE_VARIABLE}, or set cache=false."
+                f"The cache folder {folder} has {free / 2**20:,.0f} MiB free; {what} need "
+                f"{needed / 2**20:,.0f} MiB. Free some, name a folder on a larger disk with "
+                f"{CACHE_VARIABLE}, or set cache=false."
             )
 
 

@@ -165,9 +165,8 @@ def _decode_into(
     errors = {row: error for row, error in enumerate(found) if error is not None}
     transient = [f"{files[row].name} ({e})" for row, e in errors.items() if e.transient]
     if transient:
-        _log.warning(
-            "%d photos cannot be used this time: %s", len(transient), ", ".join(transient[:_NAMED])
-        )
+        names = ", ".join(transient[:_NAMED])
+        _log.warning("photos that cannot be used this time: %d, %s", len(transient), names)
     return errors
 
 
