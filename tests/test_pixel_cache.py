@@ -57,9 +57,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     calls: list[bytes] = []
     real = cache.read_pixels
 
-    def read(photo: bytes, size: int) -> np.ndarray:
+    def read(photo: bytes, size: int, resize: str) -> np.ndarray:
         calls.append(photo)
-        return real(photo, size)
+        return real(photo, size, resize)
 
     monkeypatch.setattr(cache, "read_pixels", read)
     return calls
@@ -447,7 +447,7 @@ def test_decoding_goes_on_after_a_bad_photo(
 ) -> None:
     names = {file.read_bytes(): file.stem for file in photos}
 
-    def read(photo: bytes, size: int) -> np.ndarray:
+    def read(photo: bytes, size: int, *_: object) -> np.ndarray:
         if names[photo] != "photo3":
             raise ImageError(f"cannot see {names[photo]}")
         return np.full((size, size, 3), 9, np.uint8)

@@ -55,6 +55,7 @@ def load_pixels(
     contents: Sequence[str],
     size: int,
     *,
+    resize: str = "stretch",
     cache: bool = True,
     workers: int = 0,
     progress: Progress | None = None,
@@ -66,22 +67,25 @@ def load_pixels(
 
     :param contents: digest of each file's bytes, from :func:`hash_files`.
     :param size: side in pixels.
+    :param resize: ``stretch`` or ``pad``, see :func:`~shopee_mlflow.data.images.read_pixels`.
     :raises CatalogError: when the disk of the cache folder is too small.
     """
     if not cache:
         values = np.zeros((len(files), size, size, 3), np.uint8)
-        return Pixels(values, _reasons(_decode_into(values, files, contents, workers, progress)))
+        return Pixels(
+            values, _reasons(_decode_into(values, files, contents, resize, workers, progress))
+        )
 
     def fill(values: np.ndarray, start: int) -> dict[str, Any]:
         part = slice(start, start + len(values))
         whole = _from(start, len(files), progress)
-        errors = _decode_into(values, files[part], contents[part], workers, whole)
+        errors = _decode_into(values, files[part], contents[part], resize, workers, whole)
         about = {"bad": {str(start + row): reason for row, reason in _reasons(errors).items()}}
         transient = {str(start + row): True for row, error in errors.items() if error.transient}
         return {**about, RETRY: transient} if transient else about
 
     shape = (len(files), size, size, 3)
-    name = f"pixels-{pixel_key(contents, size)}"
+    name = f"pixels-{pixel_key(contents, size, resize)}"
     stored, about = load_or_build(name, shape, np.uint8, fill, "the decoded photos")
     return Pixels(stored, {int(row): reason for row, reason in about["bad"].items()})
 
@@ -134,9 +138,10 @@ def phash_of(image: Image.Image) -> str:
     return str(imagehash.phash(image))
 
 
-def pixel_key(contents: Sequence[str], size: int) -> str:
-    """A digest of all that shapes the pixels of these photos: contents, size, decoder."""
-    parts = [RECIPE, pillow_version, str(size), *contents]
+def pixel_key(contents: Sequence[str], size: int, resize: str = "stretch") -> str:
+    """A digest of all that shapes the pixels of these photos: contents, size, resize, decoder."""
+    shape = str(size) if resize == "stretch" else f"{size} {resize}"
+    parts = [RECIPE, pillow_version, shape, *contents]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
 
 
@@ -148,6 +153,7 @@ def _decode_into(
     values: np.ndarray,
     files: Sequence[Path],
     contents: Sequence[str],
+    resize: str,
     workers: int,
     progress: Progress | None,
 ) -> dict[int, ImageError]:
@@ -156,7 +162,7 @@ def _decode_into(
 
     def decode(row: int) -> ImageError | None:
         try:
-            values[row] = read_pixels(_read_verified(files[row], contents[row]), size)
+            values[row] = read_pixels(_read_verified(files[row], contents[row]), size, resize)
         except ImageError as error:
             return error
         return None
