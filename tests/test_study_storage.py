@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
-from small_queue import DEAD, ELSEWHERE, OpenQueue, queue_of, run_all, start
+from small_queue import ELSEWHERE, OpenQueue, queue_of, run_all, start
 
 from shopee_mlflow.errors import ConfigError, StudyError
-from shopee_mlflow.tuning.queue import (
-    is_gone,
-    process_name,
-)
 from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
-
-# --- who is alive ---
-
-
-def test_a_process_is_known_by_host_id_and_start(another: str) -> None:
-    assert not is_gone(process_name())
-    assert not is_gone(another)
-    assert is_gone(DEAD)
-    free = next(pid for pid in range(40_000, 10**6) if not psutil.pid_exists(pid))
-    assert is_gone(f"{platform.node()}:{free}:{psutil.Process().create_time():.2f}")
-
-
-def test_of_processes_of_other_machines_nobody_knows() -> None:
-    assert not is_gone(ELSEWHERE)
-    assert not is_gone(DEAD.replace(platform.node(), "host:with:colons"))
-
-
-def test_a_clock_that_was_set_a_little_changes_nobody() -> None:
-    host, pid, started = process_name().rsplit(":", 2)
-    assert not is_gone(f"{host}:{pid}:{float(started) + 2:.2f}")
-    assert is_gone(f"{host}:{pid}:{float(started) + 60:.2f}")
-
 
 # --- the file ---
 

@@ -77,7 +77,7 @@ def load_or_build(
         found = file.read()
         if found:
             return found
-        with _locked(file.lock) as exclusive:
+        with locked(file.lock) as exclusive:
             build = file.build if exclusive else file.build_alone
             found = file.read() or build(fill, what)
         if found:
@@ -133,7 +133,7 @@ def clear_cache() -> int:
         for description in cache_folder().glob(f"{kind}-*.json"):
             if description.is_symlink() or not _is_ours(description):
                 continue
-            with suppress(Timeout), _locked(description.with_suffix(".lock"), wait=False):
+            with suppress(Timeout), locked(description.with_suffix(".lock"), wait=False):
                 for suffix in (".bin", ".npy", ".json", ".lock"):
                     with suppress(OSError):
                         file = description.with_suffix(suffix)
@@ -297,23 +297,23 @@ def _checksum(about: dict[str, Any]) -> int:
 
 
 @contextmanager
-def _locked(file: Path, wait: bool = True) -> Iterator[bool]:
+def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock that the system releases when its process dies; False where there are no locks.
 
     :raises Timeout: when another process holds it and this one is not to wait.
     """
     # A file in the place of a lock would outlive a process that is killed.
     lock = FileLock(file, fallback_to_soft=False)
-    locked = True
+    exclusive = True
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:
-        locked = False
+        exclusive = False
         _warn_no_locks(file.parent, type(error).__name__)
     try:
-        yield locked
+        yield exclusive
     finally:
         with suppress(OSError):
             lock.release()

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import Timeout
 
 from ..console import say, watch
-from ..data.building import locked
+from ..data.array_cache import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor
@@ -87,7 +87,7 @@ def _only_writer(out: Path) -> Iterator[None]:
     """Let one process at a time write a file; the system frees the lock of one that dies."""
     lock = out.with_name(f".{out.name}.lock")
     try:
-        with locked(lock, patient=False):
+        with locked(lock, wait=False):
             try:
                 yield
             finally:
