@@ -40,6 +40,7 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     manifest = dataset.manifest()
     run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", "data/cleaning.txt")
+    run.log_table(dataset.cleaning.left_out_table(), "data/left_out.csv")
     run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
     run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
     counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}

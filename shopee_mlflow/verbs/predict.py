@@ -19,8 +19,8 @@ import torch
 
 from ..console import say, watch
 from ..data.catalog_csv import IMAGES_NAME, read_catalog
-from ..data.cleaning import inside_folder
 from ..data.images import SUFFIXES, read_pixels
+from ..data.photo_files import find_photo_files
 from ..errors import CatalogError, ImageError
 from ..modeling.inference import FastClassifier
 from ..modeling.metrics import softmax
@@ -137,9 +137,10 @@ def _from_csv(path: Path, images: str | None) -> tuple[list[Photo], str]:
     if not folder.is_dir():
         raise CatalogError(f"images={folder}: no such folder of photos; name it with images.")
     key = "posting_id" if "posting_id" in frame else "image"
-    root = folder.resolve()
-    files = (inside_folder(root, name) for name in frame["image"])
-    return [Photo(name, file) for name, file in zip(frame[key], files, strict=True)], key
+    files = find_photo_files(folder, list(frame["image"]))
+    if files.note:
+        say(files.note)
+    return [Photo(name, file) for name, file in zip(frame[key], files.files, strict=True)], key
 
 
 def _more_columns(k: int) -> Iterator[str]:
