@@ -88,6 +88,12 @@ class DataConfig:
     image_size: int = option(
         256, "side in pixels to which photos are resized", Role.DATA, minimum=32, maximum=1024
     )
+    resize: str = option(
+        "stretch",
+        "how a photo becomes a square: stretch changes its proportions; pad keeps them, on white",
+        Role.DATA,
+        choices=("stretch", "pad"),
+    )
     cache: bool = option(
         True, "keep decoded photos in the cache folder for the next run", Role.SETUP
     )

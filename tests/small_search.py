@@ -13,7 +13,7 @@ import yaml
 from mlflow.entities import Run
 
 from shopee_mlflow.modeling.epochs import Epoch
-from shopee_mlflow.tracking.run_log import RunLog
+from shopee_mlflow.tracking.mlflow_run_log import MlflowRunLog
 from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.tuning.space import SearchPlan, plan_search
 from shopee_mlflow.verbs.tune import TuneResult, tune
@@ -55,7 +55,7 @@ def quick_search(shop: Path, place: Path, patch: pytest.MonkeyPatch) -> Call:
     module = "shopee_mlflow.verbs.tune"
     patch.setattr(f"{module}.log_results", lambda run, *given: run.log_metrics(given[-1].scores))
     patch.setattr(f"{module}.draw_plots", lambda study: iter(()))
-    patch.setattr(RunLog, "log_model", lambda self, *_: self.log_tags({"model": "logged"}))
+    patch.setattr(MlflowRunLog, "log_model", lambda self, *_: self.log_tags({"model": "logged"}))
 
     def call(cli_options: dict[str, Any] | None = None, **content: Any) -> TuneResult | None:
         file = search_file(place, **{"data": str(shop), "experiment": place.name, **content})

@@ -10,9 +10,10 @@ import pytest
 from mlflow.entities import Run
 
 from shopee_mlflow.errors import GroupLostError, TrainingError
-from shopee_mlflow.tracking import follow as bystander
+from shopee_mlflow.tracking import follow
 from shopee_mlflow.tracking.follow import follow_run
-from shopee_mlflow.tracking.processes import PROCESS_TAG, process_name
+from shopee_mlflow.tracking.names import PROCESS_TAG
+from shopee_mlflow.tracking.processes import process_name
 from shopee_mlflow.tracking.runs import open_run
 from shopee_mlflow.tracking.signals import Stopped, graceful_stop, stop_on_signals
 
@@ -37,7 +38,7 @@ def fail_beside_a_leader(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [GroupLostError("one is gone"), Stopped("SIGTERM received")])
-def test_a_bystander_leaves_its_reason_to_the_one_that_ends_the_run(error: BaseException) -> None:
+def test_a_follower_leaves_its_reason_to_the_one_that_ends_the_run(error: BaseException) -> None:
     with pytest.raises(type(error)):
         fail_beside_a_leader(error)
     ended = last_run()
@@ -54,7 +55,7 @@ def test_a_leader_that_knows_no_more_says_that_another_is_gone() -> None:
 def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bystander, "_MOMENTS_ELSEWHERE", 0.01)
+    monkeypatch.setattr(follow, "_SECONDS_ELSEWHERE", 0.01)
     with open_run("leader", measure=False, tags={PROCESS_TAG: "elsewhere:1:1.00"}) as run:
         with pytest.raises(GroupLostError), follow_run(run.run_id):
             raise GroupLostError("lost")
@@ -62,7 +63,7 @@ def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
         assert "elsewhere:1:1.00 (lost)" in last_run().data.tags["failure"]
         # As where the group was started again meanwhile.
         monkeypatch.setattr(
-            bystander, "_goes", lambda _: mlflow.set_tag(PROCESS_TAG, "elsewhere:2:2.00") is None
+            follow, "_is_ending", lambda _: mlflow.set_tag(PROCESS_TAG, "elsewhere:2:2.00") is None
         )
         mlflow.MlflowClient().update_run(run.run_id, status="RUNNING")
         with pytest.raises(GroupLostError), follow_run(run.run_id):
@@ -71,7 +72,7 @@ def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
 
 
 @pytest.mark.parametrize("error", [GroupLostError("lost"), Stopped("SIGTERM received")])
-def test_a_bystander_ends_the_run_of_a_leader_that_is_gone(error: BaseException) -> None:
+def test_a_follower_ends_the_run_of_a_leader_that_is_gone(error: BaseException) -> None:
     with open_run("leader", measure=False, tags={PROCESS_TAG: GONE}) as run:
         with pytest.raises(type(error)), follow_run(run.run_id):
             raise error

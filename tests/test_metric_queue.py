@@ -97,8 +97,8 @@ def test_a_silent_store_is_told_once_and_gets_all_in_the_end(
             thread.join(PATIENCE)
     assert store.steps == [0, 1]
     first, second = caplog.messages
-    assert "does not answer (connection refused). The work goes on" in first
-    assert "answers again and has all metrics" in second
+    assert "does not respond (connection refused). Training continues" in first
+    assert "is available again and has all metrics" in second
 
 
 def just_sent(store: Store) -> MetricQueue:

@@ -23,7 +23,7 @@ from shopee_mlflow.cli import main
 from shopee_mlflow.config import TuneConfig, resolve
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrackingError
 from shopee_mlflow.modeling import scoring
-from shopee_mlflow.tracking.processes import PROCESS_TAG
+from shopee_mlflow.tracking.names import PROCESS_TAG
 from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.tracking.signals import Stopped
 from shopee_mlflow.training.checkpoints import checkpoints_of

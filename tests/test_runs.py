@@ -58,6 +58,7 @@ def test_an_adopted_run_forgets_why_an_attempt_before_it_failed(
     with open_run("first", "again", measure=False) as run:
         mlflow.set_tag("failure", "a peer died")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with open_run("second", "again", measure=False, shared=True):
         pass
     assert "failure" not in mlflow.get_run(run.run_id).data.tags

@@ -15,12 +15,18 @@ from torch import nn
 from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
+from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.transforms import RandomCrop, transform_named
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrainingError
 from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.distributed import Group
-from shopee_mlflow.modeling.epochs import BestEpoch, Epoch, epochs_without_progress
+from shopee_mlflow.modeling.epochs import EPOCH_METRICS, BestEpoch, Epoch, epochs_without_progress
 from shopee_mlflow.modeling.loss import CrossEntropy, balanced_weights
+from shopee_mlflow.modeling.metrics import macro_f1
+from shopee_mlflow.tracking.run_log import NullRunLog
+from shopee_mlflow.training.context import TrainingContext
+from shopee_mlflow.training.results import log_training
+from shopee_mlflow.training.session import TrainingSession
 from shopee_mlflow.training.trainer import Trainer
 
 CPU = Machine(torch.device("cpu"), "fp32")
@@ -206,6 +212,15 @@ def test_the_best_epoch_is_the_best_by_the_monitored_metric() -> None:
     assert epochs_without_progress(epochs) == 2
 
 
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_macro_f1_is_scikit_learns(classes: int) -> None:
+    from sklearn.metrics import f1_score
+
+    labels, predicted = np.random.default_rng(classes).integers(0, classes, (2, 30))
+    expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
+    assert macro_f1(labels, predicted) == pytest.approx(expected, abs=1e-12)
+
+
 def test_a_training_with_all_second_members(make_catalog: MakeCatalog) -> None:
     options = {
         "data": str(make_catalog()),
@@ -224,6 +239,35 @@ def test_a_training_with_all_second_members(make_catalog: MakeCatalog) -> None:
     best = result.history.loc[result.history["epoch"] == result.scores["best_epoch"]]
     assert result.scores["best_val_macro_f1"] == best["val_macro_f1"].item()
     assert result.scores["best_val_macro_f1"] == result.history["val_macro_f1"].max()
+
+
+# --- run log ---
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def batch(self, *_: object) -> None:
+        """Do nothing."""
+
+    def epoch(self, *_: object) -> None:
+        """Do nothing."""
+
+
+def test_a_session_trains_without_a_store(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    config = dataclasses.replace(CONFIG, data=str(make_catalog()), epochs=3)
+    context = TrainingContext(load_dataset(config), CPU)
+    session = TrainingSession(config, context, NullRunLog())
+    session.fit(Silent(), prune=lambda epoch: epoch.number == 2)
+    assert session.pruned
+    assert [epoch.number for epoch in session.history] == [1, 2]
+    assert set(session.history_table().columns) == {"epoch", *EPOCH_METRICS}
+    test = session.test()
+    assert test.logits.shape == (len(test.labels), 3)
+    assert log_training(session, test) == ""
 
 
 # --- option roles, and what was once accepted ---

@@ -96,7 +96,7 @@ def test_a_server_that_comes_back_has_everything(
 def test_a_server_that_does_not_come_back_leaves_all_on_the_disk(
     server: MlflowServer, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shopee_mlflow.tracking.run_log._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("shopee_mlflow.tracking.mlflow_run_log._WAIT_SECONDS", 1.0)
     with monkeypatch.context() as patch:
         after_epoch(patch, 2, server.stop)
         with pytest.raises(TrackingError) as caught:

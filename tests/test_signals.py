@@ -7,18 +7,18 @@ import signal
 
 import pytest
 
-from shopee_mlflow.tracking.signals import Stopped, graceful_stop, stop_on_signals, uninterrupted
+from shopee_mlflow.tracking.signals import Stopped, defer_stop, graceful_stop, stop_on_signals
 
 
 def stop_within(done: list[str]) -> None:
-    with uninterrupted():
+    with defer_stop():
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("written")
     done.append("gone on")
 
 
 def stop_after(done: list[str]) -> None:
-    with uninterrupted():
+    with defer_stop():
         done.append("written")
     os.kill(os.getpid(), signal.SIGTERM)
     done.append("gone on")
@@ -49,11 +49,23 @@ def stops(*signals: signal.Signals, done: list[str], good_places: int = 1) -> No
             done.append("gone on")
 
 
-def test_the_first_stop_waits_for_a_good_place() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_stop_waits_for_a_good_place(number: signal.Signals) -> None:
     done: list[str] = []
-    with stop_on_signals(), pytest.raises(Stopped, match="SIGINT received"):
-        stops(signal.SIGINT, done=done)
+    with stop_on_signals(), pytest.raises(Stopped, match=f"{number.name} received"):
+        stops(number, done=done)
     assert done == ["worked"]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    done: list[str] = []
+    try:
+        with stop_on_signals():
+            stops(signal.SIGHUP, done=done)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done == ["worked", "gone on"]
 
 
 def test_the_pair_of_signals_that_mlflow_run_sends_is_one_stop() -> None:

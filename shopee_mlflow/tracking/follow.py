@@ -1,66 +1,45 @@
-"""Of processes that train one model those that do not track; they end its run where it must be."""
+"""The run of a training, as seen by its processes that do not track.
+
+They log nothing, and end the run when the process that tracks no longer can.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pandas as pd
 from mlflow import MlflowClient
 
 from ..errors import GroupLostError
-from .processes import PROCESS_TAG, is_elsewhere, is_gone, process_name
-from .run_log import RunLog
-from .runs import FAILURE_TAG, LONGEST_REASON, close_run, verdict
-from .signals import stop_on_signals, uninterrupted
+from .names import FAILURE_TAG, PROCESS_TAG
+from .processes import is_elsewhere, is_gone, process_name
+from .run_log import NullRunLog
+from .runs import LONGEST_REASON, close_run, end_status
+from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, quieten
 
 _log = logging.getLogger(__name__)
 
-_LAST_MOMENTS, _MOMENTS_ELSEWHERE = 3.0, 10.0
-
-
-class NullRunLog(RunLog):
-    """Of the processes that train one model those that do not track: what they log goes nowhere."""
-
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Nothing."""
-
-    def know_metrics(self, names: Iterable[str]) -> None:
-        """Nothing."""
-
-    def forget_models(self) -> None:
-        """Nothing."""
-
-    def log_text(self, text: str, file: str) -> None:
-        """Nothing."""
-
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
-        """Nothing."""
+# Seconds that a process gets to end its run itself, on this machine and on another one.
+_SECONDS_HERE, _SECONDS_ELSEWHERE = 3.0, 10.0
 
 
 @contextmanager
 def follow_run(run_id: str) -> Iterator[NullRunLog]:
-    """A run that another process of a group has opened; ended here where that one no longer can."""
+    """Follow a run that another process of the group has opened; end it if that process is gone."""
     quieten()
     with stop_on_signals():
-        # It is the first process that has adopted the run of mlflow run, and tells it why it fails.
+        # The first process has adopted the run of mlflow run, and ends it.
         os.environ.pop("MLFLOW_RUN_ID", None)
         try:
-            yield NullRunLog(run_id, "")
+            yield NullRunLog(run_id)
         except BaseException as error:
-            # Whatever has ended this process, a signal among it: torchrun ends all when one dies.
+            # After a signal, too: torchrun stops all processes when one dies.
             try:
-                with uninterrupted():
+                with defer_stop():
                     _close_for(run_id, error)
             except STORE_ERRORS as silence:
                 _log.error("Run %s could not be ended: %s", run_id, silence)
@@ -68,15 +47,15 @@ def follow_run(run_id: str) -> Iterator[NullRunLog]:
 
 
 def _close_for(run_id: str, error: BaseException) -> None:
-    """End a run as FAILED where the process that has opened it is gone; else leave the reason for
-    that one, which only knows that this process is no more."""
+    """End a run as FAILED if the process that opened it is gone; else store the reason of this
+    process's failure in it, since the other one only sees that a process is gone."""
     client = MlflowClient()
-    run, reason = client.get_run(run_id), verdict(error)[1]
+    run, reason = client.get_run(run_id), end_status(error)[1]
     owner = run.data.tags.get(PROCESS_TAG)
     if run.info.status != "RUNNING" or owner is None:
         return
-    if is_gone(owner) or (isinstance(error, GroupLostError) and _goes(owner)):
-        # It may have used its last moments to end the run itself, or have been started again.
+    if is_gone(owner) or (isinstance(error, GroupLostError) and _is_ending(owner)):
+        # It may have ended the run itself meanwhile, or have been restarted.
         run = client.get_run(run_id)
         if run.info.status == "RUNNING" and run.data.tags.get(PROCESS_TAG) == owner:
             reason = f"Another process of the group is gone: {owner} ({reason})"
@@ -85,13 +64,13 @@ def _close_for(run_id: str, error: BaseException) -> None:
         client.set_tag(run_id, FAILURE_TAG, f"{process_name()}: {reason}"[:LONGEST_REASON])
 
 
-def _goes(owner: str) -> bool:
-    """Whether a process ends within moments: its connections are closed before it is no more. Of
-    one on another machine nothing can be seen; it is given the time to end its run itself."""
+def _is_ending(owner: str) -> bool:
+    """Whether a process ends within seconds; its connections close before it disappears. A process
+    of another machine cannot be seen, and gets the time to end its run itself."""
     if is_elsewhere(owner):
-        time.sleep(_MOMENTS_ELSEWHERE)
+        time.sleep(_SECONDS_ELSEWHERE)
         return True
-    deadline = time.monotonic() + _LAST_MOMENTS
+    deadline = time.monotonic() + _SECONDS_HERE
     while not is_gone(owner) and time.monotonic() < deadline:
         time.sleep(0.05)
     return is_gone(owner)

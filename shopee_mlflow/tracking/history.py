@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -17,16 +18,16 @@ from mlflow.entities import Run as MlflowRun
 from ..config import TrainConfig, read_yaml
 from ..errors import TrackingError
 from ..options import as_text, parse_option
-from .run_log import read_table
+from .mlflow_run_log import read_table
+from .names import BEST_FILE, HISTORY_FILE, PREDICTIONS_FILE, STUDY_TAG, TRIAL_TAG
 from .runs import find_run
 from .store import STORE_ERRORS, quieten, store_error
 
+_log = logging.getLogger(__name__)
+
 CHOSEN_BY = "best_val_accuracy"
-TRIAL_TAG = "trial"
-_STUDY_TAG = "study"
-_PREDICTIONS_FILE = "test/predictions.csv"
-_HISTORY_FILE = "training/history.csv"
-_BEST_FILE = "tune/best.yaml"
+# Runs that are read at most, in search of trainings of this project.
+_CONSIDERED = 1000
 _OPTIONS = {f.name for f in dataclasses.fields(TrainConfig)}
 
 
@@ -83,16 +84,30 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
             f"attributes.status = 'FINISHED' and metrics.{CHOSEN_BY} >= 0 "
             "and metrics.test_accuracy >= 0",
             order_by=[f"metrics.{CHOSEN_BY} DESC", "attributes.start_time ASC"],
-            max_results=count,
+            max_results=_CONSIDERED,
         )
     except STORE_ERRORS as error:
         raise store_error(error) from error
-    if not runs:
+    trainings: list[PastRun] = []
+    for run in runs:
+        if len(trainings) == count:
+            break
+        try:
+            trainings.append(_read(run))
+        except TrackingError as error:
+            _log.warning(
+                "%s (run %s) is left out: no training of this project, or its artifacts are gone "
+                "(%s)",
+                run.info.run_name,
+                run.info.run_id,
+                error,
+            )
+    if not trainings:
         raise TrackingError(
             f"experiment={experiment}: has no training run that has finished; train first, or "
             "name another experiment."
         )
-    return [_read(run) for run in runs]
+    return trainings
 
 
 def _read(run: MlflowRun) -> PastRun:
@@ -103,7 +118,7 @@ def _read(run: MlflowRun) -> PastRun:
         raise TrackingError(f"{what}: is no training that has ended well, so it is not compared.")
     try:
         options = {name: _one_spelling(name, text) for name, text in _params(run).items()}
-        if _STUDY_TAG in tags:
+        if STUDY_TAG in tags:
             options |= _best_options(run_id)
         return PastRun(
             run_id,
@@ -142,7 +157,7 @@ def _one_spelling(name: str, text: str) -> str:
 def _best_options(run_id: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=_BEST_FILE, dst_path=folder
+            run_id=run_id, artifact_path=BEST_FILE, dst_path=folder
         )
         return {name: as_text(value) for name, value in read_yaml(Path(path)).items()}
 
@@ -154,14 +169,14 @@ def _epochs(run_id: str) -> pd.DataFrame:
     by_step = {n: {m.step: m.value for m in client.get_metric_history(run_id, n)} for n in names}
     if all(by_step.values()):
         return pd.DataFrame(by_step).rename_axis("epoch").sort_index().reset_index()
-    return read_table(run_id, _HISTORY_FILE)[["epoch", *names]].apply(pd.to_numeric)
+    return read_table(run_id, HISTORY_FILE)[["epoch", *names]].apply(pd.to_numeric)
 
 
 def _predictions(run_id: str, what: str) -> pd.DataFrame:
     try:
-        return read_table(run_id, _PREDICTIONS_FILE)
+        return read_table(run_id, PREDICTIONS_FILE)
     except TrackingError as error:
         raise TrackingError(
-            f"{what}: has no test predictions ({_PREDICTIONS_FILE}), so it is not compared. "
+            f"{what}: has no test predictions ({PREDICTIONS_FILE}), so it is not compared. "
             "Choose trainings that have ended well."
         ) from error

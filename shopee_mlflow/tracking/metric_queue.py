@@ -1,4 +1,4 @@
-"""Metrics on their way to the store: sent in the background, kept while the store is silent."""
+"""Metrics sent to the store in the background, and buffered while it is not available."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _LONGEST_PAUSE_SECONDS = 30.0
 
 
 class MetricQueue:
-    """What is put in is sent within a second, by a thread that lives while there is any.
+    """Sends metrics within a second, in a thread that ends when the queue is empty.
 
-    Whoever puts something in never waits. Where the store does not answer, it is asked again,
-    less and less often; that is told once, and once more when it is back.
+    ``put`` never waits. While the store is not available, sending is retried with growing pauses;
+    one warning says so, and another one when the store is back.
     """
 
     def __init__(self, send: Callable[[Sequence[Metric]], None]) -> None:
         """
-        :param send: hands at most 1,000 metrics to the store; raises one of ``STORE_ERRORS`` where
-            that fails. The same ones may come again after a failure.
+        :param send: sends at most 1,000 metrics to the store; raises one of ``STORE_ERRORS`` when
+            that fails, and is called with the same metrics again.
         """
         self._send = send
         self._waiting: list[Metric] = []
         self._thread: threading.Thread | None = None
-        # The first guards what waits and the thread; the second is held by whoever sends.
+        # The first lock guards the queue and the thread; the second is held while sending.
         self._state, self._sending = threading.Lock(), threading.Lock()
         self._hurry = threading.Event()
         self._sent = -math.inf
 
     def put(self, metrics: Sequence[Metric]) -> None:
-        """Have these sent."""
+        """Queue metrics."""
         with self._state:
             self._waiting += metrics
             if self._waiting and self._thread is None:
@@ -50,40 +50,40 @@ class MetricQueue:
                 self._thread.start()
 
     def flush(self) -> None:
-        """Send what waits, now.
+        """Send all queued metrics now.
 
-        :raises: one of ``STORE_ERRORS``; what could not be sent waits on.
+        :raises: one of ``STORE_ERRORS``; metrics that could not be sent stay queued.
         """
         self._hurry.set()
         with self._sending:
             self._send_all()
 
     def close(self) -> None:
-        """Give up what still waits, so that nobody sends it beside one who goes on with the run."""
+        """Discard queued metrics, so that they are not sent beside those of a resumed run."""
         self._hurry.set()
-        # A request that is under way is waited for.
+        # Waits for a request in progress.
         with self._sending, self._state:
             self._waiting.clear()
 
     def _work(self) -> None:
-        # At once, if nothing was sent a moment ago.
-        pause, silent = max(0.0, self._sent + _SEND_SECONDS - time.monotonic()), False
+        # At once, unless something was sent within the last second.
+        pause, unavailable = max(0.0, self._sent + _SEND_SECONDS - time.monotonic()), False
         while True:
             self._hurry.wait(pause)
             with self._sending:
                 try:
                     self._send_all()
                 except STORE_ERRORS as error:
-                    if not silent:
-                        _tell_silence(error)
-                    silent = True
+                    if not unavailable:
+                        _warn_unavailable(error)
+                    unavailable = True
                     pause = min(max(2 * pause, _SEND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 else:
-                    if silent:
-                        _log.warning("The tracking store answers again and has all metrics.")
-                    silent, pause = False, _SEND_SECONDS
+                    if unavailable:
+                        _log.warning("The tracking store is available again and has all metrics.")
+                    unavailable, pause = False, _SEND_SECONDS
             with self._state:
-                # Someone in a hurry sends the rest, and is told if that fails.
+                # A call of flush sends the rest, and raises if that fails.
                 if not self._waiting or self._hurry.is_set():
                     self._thread = None
                     return
@@ -100,11 +100,11 @@ class MetricQueue:
             self._sent = time.monotonic()
 
 
-def _tell_silence(error: Exception) -> None:
+def _warn_unavailable(error: Exception) -> None:
     message = str(getattr(error, "message", None) or error).split("\n")[0]
     _log.warning(
-        "The tracking store %s does not answer (%s). The work goes on; its metrics are kept and "
-        "sent when it is back (those of the machine's load end here).",
+        "The tracking store %s does not respond (%s). Training continues; its metrics are buffered "
+        "and sent when the store is back (system metrics end here).",
         mlflow.get_tracking_uri(),
         message,
     )

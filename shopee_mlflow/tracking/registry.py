@@ -22,9 +22,10 @@ from mlflow.models import Model
 
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
+from .names import REGISTERED_MODEL
 from .store import quieten
 
-REGISTERED_NAME = "shopee-classifier"
+REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
 REFUSED_TAG = "refused"
 _METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
@@ -42,6 +43,7 @@ class LoadedModel:
     module: torch.nn.Module
     classes: list[str]
     image_size: int
+    resize: str
     identity: str
 
 
@@ -62,7 +64,8 @@ def load_classifier(uri: str) -> LoadedModel:
         ) from error
     module, about = load_folder(folder, uri)
     identity = Model.load(str(folder)).model_uuid or uri
-    return LoadedModel(module, about["classes"], about["image_size"], str(identity))
+    resize = about.get("resize", "stretch")
+    return LoadedModel(module, about["classes"], about["image_size"], resize, str(identity))
 
 
 @dataclass(frozen=True)

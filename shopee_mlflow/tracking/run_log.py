@@ -1,228 +1,122 @@
-"""What is written into a run: parameters, metrics, tags, tables, figures, weights, the model."""
+"""What a command logs into a run: the protocol, and an implementation that stores nothing."""
 
 from __future__ import annotations
 
-import pickle
-import shlex
-import tempfile
-import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
-import mlflow
-import pandas as pd
-import torch
-from matplotlib.figure import Figure
-from mlflow import MlflowClient
-from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from torch import Tensor
-
-from ..console import duration, say
-from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
-from . import flavor
-from .metric_queue import MetricQueue
-from .signals import uninterrupted
-from .store import STORE_ERRORS
 
-MODEL_NAME = "model"
-_PARAMS_AT_ONCE = 100
-# How long the end of a training waits for a store that is silent.
-_PATIENCE_SECONDS = 300.0
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
 
 
-class RunLog:
-    """What a command may write into a run, which need not be its own.
+class RunLog(Protocol):
+    """A run that commands log to; :class:`.mlflow_run_log.MlflowRunLog` stores it in MLflow.
 
-    Metrics of epochs are sent in the background, together, so that no epoch waits for the store,
-    and kept while it is silent: call :meth:`flush` when the run ends.
+    Methods may raise one of ``tracking.store.STORE_ERRORS`` when the store is not available.
     """
 
-    def __init__(self, run_id: str, experiment_id: str) -> None:
-        self.run_id = run_id
-        self.experiment_id = experiment_id
-        # How the run is to end, where that is decided before its block is left.
-        self.status, self.reason = "FINISHED", ""
-        self._client = MlflowClient()
-        self._metric_queue = MetricQueue(self._send)
-        # Metrics by name and step that the store has already.
-        self._known: set[tuple[str, int]] = set()
+    run_id: str
+    experiment_id: str
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Log parameters; those that ``mlflow run`` has logged before us stay as they are.
-
-        MLflow never lets a parameter change, and writes what a person typed after ``-P`` quoted
-        as for a shell. The same spelling is used here, so that runs line up however started.
-        """
-        there = self._client.get_run(self.run_id).data.params
-        new = [Param(k, shlex.quote(v)) for k, v in params.items() if k not in there]
-        for start in range(0, len(new), _PARAMS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
+        """Log parameters; those that are there already stay unchanged."""
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Log tags: facts about the run that are no options."""
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log named numbers: at once, or for an epoch, where ``step`` is given, soon."""
-        now = int(time.time() * 1000)
-        self._metric_queue.put(
-            [
-                Metric(name, float(value), now, step or 0)
-                for name, value in metrics.items()
-                if (name, step or 0) not in self._known
-            ]
-        )
-        if step is None:
-            self.flush()
+        """Log named numbers; for an epoch, where ``step`` is given, without waiting."""
 
-    def know_metrics(self, names: Iterable[str]) -> None:
-        """Log none of these metrics again for a step that the store has it for."""
-        for name in names:
-            history = self._client.get_metric_history(self.run_id, name)
-            self._known |= {(name, metric.step) for metric in history}
+    def skip_logged_metrics(self, names: Iterable[str]) -> None:
+        """Ignore these metrics for steps that the store has already."""
 
-    def flush(self) -> None:
-        """Send the metrics that wait.
-
-        :raises: one of ``STORE_ERRORS`` where the store does not answer; they wait on.
-        """
-        # A server may take minutes to answer; it has its own ways to survive a client that leaves.
-        local = mlflow.get_tracking_uri().startswith("sqlite:")
-        with uninterrupted() if local else nullcontext():
-            self._metric_queue.flush()
-
-    def close(self) -> None:
-        """Give up metrics that could not be sent: the run has ended for this process."""
-        self._metric_queue.close()
-
-    def wait_for_store(self) -> None:
-        """Send the metrics that wait; where the store is silent, ask again for some minutes.
-
-        :raises: one of ``STORE_ERRORS`` where it is silent still.
-        """
-        deadline, pause = time.monotonic() + _PATIENCE_SECONDS, 1.0
-        while True:
-            try:
-                self._client.get_run(self.run_id)
-                return self.flush()
-            except STORE_ERRORS:
-                if time.monotonic() + pause > deadline:
-                    raise
-            if pause == 1.0:
-                say(f"waiting for the tracking store, {duration(_PATIENCE_SECONDS)} at most")
-            time.sleep(pause)
-            pause = min(2 * pause, 15.0)
-
-    def _send(self, metrics: Sequence[Metric]) -> None:
-        self._client.log_batch(self.run_id, metrics=metrics)
-
-    def end_as(self, status: str, reason: str) -> None:
-        """Let the run end as FAILED or KILLED, though its block is left without an exception."""
-        self.status, self.reason = status, reason
+    def delete_logged_models(self) -> None:
+        """Delete models that an earlier attempt has logged, complete or not."""
 
     def log_figure(self, figure: Figure, file: str) -> None:
-        """Log a picture as an artifact."""
-        settings = {"dpi": 150, "bbox_inches": "tight"}
-        self._client.log_figure(self.run_id, figure, file, save_kwargs=settings)
+        """Log a figure as an image."""
 
     def log_table(self, table: pd.DataFrame, file: str, *, index: bool = False) -> None:
-        """Log a table as a CSV artifact."""
-        self.log_text(table.to_csv(index=index, lineterminator="\n"), file)
+        """Log a table as CSV."""
 
     def log_text(self, text: str, file: str) -> None:
-        """Log a text artifact."""
-        with self._artifact(file) as path:
-            path.write_text(text, encoding="utf-8")
+        """Log a text file."""
 
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
-        """Log a state dict as an artifact; :func:`read_weights` reads it without running code."""
-        with self._artifact(file) as path:
-            torch.save(weights, path)
+        """Log a state dict."""
 
     def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
-        """Log what was learned from as an MLflow dataset input."""
-        with warnings.catch_warnings():
-            # MLflow knows two kinds of local file, which are the same, and warns that it chose one.
-            warnings.filterwarnings("ignore", message="The specified dataset source")
-            dataset = from_pandas(
-                table, source=source, targets="label_group", name=name, digest=digest
-            )
-        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), context)]
-        self._client.log_inputs(self.run_id, inputs)
+        """Log the training data as a dataset."""
 
-    def forget_models(self) -> None:
-        """Take away what an earlier attempt has logged as this run's model, whole or not."""
-        outputs = self._client.get_run(self.run_id).outputs
-        for logged in outputs.model_outputs if outputs else []:
-            with suppress(MlflowException):
-                self._client.delete_logged_model(logged.model_id)
+    def log_model(
+        self, model: ProductClassifier, metrics: Mapping[str, float], serialization: str = "pickle"
+    ) -> str:
+        """Log the classifier with its metrics; returns its id."""
+
+    def flush(self) -> None:
+        """Send buffered metrics."""
+
+    def wait_for_store(self) -> None:
+        """Send buffered metrics; wait some minutes for a store that is not available."""
+
+    def end_as(self, status: str, reason: str) -> None:
+        """Let the run end as FAILED or KILLED though no exception is raised."""
+
+
+class NullRunLog:
+    """A run that stores nothing: to train without MLflow, and for processes that only compute."""
+
+    def __init__(self, run_id: str = "none", experiment_id: str = "none") -> None:
+        self.run_id, self.experiment_id = run_id, experiment_id
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Do nothing."""
+
+    def skip_logged_metrics(self, names: Iterable[str]) -> None:
+        """Do nothing."""
+
+    def delete_logged_models(self) -> None:
+        """Do nothing."""
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Do nothing."""
+
+    def log_table(self, table: pd.DataFrame, file: str, *, index: bool = False) -> None:
+        """Do nothing."""
+
+    def log_text(self, text: str, file: str) -> None:
+        """Do nothing."""
+
+    def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
+        """Do nothing."""
+
+    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
+        """Do nothing."""
 
     def log_model(
         self,
-        model: ProductClassifier,
-        metrics: Mapping[str, float],
-        serialization: str = flavor.PICKLE,
+        model: ProductClassifier,  # noqa: ARG002 - the protocol's arguments
+        metrics: Mapping[str, float],  # noqa: ARG002
+        serialization: str = "pickle",  # noqa: ARG002
     ) -> str:
-        """Log the classifier as a LoggedModel with its metrics; returns its model id."""
-        info = Model.log(
-            artifact_path=None,
-            name=MODEL_NAME,
-            flavor=flavor,
-            run_id=self.run_id,
-            classifier=model,
-            serialization=serialization,
-            model_type="classifier",
-            params={"architecture": model.architecture, "image_size": str(model.image_size)},
-        )
-        mlflow.log_metrics(dict(metrics), model_id=info.model_id, run_id=self.run_id)
-        return info.model_id
+        """Do nothing; the id is empty."""
+        return ""
 
-    @contextmanager
-    def _artifact(self, file: str) -> Iterator[Path]:
-        """A file to write, which becomes an artifact."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(file).name
-            yield path
-            parent = str(Path(file).parent)
-            self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+    def flush(self) -> None:
+        """Do nothing."""
 
+    def wait_for_store(self) -> None:
+        """Do nothing."""
 
-def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
-    """A state dict that a run has logged, on the CPU. Nothing in the file is executed.
-
-    :raises TrackingError: when it is not there or is no state dict.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=file, dst_path=folder
-            )
-            weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (MlflowException, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TrackingError(f"run {run_id}: its weights {file} cannot be read: {error}") from error
-    return weights
-
-
-def read_table(run_id: str, file: str) -> pd.DataFrame:
-    """A CSV table that a run has logged, all of it as text.
-
-    :raises TrackingError: when it is not there.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=file, dst_path=folder
-            )
-            return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"run={run_id}: has no {file} in {mlflow.get_tracking_uri()} ({error})"
-        ) from error
+    def end_as(self, status: str, reason: str) -> None:
+        """Do nothing."""

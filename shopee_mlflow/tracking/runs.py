@@ -1,4 +1,4 @@
-"""The life of a run: opened or adopted, fed with results, ended as FINISHED, FAILED or KILLED."""
+"""MLflow runs: opened, adopted or resumed, and ended as FINISHED, FAILED or KILLED."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
-from .run_log import RunLog, read_table
-from .signals import stop_on_signals, uninterrupted
+from .mlflow_run_log import MlflowRunLog, read_table
+from .names import (
+    CONTINUES_TAG,
+    DEFAULT_EXPERIMENT,
+    FAILURE_TAG,
+    MANIFEST_FILE,
+    PROCESS_TAG,
+    VERSION_TAG,
+)
+from .run_log import RunLog
+from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, quieten, store_error
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_EXPERIMENT = "shopee"
-MANIFEST_FILE = "data/manifest.csv"
-FAILURE_TAG = "failure"
-CONTINUES_TAG = "continues"
 _SYSTEM_METRICS_SECONDS = 5
 LONGEST_REASON = 5000
 _END_PAUSES = (0.0, 0.5, 2.0)
@@ -44,18 +49,18 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     measure: bool = True,
     shared: bool = False,
-) -> Iterator[RunLog]:
-    """Open a run, or adopt the one that ``mlflow run`` has made for us, and end it truthfully.
+) -> Iterator[MlflowRunLog]:
+    """Open a run, or adopt the one that ``mlflow run`` has created, and end it.
 
-    An exception ends the run as FAILED, Ctrl-C or SIGTERM as KILLED, both with the reason in the
-    tag ``failure``; then it goes on to the caller.
+    An exception ends the run as FAILED, a stop signal as KILLED, both with the reason in the tag
+    ``failure``; the exception is then raised.
 
-    :param name: of the run; one that a person gave to ``mlflow run`` goes before.
-    :param parent: the run whose child it is.
-    :param resume: id of a run to go on with instead.
-    :param tags: that it has from its first moment.
-    :param measure: log the machine's load and memory with it.
-    :param shared: other processes have a part in it, and leave the reason in it when they fail.
+    :param name: of the run; a name given to ``mlflow run`` overrides it.
+    :param parent: the run to make this one a child of.
+    :param resume: id of a run to resume instead.
+    :param tags: set when the run is created.
+    :param measure: log system metrics.
+    :param shared: other processes take part, and store the reason in the run when they fail.
     :raises TrackingError: when the tracking store cannot be used.
     """
     quieten()
@@ -64,18 +69,18 @@ def open_run(
             run = _start(experiment, name, parent, resume, dict(tags or {}), measure)
         except STORE_ERRORS as error:
             raise store_error(error) from error
-        log = RunLog(run.info.run_id, run.info.experiment_id)
+        log = MlflowRunLog(run.info.run_id, run.info.experiment_id)
         try:
             yield log
             log.flush()
         except BaseException as error:
-            # A store that was waited for in vain is not waited for again.
+            # A store that is not available is not waited for again.
             silent = isinstance(error, (TrackingError, *STORE_ERRORS))
-            # A stop that comes now would leave it to MLflow, which would mark it as FINISHED.
-            with uninterrupted():
-                status, reason = verdict(error)
-                # One that fails brings the end to all: they lose it, or are told to stop.
-                if shared and (told := _last_words(log.run_id)):
+            # A stop now would leave the run to MLflow, which would mark it as FINISHED.
+            with defer_stop():
+                status, reason = end_status(error)
+                # When a process fails, the others lose it, or are stopped: its reason counts.
+                if shared and (told := _failure_of(log.run_id)):
                     status, reason = "FAILED", told
                 _end(log, status, reason, pauses=_END_PAUSES[:1] if silent else _END_PAUSES)
             if isinstance(error, MlflowException):
@@ -91,16 +96,16 @@ def open_run(
 
 
 @contextmanager
-def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
-    """Write into a run that another process has opened; end it where that one no longer can.
+def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]:
+    """Log to a run that another process has opened; end it if that process is gone.
 
-    :param is_held: whether the process that has opened the run is there to end it.
+    :param is_held: whether the process that opened the run is there to end it.
     :raises TrackingError: when the tracking store cannot be used.
     """
-    log = RunLog(run_id, find_run(run_id).info.experiment_id)
+    log = MlflowRunLog(run_id, find_run(run_id).info.experiment_id)
     try:
         set_adopted_aside(run_id)
-        # Where no run of this process is open, MLflow would log models to another experiment.
+        # Without an active run MLflow would log models to another experiment.
         mlflow.set_experiment(experiment_id=log.experiment_id)
         yield log
         log.flush()
@@ -109,7 +114,7 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
             close_run(run_id, "FINISHED", {})
     except BaseException as error:
         if not is_held():
-            _end(log, *verdict(error))
+            _end(log, *end_status(error))
         if isinstance(error, MlflowException):
             raise store_error(error) from error
         raise
@@ -117,15 +122,15 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[RunLog]:
         log.close()
 
 
-def _last_words(run_id: str) -> str:
-    """The reason that another process of the group has left, if it could."""
+def _failure_of(run_id: str) -> str:
+    """The reason that another process of the group has stored, if any."""
     with suppress(*STORE_ERRORS):
         return str(MlflowClient().get_run(run_id).data.tags.get(FAILURE_TAG, ""))
     return ""
 
 
-def verdict(error: BaseException) -> tuple[str, str]:
-    """The status of a run that an exception has ended, and the reason."""
+def end_status(error: BaseException) -> tuple[str, str]:
+    """The status and the reason of a run that an exception ends."""
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
     if isinstance(error, MlflowException):
@@ -134,9 +139,9 @@ def verdict(error: BaseException) -> tuple[str, str]:
 
 
 def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The split manifest that a training run has logged, and its parameters as they were meant.
+    """The split manifest that a training run has logged, and its parameters without quotes.
 
-    :raises TrackingError: when the run is not there or has none.
+    :raises TrackingError: when there is no such run, or it has no manifest.
     """
     run = find_run(run_id)
     table = read_table(run_id, MANIFEST_FILE)
@@ -144,13 +149,15 @@ def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def fail_adopted_run(reason: str) -> None:
-    """Give the run that ``mlflow run`` has made for us the reason, when it never got opened."""
+    """Store the reason in the run that ``mlflow run`` has created, when it was never opened."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         try:
             client = MlflowClient()
-            # Of several processes the first one to fail knows why.
-            if FAILURE_TAG not in client.get_run(run_id).data.tags:
+            run = client.get_run(run_id)
+            # Of several processes the first one to fail knows why. A run that somebody else has
+            # finished, or trains in, is not ours to end.
+            if FAILURE_TAG not in run.data.tags and not _used_by(run):
                 client.set_tag(run_id, FAILURE_TAG, reason[:LONGEST_REASON])
                 client.set_terminated(run_id, "FAILED")
         except STORE_ERRORS as error:
@@ -186,10 +193,16 @@ def _start(
         return run
     adopted = os.environ.get("MLFLOW_RUN_ID")
     if not adopted:
-        _choose_experiment(experiment)
-        return mlflow.start_run(run_name=name, tags=tags, log_system_metrics=measure)
+        outer = mlflow.active_run()
+        if outer is None:
+            _choose_experiment(experiment)
+        # Within a run that the caller has opened, as its child.
+        return mlflow.start_run(
+            run_name=name, tags=tags, log_system_metrics=measure, nested=outer is not None
+        )
+    _check_adoptable(adopted)
     run = mlflow.start_run(run_id=adopted, log_system_metrics=measure)
-    # Of an attempt before, where the group that it belongs to is started again.
+    # Of an earlier attempt, when its group of processes was restarted.
     _forget_failure(adopted)
     # Adopted once: MLflow would take the same run again for the first nested one.
     del os.environ["MLFLOW_RUN_ID"]
@@ -208,13 +221,35 @@ def _start(
     return run
 
 
+def _check_adoptable(run_id: str) -> None:
+    """:raises TrackingError: when MLFLOW_RUN_ID names a run that has ended or was used before."""
+    # torchrun starts a group again with the same variables.
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return
+    used = _used_by(find_run(run_id))
+    if used:
+        raise TrackingError(
+            f"MLFLOW_RUN_ID={run_id}: this run {used}, and its results would be overwritten. Unset "
+            "the variable (mlflow run: leave --run-id out) to log to a new run."
+        )
+
+
+def _used_by(run: Run) -> str:
+    """How a run has been used already, as the end of a sentence; empty for a new one."""
+    if run.info.status not in ("RUNNING", "SCHEDULED"):
+        return f"has ended ({run.info.status})"
+    if PROCESS_TAG in run.data.tags or VERSION_TAG in run.data.tags:
+        return "already has results of another command"
+    return ""
+
+
 def set_adopted_aside(run_id: str) -> None:
-    """Let the run that ``mlflow run`` has made for us point to the one that is gone on with."""
+    """Mark the run that ``mlflow run`` has created as continued in another run."""
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if adopted and adopted != run_id:
         client = MlflowClient()
         client.set_tag(adopted, CONTINUES_TAG, run_id)
-        client.set_tag(adopted, "mlflow.runName", f"goes on in {run_id[:8]}")
+        client.set_tag(adopted, "mlflow.runName", f"continued in {run_id[:8]}")
 
 
 def _forget_failure(run_id: str) -> None:
@@ -224,17 +259,17 @@ def _forget_failure(run_id: str) -> None:
 
 
 def _choose_experiment(experiment: str) -> None:
-    """The experiment asked for; MLflow's own variables go before our default only."""
+    """Set the experiment; MLflow's environment variables override our default only."""
     chosen = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
     if experiment != DEFAULT_EXPERIMENT or not chosen:
         found = mlflow.set_experiment(experiment)
-        # Where another client makes it at this very moment, MLflow gives it back and goes on with
-        # the experiment Default.
+        # When another client creates it at the same time, MLflow returns it, but stays in the
+        # experiment Default.
         mlflow.set_experiment(experiment_id=found.experiment_id)
 
 
 def experiment_in_use(experiment: str) -> str:
-    """The experiment in which a run opened now would be, by its name."""
+    """The name of the experiment in which a new run would be opened."""
     adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
     if adopted:
         number = MlflowClient().get_run(adopted).info.experiment_id
@@ -245,7 +280,9 @@ def experiment_in_use(experiment: str) -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
 
 
-def _end(log: RunLog, status: str, reason: str, pauses: Sequence[float] = _END_PAUSES) -> None:
+def _end(
+    log: MlflowRunLog, status: str, reason: str, pauses: Sequence[float] = _END_PAUSES
+) -> None:
     """Mark a run as ended; tried again, since a signal may have cut a request to the store short.
 
     What ended the run must not be hidden behind a store that is gone as well, hence the warning.
@@ -262,32 +299,34 @@ def _end(log: RunLog, status: str, reason: str, pauses: Sequence[float] = _END_P
         except STORE_ERRORS as error:
             failure = error
     with suppress(*STORE_ERRORS):
-        # Else it would stay this process's active run, and could not be gone on with here.
+        # Otherwise it would stay the active run, and could not be resumed in this process.
         mlflow.end_run(status)
     reason = str(failure).split("\n")[0]
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
 def child_runs(parent: RunLog) -> list[Run]:
-    """The children of a run that have not ended."""
+    """Children of a run that are RUNNING."""
     return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
 
 
 def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
-    """Runs of an experiment, if there is one, that have this tag and have not ended."""
+    """RUNNING runs of an experiment, if it exists, that have this tag."""
     found = mlflow.get_experiment_by_name(experiment)
     return _running_runs(found.experiment_id, tag, value) if found else []
 
 
 def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
-    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
-    return list(MlflowClient().search_runs([experiment_id], wanted, max_results=50_000))
+    running = "attributes.status = 'RUNNING'"
+    found = MlflowClient().search_runs([experiment_id], running, max_results=50_000)
+    # Not in the filter, where an apostrophe in the value would end the string.
+    return [run for run in found if run.data.tags.get(tag) == value]
 
 
 def find_run(run_id: str) -> Run:
     """A run by its id.
 
-    :raises TrackingError: when it is not there.
+    :raises TrackingError: when there is none.
     """
     try:
         return mlflow.get_run(run_id)
@@ -298,7 +337,7 @@ def find_run(run_id: str) -> Run:
 
 
 def close_run(run_id: str, status: str, tags: Mapping[str, str]) -> None:
-    """End a run whose process is no more."""
+    """End a run whose process is gone."""
     client = MlflowClient()
     for name, value in tags.items():
         client.set_tag(run_id, name, value)

@@ -1,4 +1,4 @@
-"""Signals, and the parent that starts us: a run that is stopped from outside ends, and says so."""
+"""Stop signals: a run that is stopped from outside ends with a status and a reason."""
 
 from __future__ import annotations
 
@@ -6,131 +6,144 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 
 import psutil
 
 _POLL_SECONDS = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Writing:
-    """Whether a write to a local store is under way, and the stop that waits for its end."""
-
-    depth = 0
-    waiting: Stopped | None = None
+# SIGHUP, where there is one: the terminal was closed.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop; the message says by whom."""
 
 
-class _Patience:
-    """Whether the first stop may wait until it is asked for, and which one waits."""
+@dataclass
+class _StopState:
+    """What the signal handler of this process knows.
 
-    granted = False
-    waiting: Stopped | None = None
-    signal = 0
-    # The stop has come: like one that came at once, it is the last.
-    spent = False
+    :ivar graceful: the first stop waits for ``check_stop``; it is then ``pending``.
+    :ivar writes: depth of :func:`defer_stop` blocks; a stop within waits in ``after_write``.
+    :ivar stopping: a stop was raised; later signals are ignored, so that the run can be ended.
+    """
+
+    graceful: bool = False
+    pending: Stopped | None = None
+    pending_signal: int = 0
+    writes: int = 0
+    after_write: Stopped | None = None
+    stopping: bool = False
+
+
+_state = _StopState()
 
 
 @contextmanager
-def graceful_stop(agree: Callable[[bool], bool] | None = None) -> Iterator[Callable[[], None]]:
-    """Let the first stop wait until the work has come to a good place; the second comes at once.
+def graceful_stop(
+    agree: Callable[[bool], bool] | None = None,
+) -> Iterator[Callable[[], None]]:
+    """Let the first stop signal wait for ``check_stop``; a second one of its kind stops at once.
 
     ``mlflow run`` sends a SIGTERM after each Ctrl-C, so only a second signal of the same kind
-    counts as a second one.
+    counts.
 
-    :param agree: whether this process was asked to stop -> whether any of a group was: they stop at
-        the same place, or one would wait for the others.
-    :returns: to be called at each good place: raises the :class:`Stopped` that waits there; one
-        that still waits at the end of the block is raised then.
+    :param agree: whether this process was asked to stop -> whether any process of the group was;
+        all of them stop after the same batch, or one would wait for the others.
+    :returns: ``check_stop``, to be called where the work can be interrupted. It raises the pending
+        :class:`Stopped`; one that is still pending at the end of the block is raised there.
     """
 
     def check_stop() -> None:
-        asked = _Patience.waiting is not None
+        asked = _state.pending is not None
         if agree(asked) if agree else asked:
-            _Patience.spent = True
-            raise _Patience.waiting or Stopped("another process of the group was asked to stop")
+            _state.stopping = True
+            raise _state.pending or Stopped("another process of the group was asked to stop")
 
-    _Patience.granted, _Patience.waiting = True, None
+    _state.graceful, _state.pending = True, None
     try:
         yield check_stop
         check_stop()
     except Exception as error:
         if agree:
-            # Those that are left of a group are asked to stop because one is gone, which is what
-            # they have to tell; the signal may come at any moment from now on.
-            _Patience.spent = True
+            # When a process of a group is lost, torchrun stops the others. The error is the reason
+            # to report, not the signal, which may still come.
+            _state.stopping = True
             raise
-        # Whatever else went wrong meanwhile, a person has asked for the end of it all.
-        if _Patience.waiting is None:
+        if _state.pending is None:
             raise
-        _Patience.spent = True
-        raise _Patience.waiting from error
+        # A person has asked for the stop, whatever else has failed meanwhile.
+        _state.stopping = True
+        raise _state.pending from error
     finally:
-        _Patience.granted, _Patience.waiting = False, None
+        _state.graceful, _state.pending = False, None
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a stop wait until the block is left: a database stopped in the middle of a write may keep
-    its lock, and then the run's end cannot be written either. For writes that are short."""
+def defer_stop() -> Iterator[None]:
+    """Let a stop wait until the block is left. For short writes to a local database, which would
+    otherwise stay locked, so that the run could not be ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Writing.depth += 1
+    _state.writes += 1
     try:
         yield
     finally:
-        _Writing.depth -= 1
-    if _Writing.waiting is not None and not _Writing.depth:
-        stopped, _Writing.waiting = _Writing.waiting, None
+        _state.writes -= 1
+    if _state.after_write is not None and not _state.writes:
+        stopped, _state.after_write = _state.after_write, None
         raise stopped
 
 
 @contextmanager
-def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into :class:`Stopped`, once; later ones wait until the run is closed.
+def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
+    """Raise :class:`Stopped` once on Ctrl-C, SIGTERM or SIGHUP, and when the parent is gone.
 
-    ``mlflow run`` answers Ctrl-C by a SIGTERM of its own right after the terminal's SIGINT, so
-    the two come in pairs. Also stops when ``mlflow run`` itself is gone: it forwards no SIGTERM;
-    or, where it is named, when the process is gone that this one works for.
-    Within another such block that one goes on watching, so that a second Ctrl-C waits until all
-    is closed. Outside the main thread, where Python allows no handlers, nothing is changed.
+    ``mlflow run`` does not forward SIGTERM, so the process stops when ``mlflow run`` is gone. It
+    answers Ctrl-C by a SIGTERM after the terminal's SIGINT, so signals may come in pairs; later
+    ones are ignored until the run has ended. Within another such block, and outside the main
+    thread, where Python allows no handlers, nothing is changed. A signal that is ignored already
+    (SIGHUP under nohup) stays ignored.
+
+    :param parent: the process to watch; by default ``mlflow run``, if it started this one.
     """
-    watched_already = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == __name__
-    if watched_already or threading.current_thread() is not threading.main_thread():
+    installed = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == __name__
+    if installed or threading.current_thread() is not threading.main_thread():
         yield
         return
     orphaned = threading.Event()
-    stopping = _Patience.spent = False
+    _state.stopping = False
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's form
-        nonlocal stopping
-        if stopping or _Patience.spent:
+    def reason(number: int) -> str:
+        if orphaned.is_set():
+            return f"{'the parent process' if parent else 'mlflow run'} is gone"
+        return f"{signal.Signals(number).name} received"
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's form
+        if _state.stopping or (_state.pending is not None and number != _state.pending_signal):
             return
-        if _Patience.waiting is not None and number != _Patience.signal:
+        stopped = Stopped(reason(number))
+        if _state.graceful and _state.pending is None:
+            _state.pending, _state.pending_signal = stopped, number
+            # Not print, which may be interrupted within a line. The terminal may be gone.
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this batch; once more to stop now\n")
             return
-        gone = orphaned.is_set()
-        name = "the process that started this one" if boss else "mlflow run"
-        stopped = Stopped(f"{name} is gone" if gone else f"{signal.Signals(number).name} received")
-        if _Patience.granted and _Patience.waiting is None:
-            _Patience.waiting, _Patience.signal = stopped, number
-            # Not by print, which may be in the middle of another line.
-            os.write(2, b"\nstopping after this batch; once more to stop now\n")
-            return
-        stopping = True
-        if _Writing.depth:
-            _Writing.waiting = stopped
+        _state.stopping = True
+        if _state.writes:
+            _state.after_write = stopped
             return
         raise stopped
 
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    handled = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
     finished = threading.Event()
-    watched = boss or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)
+    watched = parent or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)
     _watch(watched, finished, orphaned)
     try:
         yield
@@ -143,7 +156,7 @@ def stop_on_signals(boss: psutil.Process | None = None) -> Iterator[None]:
 def _watch(
     process: psutil.Process | None, finished: threading.Event, orphaned: threading.Event
 ) -> None:
-    """Send ourselves SIGTERM when the process that started us is no more."""
+    """Send this process a SIGTERM when the watched process is gone."""
     if process is None:
         return
 

@@ -1,4 +1,4 @@
-"""The tracking store: where it is, how it says that it does not answer, and what that is called."""
+"""The tracking store: its errors, its request limits and its folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import TrackingError
 
-# How a store says that it does not answer; one on a disk fails with the disk's errors, too.
+# Errors of a store that is not available; a store on a disk also raises OSError.
 SILENCE = (MlflowException, SQLAlchemyError)
 STORE_ERRORS = (*SILENCE, OSError)
-# Of each request to a server, where nothing else is set: MLflow's own bounds let a single one take
-# four minutes where nobody listens, and a quarter of an hour where nobody answers.
+# Defaults for requests to a server: with MLflow's own, one request takes four minutes where nothing
+# listens, and a quarter of an hour where nothing responds.
 _BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
@@ -29,10 +29,9 @@ def store_error(error: Exception) -> TrackingError:
 
 
 def quieten() -> None:
-    """Let MLflow tell less, and give a silent server up sooner.
+    """Silence MLflow's progress messages, and let requests to a server fail sooner.
 
-    It tells of each step of a new database and of each request that is repeated; what came of it
-    all is told by us.
+    MLflow logs each step of a database migration and each repeated request.
     """
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)

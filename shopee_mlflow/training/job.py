@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
 from ..tracking.follow import follow_run
-from ..tracking.processes import PROCESS_TAG, process_name
+from ..tracking.names import PROCESS_TAG
+from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
@@ -93,12 +94,13 @@ def training_job(
     :param name: of the run; by default the option run_name, else the model's name.
     :raises ShopeeError: for what the user can correct.
     """
-    with joined_group(backend_for(config.device)) as group:
+    with joined_group(backend_for(config.device)) as group, ExitStack() as held:
         mute(not group.leads)
         state = None
         if group.leads:
             config = resumed_after_restart(config, group)
-            state = find_resume_state(config, cli_options) if config.resume != NONE else None
+            if config.resume != NONE:
+                state = find_resume_state(config, cli_options, held)
         state = group.broadcast(state)
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)
@@ -108,8 +110,8 @@ def training_job(
             if state is None:
                 run.log_params({**as_params(config), **cli_options})
             else:
-                run.know_metrics([*EPOCH_METRICS, *FINAL_METRICS])
-                run.forget_models()
+                run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
+                run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
             yield TrainingJob(config, run, machine, group, state)
 

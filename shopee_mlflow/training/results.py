@@ -24,11 +24,17 @@ from ..modeling.metrics import (
 from ..modeling.models import ProductClassifier
 from ..reports.training import ExplainFn, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
+from ..tracking.names import (
+    CLEANING_FILE,
+    HISTORY_FILE,
+    LEFT_OUT_FILE,
+    MANIFEST_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+)
 from ..tracking.run_log import RunLog
-from ..tracking.runs import MANIFEST_FILE
 from .session import TestResult, TrainingSession
 
-REPORT_FILE = "report.html"
 # Photos explained at once: few, since each takes the memory of a training step.
 _EXPLAIN_BATCH = 4
 
@@ -39,8 +45,8 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     """The manifest, the record of cleaning and the dataset's fingerprint."""
     manifest = dataset.manifest()
     run.log_table(manifest, MANIFEST_FILE)
-    run.log_text("\n".join(dataset.lines()) + "\n", "data/cleaning.txt")
-    run.log_table(dataset.cleaning.left_out_table(), "data/left_out.csv")
+    run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
+    run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
     run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
     run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
     counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}
@@ -80,7 +86,7 @@ def log_results(
     run.log_metrics(scores)
     predicted = logits.argmax(axis=1)
     counts = confusion(labels, predicted, dataset.classes)
-    run.log_table(history, "training/history.csv")
+    run.log_table(history, HISTORY_FILE)
     best_epoch = int(scores["best_epoch"])
     run.log_figure(learning_curves(history, best_epoch), "training/learning_curves.png")
     title = f"Test accuracy {scores['test_accuracy']:.1%} of {len(labels)} photos"
@@ -88,7 +94,7 @@ def log_results(
     run.log_table(counts, "test/confusion_matrix.csv", index=True)
     report = class_report(labels, predicted, dataset.classes)
     run.log_table(report, "test/report.csv")
-    run.log_table(_predictions(dataset, logits), "test/predictions.csv")
+    run.log_table(_predictions(dataset, logits), PREDICTIONS_FILE)
     certainty = calibration(labels, logits)
     run.log_table(certainty, "test/calibration.csv")
     rows = dataset.rows(TEST)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..config import NONE, TrainConfig, as_params, resolve
 from ..console import say
@@ -16,21 +19,29 @@ from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch
 from ..options import Role, with_role
 from ..tracking.flavor import save_in_folder
-from ..tracking.processes import PROCESS_TAG, is_gone, process_name
+from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STUDY_TAG, TRIAL_TAG
+from ..tracking.processes import is_gone, process_name
 from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running_runs
 from ..tracking.store import STORE_ERRORS, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession
 
+_log = logging.getLogger(__name__)
+
 LATEST = "last"
+# In the folder of a run's checkpoints, locked by the process that resumes the run.
+_LOCK = "resume.lock"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Tags of searches and their trials, whose stale runs the command tune ends.
-_SEARCH_TAGS = {"study", "trial"}
+_SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
 
-def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> ResumeState:
+def find_resume_state(
+    config: TrainConfig, cli_options: Mapping[str, str], held: ExitStack
+) -> ResumeState:
     """The training that ``config.resume`` names, with the options that it began with.
 
+    :param held: until it is closed, no other process can resume this training.
     :raises ConfigError: when there is none, it is running, or an option given now differs.
     :raises CheckpointError: when its checkpoint cannot be read.
     """
@@ -39,6 +50,8 @@ def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> Re
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigError([f"resume={run_id}: must be a run's id (32 hexadecimal digits) or last"])
     checkpoints = checkpoints_of(run_id)
+    if checkpoints.is_there():
+        held.enter_context(_only_resumed_here(run_id, checkpoints.folder))
     run = find_run(run_id)
     if run.info.status == "FINISHED" and not checkpoints.is_there():
         raise ConfigError([f"resume={run_id}: this run has finished; there is nothing to resume"])
@@ -50,6 +63,32 @@ def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> Re
     began = _options_of(last["params"], config, cli_options, run_id)
     history = [Epoch.from_state(state) for state in last["history"]]
     return ResumeState(run_id, began, history, last, best)
+
+
+@contextmanager
+def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
+    """A lock that ends with its process. The tag that names a run's process cannot keep a second
+    one out that has read it in the same moment.
+
+    :raises ConfigError: when another process has the lock.
+    """
+    # Never a file in place of a lock, which would outlive a process that is killed.
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError([f"resume={run_id}: another process is resuming it"]) from error
+    except (OSError, NotImplementedError) as error:
+        _log.warning(
+            "%s: files cannot be locked there (%s). Make sure that no other process resumes this "
+            "run at the same time.",
+            folder,
+            type(error).__name__,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _options_of(
@@ -82,13 +121,32 @@ def _options_of(
 
 def _latest() -> str:
     found = sorted(checkpoint_folder().glob(f"*/{LAST}"), key=lambda file: file.stat().st_mtime)
+    running = 0
     for file in reversed(found):
-        run_id = file.parent.name
-        if _RUN_ID.fullmatch(run_id) and _living_owner(find_run(run_id)) is None:
-            return run_id
+        run = _run_in_store(file.parent.name)
+        if run is None:
+            continue
+        if _living_owner(run) is None:
+            return str(run.info.run_id)
+        running += 1
     where = checkpoint_folder().parent.resolve()
-    running = f"; {len(found)} running" if found else ""
-    raise ConfigError([f"resume=last: there is no interrupted training in {where}{running}"])
+    running_too = f"; {running} running" if running else ""
+    raise ConfigError([f"resume=last: there is no interrupted training in {where}{running_too}"])
+
+
+def _run_in_store(run_id: str) -> Run | None:
+    """A run that has a checkpoint; None, with a warning, when it was deleted or is not there."""
+    if not _RUN_ID.fullmatch(run_id):
+        return None
+    try:
+        run = find_run(run_id)
+    except TrackingError:
+        _log.warning("run %s has a checkpoint but is not in the store; passed over", run_id)
+        return None
+    if run.info.lifecycle_stage == "deleted":
+        _log.warning("run %s was deleted; passed over (restore it to resume it)", run_id)
+        return None
+    return run
 
 
 def _living_owner(run: Run) -> str | None:
@@ -144,7 +202,7 @@ def close_stale_runs(experiment: str) -> None:
             if not owner or _SEARCH_TAGS & run.data.tags.keys() or not is_gone(owner):
                 continue
             run_id = run.info.run_id
-            close_run(run_id, "KILLED", {"failure": f"its process {owner} is gone"})
+            close_run(run_id, "KILLED", {FAILURE_TAG: f"its process {owner} is gone"})
             say(f"run {run_id} belonged to a process that is gone; it is marked as KILLED")
             if checkpoints_of(run_id).is_there():
                 say(f"  {resume_hint(run_id)}")

@@ -13,7 +13,8 @@ import pandas as pd
 from ..config import PRETRAINED, TrainConfig, read_yaml, resolve
 from ..console import duration, say
 from ..errors import ConfigError, ShopeeError
-from ..tracking.processes import PROCESS_TAG, process_name
+from ..tracking.names import PROCESS_TAG
+from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..training.resume import close_stale_runs

@@ -1,0 +1,110 @@
+"""Runs that somebody else has made, used, deleted or holds open are not written over."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import MakeCatalog
+from small_run import small_run
+
+from shopee_mlflow import TrainConfig, compare, train
+from shopee_mlflow.cli import main
+from shopee_mlflow.config import resolve
+from shopee_mlflow.errors import TrackingError
+from shopee_mlflow.tracking.runs import fail_adopted_run, open_run
+from shopee_mlflow.training.checkpoints import checkpoints_of
+
+OPTIONS = {"model": "cnn", "image_size": "32", "epochs": "1", "batch_size": "8"}
+
+
+def config(folder: Path, **options: str) -> TrainConfig:
+    return resolve(TrainConfig, {**OPTIONS, "data": str(folder), **options})
+
+
+def test_a_finished_run_that_the_environment_names_is_not_written_over(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_catalog()
+    first = train(config(folder))
+    before = mlflow.get_run(first.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", first.run_id)
+    with pytest.raises(TrackingError, match=r"this run has ended \(FINISHED\).*Unset the variable"):
+        train(config(folder, lr="0.05"))
+    fail_adopted_run("a later command's mistake")
+    after = mlflow.get_run(first.run_id)
+    assert after.info.status == "FINISHED"
+    assert after.data.metrics == before.data.metrics
+    assert after.data.tags == before.data.tags
+
+
+def test_a_run_in_which_a_command_is_working_is_not_adopted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_run("first", tags={"process": "here:1:1"}) as run:
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+        fail_adopted_run("another command's mistake")
+        assert mlflow.get_run(run.run_id).info.status == "RUNNING"
+        with (
+            pytest.raises(TrackingError, match="already has results of another command"),
+            open_run("second"),
+        ):
+            pass
+        monkeypatch.delenv("MLFLOW_RUN_ID")
+
+
+def test_a_new_run_that_the_environment_names_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = mlflow.set_experiment("shopee")
+    made = mlflow.MlflowClient().create_run(experiment.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    with open_run("mine") as run:
+        assert run.run_id == made.info.run_id
+
+
+def test_a_training_within_a_run_of_the_caller_is_its_child(make_catalog: MakeCatalog) -> None:
+    mlflow.set_experiment("the caller's")
+    with mlflow.start_run(run_name="outer") as outer:
+        result = train(config(make_catalog()))
+        mlflow.log_metric("after", 1.0)
+    inner = mlflow.get_run(result.run_id)
+    assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
+    assert inner.info.experiment_id == outer.info.experiment_id
+    assert mlflow.get_run(outer.info.run_id).info.status == "FINISHED"
+
+
+def test_compare_passes_over_runs_of_other_tools(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_run(tmp_path_factory.getbasetemp())
+    where = mlflow.get_run(run.result.run_id).info.experiment_id
+    again = train(config(run.shop, seed="3"))
+    foreign = mlflow.start_run(experiment_id=where, run_name="my own script")
+    mlflow.log_metrics({"best_val_accuracy": 2.0, "test_accuracy": 0.8})
+    mlflow.end_run()
+    with caplog.at_level(logging.WARNING):
+        result = compare([], experiment="shopee", best=2, out=tmp_path / "comparison")
+    assert foreign.info.run_id not in result.runs.to_string()
+    assert any("my own script" in message for message in caplog.messages)
+    assert again.run_id
+
+
+def test_resume_last_passes_over_deleted_and_unknown_runs(
+    make_catalog: MakeCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = "shopee_mlflow.training.checkpoints.local_folder"
+    monkeypatch.setattr(store, lambda: tmp_path / "store")
+    deleted = train(config(make_catalog())).run_id
+    mlflow.delete_run(deleted)
+    for run_id in (deleted, "0" * 32):
+        checkpoints_of(run_id).save({"history": []})
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "last"])
+    said = capsys.readouterr().err
+    assert f"run {deleted} was deleted; passed over" in said
+    assert f"run {'0' * 32} has a checkpoint but is not in the store" in said
+    assert "there is no interrupted training" in said
