@@ -11,8 +11,9 @@ import pandas as pd
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
 from ..data.catalog_csv import find_catalog, read_catalog
-from ..data.cleaning import Cleaning, drop_bad_images, inside_folder, locate_files, select_rows
+from ..data.cleaning import Cleaning, drop_bad_images, locate_files, select_rows
 from ..data.dataset import locate_catalog
+from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
 from ..errors import CatalogError
@@ -95,7 +96,7 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
     _, folder = locate_catalog(config, watch)
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
-    files = [inside_folder(folder.resolve(), name) for name in test["image"]]
+    files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
     changed = [
         n for n, a, b in zip(test["image"], contents, test["content"], strict=True) if a != b
