@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import mlflow
 import numpy as np
@@ -30,7 +31,13 @@ from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.data.transforms import transform_named
 from shopee_mlflow.errors import ConfigError, TrackingError, TrainingError
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.modeling.distributed import ALONE, TIMEOUT_VARIABLE, Group, joined_group
+from shopee_mlflow.modeling.distributed import (
+    ALONE,
+    STORE_VARIABLE,
+    TIMEOUT_VARIABLE,
+    Group,
+    joined_group,
+)
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.job import (
     check_group,
@@ -278,6 +285,35 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     check_alike(history, trained_alone(folder, **options).history, rtol=5e-3)
 
 
+@pytest.mark.slow
+def test_processes_of_one_machine_listen_on_loopback_only(
+    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
+) -> None:
+    place, temporary = Place(tmp_path / "place"), tmp_path / "temporary"
+    temporary.mkdir()
+    command = ["shopee_mlflow", "train", *words(make_catalog(), epochs="5000", nproc="2")]
+    process = place.start(*command, TMPDIR=str(temporary))
+    stopped.append(process)
+    wait_for_checkpoint(place, process)
+    launcher = psutil.Process(process.pid)
+    group = [launcher, *launcher.children(recursive=True)]
+    assert len([one for one in group if rank_of(one)]) == 2
+    listening = [
+        (connection.laddr.ip, one.pid)
+        for one in group
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}
+    # Where they meet is closed to other users, and gone with them.
+    (met,) = temporary.glob("shopee_mlflow-*")
+    assert met.stat().st_mode & 0o077 == 0
+    process.terminate()
+    process.communicate(timeout=60)
+    assert not list(temporary.glob("shopee_mlflow-*"))
+
+
 @pytest.mark.parametrize(
     ("ended", "code"), [(2, 2), (-signal.SIGKILL, 1), (signal.SIGTERM, 130), (0, 0)]
 )
@@ -286,6 +322,7 @@ def test_nproc_ends_as_its_processes_do(
 ) -> None:
     def run(options: argparse.Namespace) -> None:
         assert (options.nproc_per_node, options.module) == ("2", True)
+        assert (options.rdzv_conf, options.local_addr) == ("store_type=file", "127.0.0.1")
         assert options.training_script == "shopee_mlflow"
         assert options.training_script_args == ["train", "--data=a b", "--nproc=2"]
         if isinstance(ended, signal.Signals) and ended > 0:
@@ -296,7 +333,7 @@ def test_nproc_ends_as_its_processes_do(
 
     monkeypatch.setattr(torch.distributed.run, "run", run)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(SystemExit) as caught:
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as caught:
         start_group(2, ["train", "--data=a b", "--nproc=2"])
     assert caught.value.code == code
     assert ("ended by SIGKILL" in capsys.readouterr().err) == (ended == -signal.SIGKILL)
@@ -377,6 +414,17 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             joined_group("gloo"),
         ):
             pass
+
+
+def test_processes_meet_by_a_file_and_open_no_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started_as(monkeypatch, 0, 1, port := free_port())
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "met"))
+    with joined_group("gloo") as group, socket.socket() as probe:
+        assert group.size == 1
+        assert (tmp_path / "met").is_file()
+        probe.bind(("127.0.0.1", port))
 
 
 def test_half_a_group_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
-from small_queue import DEAD, ELSEWHERE, OpenQueue, final, queue_of, run_all, start
+from small_queue import ELSEWHERE, OpenQueue, queue_of, run_all, start
 
 from shopee_mlflow.errors import ConfigError, StudyError
-from shopee_mlflow.tuning.queue import (
-    is_gone,
-    process_name,
-)
 from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-# --- who is alive ---
-
-
-def test_a_process_is_known_by_host_id_and_start(another: str) -> None:
-    assert not is_gone(process_name())
-    assert not is_gone(another)
-    assert is_gone(DEAD)
-    free = next(pid for pid in range(40_000, 10**6) if not psutil.pid_exists(pid))
-    assert is_gone(f"{platform.node()}:{free}:{psutil.Process().create_time():.2f}")
-
-
-def test_of_processes_of_other_machines_nobody_knows() -> None:
-    assert not is_gone(ELSEWHERE)
-    assert not is_gone(DEAD.replace(platform.node(), "host:with:colons"))
-
-
-def test_a_clock_that_was_set_a_little_changes_nobody() -> None:
-    host, pid, started = process_name().rsplit(":", 2)
-    assert not is_gone(f"{host}:{pid}:{float(started) + 2:.2f}")
-    assert is_gone(f"{host}:{pid}:{float(started) + 60:.2f}")
-
 
 # --- the file ---
 
@@ -83,7 +49,7 @@ def test_a_lock_that_a_dead_process_left_behind_is_none(
 def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mlflow.db"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"storage={file}: is a file of another kind; name a "):
+    with pytest.raises(ConfigError, match=f"storage={file}: not a journal of Optuna; choose a "):
         open_storage(str(file), file)
     assert file.read_bytes() == content
 
@@ -101,7 +67,7 @@ def test_where_a_study_is_kept(tmp_path: Path) -> None:
 def test_a_storage_that_fails_is_told_as_such(open_queue: OpenQueue) -> None:
     queue = open_queue()
     with (
-        pytest.raises(StudyError, match="storage of study study does not answer: disk is full"),
+        pytest.raises(StudyError, match="storage of study study does not respond: disk is full"),
         reachable(queue.study),
     ):
         raise OSError("disk is full")
@@ -131,7 +97,7 @@ def test_a_password_is_not_shown(storage: str, shown: str) -> None:
         ("sqlite:///trials.db", "storage=sqlite:///trials.db: SQLite serves one process only; "),
         (
             "postgresql://u:secret@host:port/name",
-            r"storage=postgresql://u:\*\*\*@host:port/name: is no database address such as ",
+            r"storage=postgresql://u:\*\*\*@host:port/name: not a database address such as ",
         ),
     ],
 )
@@ -171,18 +137,18 @@ def test_a_trial_of_another_machine_is_taken_up_when_its_heart_has_stopped(
     theirs, mine = queue_of(database, 1, ELSEWHERE), queue_of(database, 1)
     theirs.enqueue({"lr": 0.25}, baseline=True)
     trial = start(theirs)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state for t in mine.all_trials()] == [TrialState.RUNNING]
 
     stop_heart(database)
     (again,) = run_all(mine)
     assert (again.number, again.params) == (1, trial.params)
     assert again.user_attrs["baseline"] is True
-    assert theirs.complete(trial, 0.9) is False
-    assert len(final(mine)) == 1
+    assert theirs.end(trial, 0.9) is False
+    assert len(mine.finished()) == 1
 
 
-def test_the_heart_beats_before_the_owner_is_written_down(
+def test_the_first_heartbeat_comes_before_the_owner(
     database: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that goes off in between leaves a trial that can be taken up."""
@@ -194,17 +160,31 @@ def test_the_heart_beats_before_the_owner_is_written_down(
     with monkeypatch.context() as patch:
         patch.setattr(Trial, "set_user_attr", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            theirs._claim()
+            theirs.claim()
     stop_heart(database)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state for t in mine.all_trials()] == [TrialState.FAIL]
 
 
-def test_the_heart_stops_with_the_trial(database: RDBStorage) -> None:
-    queue = queue_of(database, 2)
-    names = []
-    for trial in queue.trials():
-        names.append([t.name for t in threading.enumerate() if t.name == "heartbeat"])
-        queue.complete(trial, 0.1)
-    assert names == [["heartbeat"]] * 2
-    assert "heartbeat" not in [t.name for t in threading.enumerate()]
+def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
+    database: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating: list[threading.Thread] = []
+    twice = threading.Event()
+
+    def fail(_: int) -> None:
+        beating.append(threading.current_thread())
+        if len(beating) == 2:
+            twice.set()
+        raise OSError("the database is away for a moment")
+
+    queue = queue_of(database, 1)
+    monkeypatch.setattr(database, "get_heartbeat_interval", lambda: 0.01)
+    trials = queue.trials()
+    trial = next(trials)
+    monkeypatch.setattr(database, "record_heartbeat", fail)
+    assert twice.wait(60)
+    queue.end(trial, 0.1)
+    assert next(trials, None) is None
+    assert beating[0] is beating[1]
+    assert not beating[0].is_alive()

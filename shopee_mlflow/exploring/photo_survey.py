@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.cleaning import PHASH, inside_folder, is_file
-from ..data.images import open_photo, upright_rgb
+from ..data.images import open_photo, upright_rgb, upright_size
 from ..data.pixel_cache import Progress, hash_file, phash_of
 from ..errors import ImageError
 
@@ -155,7 +155,8 @@ def _inspect(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
             shares = counts / counts.sum(axis=1, keepdims=True)
             means = shares @ np.arange(_LEVELS)
             about |= dict(zip(_MEANS, (float(mean) for mean in means), strict=True))
-            about |= {"width": rgb.width, "height": rgb.height, "phash": phash_of(image)}
+            width, height = upright_size(image)
+            about |= {"width": width, "height": height, "phash": phash_of(image)}
     except ImageError as error:
         return {**about, "state": BAD, "reason": str(error)}, None
     return {**about, "state": OK}, shares

@@ -187,6 +187,8 @@ def _synchronised(module: nn.Module) -> nn.Module:
 # Environment variables that torchrun sets in each process.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_VARIABLE = "SHOPEE_MLFLOW_GROUP_MINUTES"
+# Names a file by which the processes of one machine meet; without it they meet at MASTER_PORT.
+STORE_VARIABLE = "SHOPEE_MLFLOW_GROUP_STORE"
 # Minutes until a process that no longer answers counts as lost. A dead one is noticed at once; one
 # that decodes photos while the others wait may take long.
 _TIMEOUT_MINUTES = 30.0
@@ -215,7 +217,10 @@ def joined_group(backend: str) -> Iterator[Group]:
     timeout, connect = _minutes(_TIMEOUT_MINUTES), _minutes(_CONNECT_MINUTES)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        store = next(dist.rendezvous("env://", timeout=connect))[0]
+        if file := os.environ.get(STORE_VARIABLE):
+            store: dist.Store = dist.FileStore(file)
+        else:
+            store = next(dist.rendezvous("env://", timeout=connect))[0]
         dist.init_process_group(
             f"cpu:gloo,cuda:{backend}" if backend == "nccl" else backend,
             store=_fresh_store(store, rank, size, connect),

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +94,13 @@ def training_job(
     :param name: of the run; by default the option run_name, else the model's name.
     :raises ShopeeError: for what the user can correct.
     """
-    with joined_group(backend_for(config.device)) as group:
+    with joined_group(backend_for(config.device)) as group, ExitStack() as held:
         mute(not group.leads)
         state = None
         if group.leads:
             config = resumed_after_restart(config, group)
-            state = find_resume_state(config, cli_options) if config.resume != NONE else None
+            if config.resume != NONE:
+                state = find_resume_state(config, cli_options, held)
         state = group.broadcast(state)
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)

@@ -6,16 +6,25 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import uuid
 from collections.abc import Sequence
 from typing import NoReturn
 
+import psutil
+
 from ..console import fail
+from ..modeling.distributed import STORE_VARIABLE
 
 _INTERRUPTED = 130
 
 
 def start_group(nproc: int, arguments: Sequence[str]) -> NoReturn:
     """Be torchrun: start a command ``nproc`` times, watch over it, and end with its exit code.
+
+    Nothing listens outside of the loopback interface. torchrun's own store would listen on all
+    interfaces without a password, and torchrun unpickles what it holds. So torchrun and the
+    processes meet in a folder of the user's own instead.
 
     :param arguments: of the command, as they were cli_options.
     """
@@ -28,10 +37,11 @@ def start_group(nproc: int, arguments: Sequence[str]) -> NoReturn:
     # The processes print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # After --, since torchrun would take --nproc for an abbreviation of its own options.
-    options = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--"]
-    command = [*options, __package__.split(".")[0], *arguments]
+    command = ["-m", "--", __package__.split(".")[0], *arguments]
     try:
-        torchrun.run(torchrun.parse_args(command))
+        with tempfile.TemporaryDirectory(prefix="shopee_mlflow-") as folder:
+            options = [*_meet_in(folder), f"--nproc-per-node={nproc}"]
+            torchrun.run(torchrun.parse_args([*options, *command]))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         # A process that was killed has printed nothing.
@@ -41,3 +51,26 @@ def start_group(nproc: int, arguments: Sequence[str]) -> NoReturn:
     except SignalException:
         sys.exit(_INTERRUPTED)
     sys.exit(0)
+
+
+def _meet_in(folder: str) -> list[str]:
+    """Options of torchrun, and environment of the processes, by which no port is opened to others.
+
+    :param folder: on this machine, readable and writable by this user only.
+    """
+    # Otherwise torchrun opens a second store for the processes.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ[STORE_VARIABLE] = f"{folder}/processes"
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(address.address == "127.0.0.1" for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+            break
+    return [
+        "--nnodes=1",
+        "--local-addr=127.0.0.1",
+        f"--rdzv-id={uuid.uuid4()}",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={folder}/torchrun",
+    ]

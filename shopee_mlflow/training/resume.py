@@ -7,8 +7,10 @@ import logging
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..config import NONE, TrainConfig, as_params, resolve
 from ..console import say
@@ -27,14 +29,19 @@ from .session import TrainingSession
 _log = logging.getLogger(__name__)
 
 LATEST = "last"
+# In the folder of a run's checkpoints, locked by the process that resumes the run.
+_LOCK = "resume.lock"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Tags of searches and their trials, whose stale runs the command tune ends.
 _SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
 
-def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> ResumeState:
+def find_resume_state(
+    config: TrainConfig, cli_options: Mapping[str, str], held: ExitStack
+) -> ResumeState:
     """The training that ``config.resume`` names, with the options that it began with.
 
+    :param held: until it is closed, no other process can resume this training.
     :raises ConfigError: when there is none, it is running, or an option given now differs.
     :raises CheckpointError: when its checkpoint cannot be read.
     """
@@ -43,6 +50,8 @@ def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> Re
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigError([f"resume={run_id}: must be a run's id (32 hexadecimal digits) or last"])
     checkpoints = checkpoints_of(run_id)
+    if checkpoints.is_there():
+        held.enter_context(_only_resumed_here(run_id, checkpoints.folder))
     run = find_run(run_id)
     if run.info.status == "FINISHED" and not checkpoints.is_there():
         raise ConfigError([f"resume={run_id}: this run has finished; there is nothing to resume"])
@@ -54,6 +63,32 @@ def find_resume_state(config: TrainConfig, cli_options: Mapping[str, str]) -> Re
     began = _options_of(last["params"], config, cli_options, run_id)
     history = [Epoch.from_state(state) for state in last["history"]]
     return ResumeState(run_id, began, history, last, best)
+
+
+@contextmanager
+def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
+    """A lock that ends with its process. The tag that names a run's process cannot keep a second
+    one out that has read it in the same moment.
+
+    :raises ConfigError: when another process has the lock.
+    """
+    # Never a file in place of a lock, which would outlive a process that is killed.
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError([f"resume={run_id}: another process is resuming it"]) from error
+    except (OSError, NotImplementedError) as error:
+        _log.warning(
+            "%s: files cannot be locked there (%s). Make sure that no other process resumes this "
+            "run at the same time.",
+            folder,
+            type(error).__name__,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _options_of(
