@@ -342,3 +342,28 @@ def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
     assert f"The search for near copies stopped after {MOST_PAIRS:,} pairs" in text
     assert len(result.tables["near_pairs.csv"]) == MOST_LISTED
     assert f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only." in text
+
+
+def test_labels_that_look_the_same_or_missing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["249114794", "249114794.0", "Shirt", "shirt ", "zero\u200bwidth", "zerowidth", "#N/A"]
+    rows = [
+        (f"p{n}", f"{n}.jpg", "", f"title {n}", label) for n, label in enumerate([*labels, "bag"])
+    ]
+    write_csv(tmp_path / "shop.csv", HEADER, rows)
+    result = explore(ExploreConfig(data="shop.csv", out="seen"))
+    table = result.tables["lookalike_labels.csv"]
+    assert table["set"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert sorted(table["label_group"].str.strip()) == sorted(label.strip() for label in labels[:6])
+    assert table["escaped"].str.contains("u200b").sum() == 1
+    assert result.tables["missing_labels.csv"].to_numpy().tolist() == [["#N/A", 1]]
+    assert (result.facts["lookalike_labels"], result.facts["missing_value_labels"]) == (6, 1)
+    said = "3 sets of label groups differ only in case, spaces, Unicode form"
+    text = read_page(result.report).text
+    out = capsys.readouterr().out
+    assert said in text
+    assert said in out
+    assert "1 label group reads like a missing value and are kept as groups: '#N/A'" in text
+    assert "'249114794' and '249114794.0'" in out
+    assert "'zero\\u200bwidth'" in out

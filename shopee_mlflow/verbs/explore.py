@@ -142,6 +142,7 @@ def summary(explored: Explored) -> list[str]:
         lines.append(f"No folder of photos at {explored.folder}: the report comes from the CSV.")
     else:
         lines.append(states_line(explored.photos))
+    lines += explored.survey.label_remarks()
     if explored.survey.conflicts:
         lines.append(conflicts_line(explored.survey))
     if explored.selection is not None:
