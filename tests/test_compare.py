@@ -285,24 +285,45 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
     good = made_run("lonely", "good")
     mlflow.set_experiment("empty")
     (tmp_path / "file").write_text("")
+    empty = tmp_path / "empty"
     cases: list[tuple[dict[str, object], str]] = [
         ({}, "runs, experiment: name one of the two"),
         ({"runs": [good, UNKNOWN], "experiment": "lonely"}, "name one of the two"),
         ({"runs": [good]}, f"runs={good}: a comparison needs at least two runs"),
         ({"runs": [good, f" {good}"]}, "needs at least two runs"),
         ({"experiment": "lonely", "best": 1}, "best=1: a comparison needs at least two"),
-        ({"runs": [good, UNKNOWN], "out": tmp_path / "file"}, "out=.*file: no folder can be made"),
+        ({"runs": [good, UNKNOWN], "out": tmp_path / "file"}, "out=.*file: cannot be written"),
     ]
     for call, message in cases:
         with pytest.raises(ConfigError, match=message):
-            compare(**{"out": tmp_path, **call})
+            compare(**{"out": empty, **call})
     for experiment, message in (
         ("nowhere", "experiment=nowhere: no such experiment in .*; there are: .*lonely"),
         ("empty", "experiment=empty: has no training run that has finished"),
         ("lonely", "experiment=lonely: has 1 training run .* a comparison needs two"),
     ):
         with pytest.raises(TrackingError, match=message):
-            compare(experiment=experiment, out=tmp_path)
+            compare(experiment=experiment, out=empty)
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.csv", "notes.txt"])
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
+    runs = [made_run("folder", run) for run in ("one", "two")]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("precious")
+    with pytest.raises(ConfigError, match="out=.*mine: holds other files; name a new or empty"):
+        compare(runs, out=tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "precious"
+
+
+def test_an_earlier_comparison_is_replaced(tmp_path: Path) -> None:
+    runs = [made_run("again", run) for run in ("one", "two", "three")]
+    compare(runs[:2], out=tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    compare(runs, out=tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 3
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_mistakes_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
 from shopee_mlflow.data.near_copies import MOST_PAIRS
-from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.errors import CatalogError, ConfigError
 from shopee_mlflow.exploring import TABLES
 from shopee_mlflow.exploring.photo_survey import survey_photos
 from shopee_mlflow.exploring.survey import MOST_LISTED
@@ -192,7 +192,10 @@ def _listed(count: int) -> list[tuple[str, ...]]:
         ({"image_phash"}, "No image_phash and no photos: copies and leaks of a split are unknown."),
         ({"label_group"}, "No label_group: group sizes, contradictory labels"),
         ({"title"}, "No title: repeated, contradictory and garbled titles are unknown."),
-        ({"posting_id", "image_phash", "title", "label_group"}, "Without label_group nothing"),
+        (
+            {"posting_id", "image_phash", "title", "label_group"},
+            "Without label_group this is unknown",
+        ),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_what_cannot_be_known(
@@ -228,18 +231,30 @@ def test_an_earlier_page_is_replaced_and_other_files_are_not(make_catalog: MakeC
     assert set(result.tables) <= set(TABLES)
 
 
+@pytest.mark.parametrize(
+    "page", ["mine", '<meta name="generator" content="shopee_mlflow comparison">']
+)
+def test_a_report_of_others_is_not_replaced(page: str) -> None:
+    Path("seen").mkdir()
+    Path("seen/report.html").write_text(page)
+    pd.DataFrame(_listed(12), columns=HEADER).to_csv("shop.csv", index=False)
+    with pytest.raises(ConfigError, match="holds other files; name a new or empty folder"):
+        explore(ExploreConfig(data="shop.csv", out="seen"))
+    assert Path("seen/report.html").read_text() == page
+
+
 def test_mistakes_say_what_to_do(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = make_catalog()
     for options, message in (
         ({"out": str(shop)}, "holds other files; name a new or empty folder"),
-        ({"out": str(shop / "train_images" / "new")}, "lies in the folder of photos"),
+        ({"out": str(shop / "train_images" / "new")}, "is in the folder of photos"),
         ({"out": str(shop / "train.csv")}, "cannot be written"),
         ({"images": "nowhere"}, "images=nowhere: no such folder of photos"),
         ({"data": "gone.csv"}, "data=gone.csv: no such file or folder"),
     ):
-        with pytest.raises(CatalogError, match=message):
+        with pytest.raises((CatalogError, ConfigError), match=message):
             explore(ExploreConfig(**{"data": str(shop), **options}))
     assert sorted(file.name for file in shop.iterdir()) == ["train.csv", "train_images"]
     (tmp_path / "bad.csv").write_text("picture,label_group\na.jpg,1\n")
@@ -327,3 +342,28 @@ def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
     assert f"The search for near copies stopped after {MOST_PAIRS:,} pairs" in text
     assert len(result.tables["near_pairs.csv"]) == MOST_LISTED
     assert f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only." in text
+
+
+def test_labels_that_look_the_same_or_missing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["249114794", "249114794.0", "Shirt", "shirt ", "zero\u200bwidth", "zerowidth", "#N/A"]
+    rows = [
+        (f"p{n}", f"{n}.jpg", "", f"title {n}", label) for n, label in enumerate([*labels, "bag"])
+    ]
+    write_csv(tmp_path / "shop.csv", HEADER, rows)
+    result = explore(ExploreConfig(data="shop.csv", out="seen"))
+    table = result.tables["lookalike_labels.csv"]
+    assert table["set"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert sorted(table["label_group"].str.strip()) == sorted(label.strip() for label in labels[:6])
+    assert table["escaped"].str.contains("u200b").sum() == 1
+    assert result.tables["missing_labels.csv"].to_numpy().tolist() == [["#N/A", 1]]
+    assert (result.facts["lookalike_labels"], result.facts["missing_value_labels"]) == (6, 1)
+    said = "3 sets of label groups differ only in case, spaces, Unicode form"
+    text = read_page(result.report).text
+    out = capsys.readouterr().out
+    assert said in text
+    assert said in out
+    assert "1 label group reads like a missing value and are kept as groups: '#N/A'" in text
+    assert "'249114794' and '249114794.0'" in out
+    assert "'zero\\u200bwidth'" in out

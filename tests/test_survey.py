@@ -58,6 +58,8 @@ def test_facts_are_those_counted_by_hand(survey: Survey) -> None:
         "label_groups": 3,
         "groups_of_two": 3,
         "largest_group": 2,
+        "lookalike_labels": 0,
+        "missing_value_labels": 0,
         "invalid_phashes": 1,
         "near_pairs": 1,
         "near_clusters": 1,

@@ -25,7 +25,7 @@ from shopee_mlflow.modeling.metrics import (
 )
 from shopee_mlflow.reports.pages import figure_picture
 from shopee_mlflow.reports.training import TrainingFacts, training_page
-from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure
+from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure, mistakes_figure
 
 SCRIPT = "<script>alert('x')</script>"
 
@@ -60,9 +60,9 @@ def facts(
     **changes: Any,
 ) -> TrainingFacts:
     """Facts of a training of three label groups; by default each of 9 photos is right."""
-    classes = ["a", "b", "c"]
+    classes = list(changes.pop("classes", "abc"))
     labels = np.arange(9) % 3 if labels is None else labels
-    logits = np.eye(3)[labels] * 9 if logits is None else logits
+    logits = np.eye(len(classes))[labels] * 9 if logits is None else logits
     predicted = logits.argmax(axis=1)
     table = calibration(labels, logits)
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -300,6 +300,36 @@ def test_scores_of_few_and_many_label_groups(size: int) -> None:
     figure = f1_figure(report.head(size))
     assert len(figure.axes[0].patches) == (3 if size == 3 else 0)
     assert size_of(figure)[0] < 1000
+
+
+WORLD = ["手机壳", "휴대폰", "ケース", "เสื้อยืด", "👟 shoes", "Café", "a\u200bb", "\ufeffx"]
+
+
+def test_labels_that_the_font_lacks_are_numbered_and_the_page_is_the_key() -> None:
+    """A box in place of a character is a warning of matplotlib, and warnings are errors here."""
+    labels = np.arange(len(WORLD))
+    counts = confusion(labels, np.roll(labels, 1), WORLD)
+    figure = confusion_figure(counts, "")
+    size_of(figure)
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names[:6] == ["#0", "#1", "#2", "#3", "#4 shoes", "Café"]
+    report = class_report(labels, np.roll(labels, 1), WORLD)
+    size_of(f1_figure(report.head(len(WORLD))))
+    page = page_of(facts(labels=labels, classes=WORLD))
+    for number, label in enumerate(WORLD[:6]):
+        assert f" {number} {label} 1 1 1 1 " in page.text
+
+
+def test_photos_with_labels_that_the_font_lacks_name_their_row() -> None:
+    table = pd.DataFrame(
+        {"label_group": ["手机壳", "a"], "predicted": ["👟 shoes", "b"], "probability": [0.5, 0.4]}
+    )
+    figure = mistakes_figure(np.zeros((2, 8, 8, 3), np.uint8), table, np.array([1, 0]))
+    size_of(figure)
+    assert [axes.get_title() for axes in figure.axes[:2]] == [
+        "b (40%)\nis a",
+        "row 1:\nshoes (50%)\nis",
+    ]
 
 
 def size_of(figure: Figure) -> tuple[int, int]:

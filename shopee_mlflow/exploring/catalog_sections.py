@@ -78,7 +78,7 @@ def _overview(explored: Explored) -> Section:
 def findings(explored: Explored) -> list[str]:
     """Problems to check before training, a line each; empty if there is none."""
     survey, selection = explored.survey, explored.selection
-    points = []
+    points = [f"{line}." for line in survey.label_remarks()]
     if any(len(table) for table in survey.conflicts.values()):
         points.append(conflicts_line(survey))
     two = int((survey.groups == 2).sum()) if survey.groups is not None else 0
@@ -168,11 +168,17 @@ def _groups(survey: Survey) -> Section | None:
     )
     alt = f"Histogram of label groups by rows, {groups.min():,} to {groups.max():,}."
     table = groups.rename_axis("label_group").reset_index(name="rows")
+    small = [first_rows("Largest label groups", "", table, few=8)]
+    if len(survey.lookalikes):
+        small.append(first_rows("Label groups that look the same", "", survey.lookalikes))
+    if len(survey.missing_labels):
+        title = "Label groups that read like a missing value"
+        small.append(first_rows(title, "", survey.missing_labels))
     return Section(
         "groups",
         "Label groups",
         pictures=[figure_picture(figures.group_sizes_figure(groups), alt, caption)],
-        small=[first_rows("Largest label groups", "", table, few=8)],
+        small=small,
     )
 
 

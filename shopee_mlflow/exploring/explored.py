@@ -15,7 +15,7 @@ from .survey import KINDS, TITLE, Survey, cluster_table
 
 # Every table that may lie beside the page.
 TABLES = (
-    *("facts.csv", "columns.csv", "groups.csv"),
+    *("facts.csv", "columns.csv", "groups.csv", "lookalike_labels.csv", "missing_labels.csv"),
     *(f"repeated_{name}.csv" for name in KINDS.values()),
     *(f"conflicting_{name}.csv" for name in KINDS.values()),
     *("near_pairs.csv", "near_clusters.csv", "escaped_titles.csv"),
@@ -57,6 +57,8 @@ class Explored:
         }
         if survey.groups is not None:
             tables["groups.csv"] = survey.groups.rename_axis("label_group").reset_index(name="rows")
+            tables["lookalike_labels.csv"] = survey.lookalikes
+            tables["missing_labels.csv"] = survey.missing_labels
         for column, repeats in survey.repeats.items():
             tables[f"repeated_{KINDS[column]}.csv"] = repeats.table()
         for column, table in survey.conflicts.items():

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..data.catalog_csv import COLUMNS
 from ..data.cleaning import PHASH
+from ..data.label_checks import label_remarks, lookalike_labels, missing_value_labels, shown_label
 from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
 from .titles import count_bytes_literals, escaped_titles
 
@@ -109,6 +110,9 @@ class Survey:
     :ivar near: None without phashes.
     :ivar escapes: titles with byte escapes, raw and decoded.
     :ivar bytes_literals: titles that are bytes literals of Python.
+    :ivar lookalikes: label groups that look the same: columns set (a number, equal for those that
+        look the same), label_group, escaped (with escapes for what cannot be seen), rows.
+    :ivar missing_labels: label groups that read like a missing value: label_group, rows.
     """
 
     rows: pd.DataFrame
@@ -121,6 +125,12 @@ class Survey:
     near: NearCopies | None
     escapes: pd.DataFrame
     bytes_literals: int
+    lookalikes: pd.DataFrame
+    missing_labels: pd.DataFrame
+
+    def label_remarks(self) -> list[str]:
+        """Lines about lookalike label groups and those that read like a missing value."""
+        return label_remarks(self.groups.index) if self.groups is not None else []
 
     def facts(self) -> dict[str, int]:
         """Name -> number; what cannot be known is left out."""
@@ -140,6 +150,8 @@ class Survey:
                 "groups_of_two": int((self.groups == 2).sum()),
                 "largest_group": int(self.groups.max()) if len(self.groups) else 0,
             }
+            facts["lookalike_labels"] = len(self.lookalikes)
+            facts["missing_value_labels"] = len(self.missing_labels)
         if PHASHES in self.columns["column"].to_numpy():
             facts["invalid_phashes"] = self.invalid_phashes
         if self.near is not None:
@@ -164,18 +176,22 @@ def survey_catalog(rows: pd.DataFrame, computed: Mapping[str, str] | None = None
     rows, invalid = _clean_phashes(rows, computed or {})
     known = [column for column in KINDS if column in rows]
     labelled = GROUP in rows
+    groups = _counts(rows[GROUP]) if labelled else None
+    known_groups = pd.Series(dtype="int64") if groups is None else groups
     titles = rows[TITLE] if TITLE in rows else pd.Series([], dtype="str")
     return Survey(
         rows=rows,
         columns=columns,
         absent=absent,
         invalid_phashes=invalid,
-        groups=_counts(rows[GROUP]) if labelled else None,
+        groups=groups,
         repeats={column: Repeats(_counts(rows[column])) for column in known},
         conflicts={column: _conflicts(rows, column) for column in known} if labelled else {},
         near=_near_copies(rows) if PHASHES in rows else None,
         escapes=escaped_titles(titles),
         bytes_literals=count_bytes_literals(titles),
+        lookalikes=_lookalikes(known_groups),
+        missing_labels=_missing_labels(known_groups),
     )
 
 
@@ -214,6 +230,22 @@ def _columns(rows: pd.DataFrame) -> pd.DataFrame:
             "distinct": [rows[name][rows[name] != ""].nunique() for name in rows],
         }
     )
+
+
+def _lookalikes(groups: pd.Series) -> pd.DataFrame:
+    found = [
+        {"set": number, GROUP: label, "escaped": shown_label(label), "rows": int(groups[label])}
+        for number, alike in enumerate(lookalike_labels(groups.index), 1)
+        for label in alike
+    ]
+    return pd.DataFrame(found, columns=["set", GROUP, "escaped", "rows"])
+
+
+def _missing_labels(groups: pd.Series) -> pd.DataFrame:
+    found = [
+        {GROUP: label, "rows": int(groups[label])} for label in missing_value_labels(groups.index)
+    ]
+    return pd.DataFrame(found, columns=[GROUP, "rows"])
 
 
 def _clean_phashes(rows: pd.DataFrame, computed: Mapping[str, str]) -> tuple[pd.DataFrame, int]:

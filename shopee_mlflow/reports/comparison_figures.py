@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .comparison_statistics import ComparedRun
+from .figure_text import drawable
 from .pages import squeezed
 
 # The Okabe-Ito palette without its yellow, which is too pale for a line on white.
@@ -20,7 +21,7 @@ _WIDE_RANGE = 20
 
 
 def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, title: str) -> Figure:
-    """A metric of each run by epoch. Each line has its letter, at a place of its own.
+    """A metric of each run by epoch. Each line carries its letter.
 
     :param runs: (letter, name) -> columns epoch and the metric.
     """
@@ -28,18 +29,18 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
     lines = -(-len(runs) // 2) if named else 0
     figure = Figure(figsize=(5.2, 3.9 + 0.22 * lines), layout="constrained")
     axes = figure.subplots()
-    for place, ((letter, name), epochs) in enumerate(runs.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
+    for index, ((letter, name), epochs) in enumerate(runs.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
         axes.plot(
             epochs["epoch"],
             epochs[metric],
             color=colour,
-            linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
+            linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
             marker="." if len(epochs) <= _DOTS_UP_TO else None,
-            label=f"{letter}  {squeezed(name, 24)}",
+            label=f"{letter}  {squeezed(drawable(name), 24)}",
         )
         # In the first epochs all lines lie close together.
-        at = round((0.3 + 0.7 * (place + 0.5) / len(runs)) * (len(epochs) - 1))
+        at = round((0.3 + 0.7 * (index + 0.5) / len(runs)) * (len(epochs) - 1))
         axes.annotate(
             letter,
             (epochs["epoch"].iloc[at], epochs[metric].iloc[at]),
@@ -70,7 +71,7 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
     figure = Figure(figsize=(6.6, 0.42 * len(runs) + 1.1), layout="constrained")
     axes = figure.subplots()
     row = 0
-    for place, (digest, some) in enumerate(splits.items()):
+    for index, (digest, some) in enumerate(splits.items()):
         values = [run.accuracy for run in some]
         below = [run.accuracy - run.interval[0] for run in some]
         above = [run.interval[1] - run.accuracy for run in some]
@@ -78,13 +79,13 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
             values,
             range(row, row + len(some)),
             xerr=[below, above],
-            fmt="osD^v"[place % 5],
-            color=_COLOURS[place % len(_COLOURS)],
+            fmt="osD^v"[index % 5],
+            color=_COLOURS[index % len(_COLOURS)],
             capsize=4,
             label=f"data {squeezed(digest, 16)}",
         )
         row += len(some)
-    names = [f"{run.letter}  {squeezed(run.name, 24)}" for run in runs]
+    names = [f"{run.letter}  {squeezed(drawable(run.name), 24)}" for run in runs]
     axes.set_yticks(range(len(runs)), names, parse_math=False)
     axes.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy, 95 % interval")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from PIL import Image
 
 _DPI = 110
 _JPEG_QUALITY = 82
+# The generator of a page is among its first bytes: "shopee_mlflow comparison".
+_GENERATOR = "shopee_mlflow "
+_HEAD_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,24 @@ class Table:
 def render(template: str, **values: Any) -> str:
     """A page from a template of this folder; every value in it is escaped.
 
+    :param template: named for the command that writes the page: ``explore.html.j2``.
     :raises jinja2.UndefinedError: when a value is missing.
     """
-    return _environment().get_template(template).render(**values)
+    generator = f"{_GENERATOR}{template.split('.')[0]}"
+    return _environment().get_template(template).render(generator=generator, **values)
+
+
+def generator_of(page: Path) -> str:
+    """The template that made a page, without its ending; empty for any other file, or none.
+
+    :raises OSError: when the file cannot be read.
+    """
+    if not page.is_file():
+        return ""
+    with page.open("rb") as file:
+        start = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+    found = re.search(f'<meta name="generator" content="{_GENERATOR}(\\w+)">', start)
+    return found[1] if found else ""
 
 
 def figure_picture(figure: Figure, alt: str, caption: str = "") -> Picture:

@@ -197,7 +197,9 @@ def _classes_in_words(facts: TrainingFacts) -> str:
 def _class_table(facts: TrainingFacts) -> Table:
     table = _per_class(facts).sort_values(["f1-score", "support"], kind="stable")
     table = table.assign(support=table["support"].astype(int))
+    table.insert(0, "number", table.index)
     caption = (
+        "Number: that of the label group in the figures. "
         "Precision: of the photos put into this group, the share that belongs there. Recall: of "
         "the photos that belong there, the share that was found. Support: test photos. The "
         "weakest first."

@@ -1,4 +1,4 @@
-"""Plain results become matplotlib figures. Nothing here knows where they are logged or shown."""
+"""Figures of a training. Nothing here knows where they are logged or shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from .figure_text import drawable, group_name
 
 # Two colours of the Okabe-Ito palette, told apart by colour-blind people.
 TRAIN_COLOUR = "#0072B2"
@@ -59,7 +61,7 @@ def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    short = [_short(name) for name in classes]
+    short = [group_name(name, number) for number, name in enumerate(classes)]
     # Labels come from strangers: a dollar sign must not start mathematics.
     axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=9, parse_math=False)
     axes.set_yticks(range(len(classes)), short, fontsize=9, parse_math=False)
@@ -108,9 +110,14 @@ def _write_counts(axes: Axes, values: np.ndarray, share: np.ndarray) -> None:
 
 
 def mistakes_figure(
-    pixels: np.ndarray, predictions: pd.DataFrame, rows: np.ndarray, most: int = 20
+    pixels: np.ndarray,
+    predictions: pd.DataFrame,
+    rows: np.ndarray,
+    most: int = 20,
 ) -> Figure:
-    """A gallery of photos that were put into the wrong label group, the surest first.
+    """Photos that were put into the wrong label group, the most confident first.
+
+    Where the font lacks characters of a label, the title names the row of ``predictions``, from 1.
 
     :param pixels: (N, S, S, 3) uint8.
     :param predictions: row for row label_group, predicted, probability.
@@ -121,12 +128,15 @@ def mistakes_figure(
     lines = max(-(-len(shown) // columns), 1)
     figure = Figure(figsize=(2.6 * columns, 3.0 * lines), layout="constrained")
     figure.suptitle(f"{len(rows)} mistakes" + (f", the {most} surest" if len(rows) > most else ""))
-    for place, axes in enumerate(np.ravel(figure.subplots(lines, columns, squeeze=False))):
+    for index, axes in enumerate(np.ravel(figure.subplots(lines, columns, squeeze=False))):
         axes.set_axis_off()
-        if place < len(shown):
-            row = predictions.iloc[shown[place]]
-            axes.imshow(pixels[shown[place]])
+        if index < len(shown):
+            row = predictions.iloc[shown[index]]
+            axes.imshow(pixels[shown[index]])
             said = f"{row['predicted']} ({row['probability']:.0%})\nis {row['label_group']}"
+            kept = [drawable(line) for line in said.split("\n")]
+            if "\n".join(kept) != said:
+                said = "\n".join([f"row {shown[index] + 1}:", *kept])
             axes.set_title(said, fontsize=9, parse_math=False)
     return figure
 
@@ -164,8 +174,8 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
 def f1_figure(scores: pd.DataFrame) -> Figure:
     """F1 score of each label group, the lowest first; named while names can be read.
 
-    :param scores: a row for each label group: label_group, f1-score, support. Label groups without
-        photos have no score and are left out.
+    :param scores: a row for each label group: label_group, f1-score, support; the index is its
+        number. Label groups without photos have no score and are left out.
     """
     table = scores[scores["support"] > 0]
     table = table.sort_values("f1-score", kind="stable")
@@ -174,22 +184,20 @@ def f1_figure(scores: pd.DataFrame) -> Figure:
         figsize=(6.4, max(2.5, 0.21 * len(table) + 0.9) if named else 4), layout="constrained"
     )
     axes = figure.subplots()
-    places = np.arange(len(table))
+    rows = np.arange(len(table))
     if named:
-        axes.barh(places, table["f1-score"], color=TRAIN_COLOUR)
-        names = [_short(name) for name in table["label_group"]]
-        axes.set_yticks(places, names, fontsize=9, parse_math=False)
+        axes.barh(rows, table["f1-score"], color=TRAIN_COLOUR)
+        names = [
+            group_name(name, int(number))
+            for number, name in zip(table.index, table["label_group"], strict=True)
+        ]
+        axes.set_yticks(rows, names, fontsize=9, parse_math=False)
         axes.invert_yaxis()
         axes.set(xlabel="F1 score", xlim=(0, 1))
     else:
-        axes.fill_between(places, table["f1-score"], step="mid", color=TRAIN_COLOUR)
+        axes.fill_between(rows, table["f1-score"], step="mid", color=TRAIN_COLOUR)
         axes.set(xlabel="label groups, the lowest score first", ylabel="F1 score", ylim=(0, 1))
     axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
     axes.margins(y=0.01 if named else 0.05)
     return figure
-
-
-def _short(name: object) -> str:
-    text = str(name)
-    return text if len(text) <= 14 else text[:13] + "…"

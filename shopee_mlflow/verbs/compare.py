@@ -18,6 +18,7 @@ from ..errors import ConfigError, TrackingError
 from ..modeling.metrics import holm, mcnemar, wilson_interval
 from ..reports.comparison import comparison_page, comparison_table, pairs_table
 from ..reports.comparison_statistics import ComparedRun, ComparisonFacts, Pair, findings, verdict
+from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.history import CHOSEN_BY, PastRun, best_runs, past_run
 from ..tracking.run_log import RunLog
@@ -85,7 +86,7 @@ def compare(
         lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
         facts = ComparisonFacts(lead, contestants, pairs)
         words = _keep(log, facts, out)
-        say(*words, f"run {log.run_id}, page in {out / 'report.html'}")
+        say(*words, f"run {log.run_id}, page in {out / REPORT_FILE}")
     return Comparison(log.run_id, words, comparison_table(facts), pairs_table(facts))
 
 
@@ -103,9 +104,9 @@ def _check_call(runs: Sequence[str], experiment: str | None, best: int, out: Pat
     if experiment and best < 2:
         problems.append(f"best={best}: a comparison needs at least two runs")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problems.append(f"out={out}: no folder can be made there ({error.strerror or error})")
+        prepare_report_folder(out, "comparison")
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
     return ids
@@ -181,7 +182,7 @@ def _keep(log: RunLog, facts: ComparisonFacts, out: Path) -> list[str]:
     """Log the page and its tables, write them into the folder, and give the result in words."""
     words = [verdict(facts), *findings(facts)]
     texts = {
-        "report.html": comparison_page(facts),
+        REPORT_FILE: comparison_page(facts),
         "comparison.csv": comparison_table(facts).to_csv(index=False, lineterminator="\n"),
         "pairs.csv": pairs_table(facts).to_csv(index=False, lineterminator="\n"),
     }

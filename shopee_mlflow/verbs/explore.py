@@ -1,8 +1,7 @@
-"""Explore: a catalogue in, a page and tables out that tell what is in it, before any training."""
+"""Explore: describe a catalogue before training, as a page and tables."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
 from ..data.catalog_csv import IMAGES_NAME, REQUIRED, find_csv, read_catalog
 from ..data.dataset import locate_catalog
-from ..errors import CatalogError
+from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
 from ..exploring.catalog_sections import conflicts_line, coverage_line
 from ..exploring.photo_sections import states_line
@@ -22,20 +21,20 @@ from ..exploring.photo_survey import survey_photos
 from ..exploring.selection import select_photos
 from ..exploring.survey import survey_catalog
 from ..exploring.titles import without_formulas
+from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.runs import open_run
 
 FOLDER = "explore"
-REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
 class ExploreResult:
-    """What an exploration gave.
+    """The result of an exploration.
 
     :ivar facts: name -> number.
-    :ivar report: the page.
-    :ivar tables: file name -> table, as they lie beside the page.
+    :ivar report: the page's file.
+    :ivar tables: file name -> table, as in the files beside the page.
     """
 
     run_id: str
@@ -45,11 +44,11 @@ class ExploreResult:
 
 
 def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None) -> ExploreResult:
-    """Survey a catalogue, and log a page and the tables it is drawn from as a run of its own.
+    """Survey a catalogue, and log a page and its tables as a run.
 
-    The CSV alone is enough; where photos are, they are looked at, too.
+    The CSV alone is enough; photos are surveyed where they exist.
 
-    :param cli_options: options as a person wrote them on the command line; logged in that spelling.
+    :param cli_options: options as written on the command line; logged in that spelling.
     :raises ShopeeError: when there is no catalogue, or ``out`` cannot be used.
     """
     started = time.monotonic()
@@ -57,8 +56,8 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
         run.log_params({**as_params(config), **(cli_options or {})})
         run.log_tags(machine_tags("cpu"))
         csv, folder = find_places(config)
-        out = prepare_room(Path(config.out).expanduser(), folder)
-        explored = look_into(config, csv, folder)
+        out = prepare_folder(Path(config.out).expanduser(), folder)
+        explored = explore_catalog(config, csv, folder)
         facts, tables = explored.facts(), explored.tables()
         files = {REPORT_FILE: explore_page(explored)}
         for name, table in tables.items():
@@ -75,8 +74,11 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     return ExploreResult(run.run_id, facts, out / REPORT_FILE, tables)
 
 
-def look_into(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored:
-    """All that is known of a catalogue and its photos, None where there is no folder of them."""
+def explore_catalog(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored:
+    """Survey a catalogue and its photos.
+
+    :param folder: the folder of photos, or None.
+    """
     rows = read_catalog(csv, required=("image",))
     photos = None
     if folder is not None:
@@ -86,21 +88,21 @@ def look_into(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored
             most=config.max_photos,
             seed=config.seed,
             workers=config.workers,
-            progress=watch("looking at photos"),
+            progress=watch("reading photos"),
         )
     survey = survey_catalog(rows, photos.phashes() if photos else None)
-    selection, reason = None, "Without label_group nothing can be said of it."
+    selection, reason = None, "Without label_group this is unknown."
     if all(name in survey.rows for name in REQUIRED):
         try:
             selection = select_photos(survey.rows, config, photos)
         except CatalogError as error:
             reason = str(error)
     where = _text(folder or csv.parent / IMAGES_NAME)
-    return Explored(_called(config, csv), config, survey, selection, reason, photos, where)
+    return Explored(_catalog_name(config, csv), config, survey, selection, reason, photos, where)
 
 
 def find_places(config: ExploreConfig) -> tuple[Path, Path | None]:
-    """The CSV, and the folder of photos, which need not be there unless ``images`` names it."""
+    """The CSV, and the folder of photos, which must exist only if ``images`` names it."""
     if config.data == SAMPLE or config.images != AUTO:
         return locate_catalog(config, watch)
     csv = find_csv(config.data)
@@ -108,32 +110,21 @@ def find_places(config: ExploreConfig) -> tuple[Path, Path | None]:
     return csv, folder if folder.is_dir() else None
 
 
-def prepare_room(out: Path, photos: Path | None) -> Path:
-    """The folder for the page and its tables, without those of an earlier time.
+def prepare_folder(out: Path, photos: Path | None) -> Path:
+    """The folder for the page and its tables, without those of an earlier exploration.
 
-    :raises CatalogError: when it holds other files, lies among the photos or cannot be made.
+    :raises ConfigError: when it has other files, is in the folder of photos or cannot be written.
     """
     if photos is not None and out.resolve().is_relative_to(photos.resolve()):
-        raise CatalogError(f"out={out}: lies in the folder of photos; name another folder.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        there = list(out.iterdir())
-        if there and not (out / REPORT_FILE).is_file():
-            raise CatalogError(
-                f"out={out}: holds other files; name a new or empty folder, or one that has an "
-                f"earlier {REPORT_FILE}."
-            )
-        for name in (REPORT_FILE, *TABLES):
-            (out / name).unlink(missing_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise CatalogError(f"out={out}: cannot be written ({error.strerror or error}).") from error
+        raise ConfigError([f"out={out}: is in the folder of photos; name another folder"])
+    prepare_report_folder(out, "explore")
+    for name in (REPORT_FILE, *TABLES):
+        (out / name).unlink(missing_ok=True)
     return out
 
 
 def summary(explored: Explored) -> list[str]:
-    """What is worth knowing at once, as lines for people."""
+    """The lines for the console."""
     facts = explored.facts()
     counts = [
         f"{facts[name]:,} {words}"
@@ -151,6 +142,7 @@ def summary(explored: Explored) -> list[str]:
         lines.append(f"No folder of photos at {explored.folder}: the report comes from the CSV.")
     else:
         lines.append(states_line(explored.photos))
+    lines += explored.survey.label_remarks()
     if explored.survey.conflicts:
         lines.append(conflicts_line(explored.survey))
     if explored.selection is not None:
@@ -158,8 +150,8 @@ def summary(explored: Explored) -> list[str]:
     return lines
 
 
-def _called(config: ExploreConfig, csv: Path) -> str:
-    """What people call the catalogue; most CSV files are called train.csv."""
+def _catalog_name(config: ExploreConfig, csv: Path) -> str:
+    """The catalogue's name: its folder and file, as most CSV files are called train.csv."""
     if config.data == SAMPLE:
         return "the built-in sample"
     return _text(Path(csv.absolute().parent.name) / csv.name)
