@@ -127,7 +127,7 @@ def _swallows_rows(lines: list[str], width: int) -> bool:
     return sum(enough) > 1
 
 
-_QUOTES = '; write a quote inside a quoted value twice, and one at the start of a value as """...'
+_QUOTES = "; put such a value in quotes and write each quote in it twice"
 
 
 def _invalid(path: Path, line: int, problem: str) -> CatalogError:
