@@ -231,7 +231,7 @@ def _header_advice(path: Path, names: list[str], missing: Sequence[str]) -> str:
         return "Remove the comment: the first line must name the columns."
     if any(_FILE_NAME.search(name) for name in names):
         return f"The header is missing: the first line must name the columns; {_wanted()}"
-    return _wanted()
+    return f"Rename columns that have other names in the header; {_wanted()}"
 
 
 def _wanted() -> str:
