@@ -56,7 +56,8 @@ row_values = st.tuples(of_one_line, of_one_line, of_one_line, values, of_one_lin
 def test_what_was_written_is_read(rows: list[list[str]], tmp_path: Path) -> None:
     frame = read_catalog(write(tmp_path, list(COLUMNS), rows))
     read = [[value.strip() for value in row] for row in frame.to_numpy().tolist()]
-    assert read == [[value.strip() for value in row] for row in rows]
+    # Line breaks in titles are of one kind.
+    assert read == [[value.strip().replace("\r\n", "\n") for value in row] for row in rows]
 
 
 @modest

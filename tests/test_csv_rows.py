@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from shopee_mlflow.data.catalog_csv import find_catalog, read_catalog, unused_columns
@@ -69,7 +70,7 @@ def test_a_quote_that_swallows_rows_is_refused_with_its_line(
         ('12" screen', '12" screen'),
         ('"12"" screen"', '12" screen'),
         ('"a, b\nand ""c"""', 'a, b\nand "c"'),
-        ('"a.\r\nb.\r\n\r\nc, d"', "a.\r\nb.\r\n\r\nc, d"),
+        ('"a.\r\nb.\r\n\r\nc, d"', "a.\nb.\n\nc, d"),
         ('"ORIGINAL" screen', "ORIGINAL screen"),
         ('"screen" ', "screen"),
     ],
@@ -111,6 +112,17 @@ def test_rows_that_cannot_be_written_back_are_refused_with_their_lines(
 ) -> None:
     with pytest.raises(CatalogError, match=message):
         read_catalog(write("image,label_group,title\n" + rows))
+
+
+def test_titles_read_back_equal_from_the_tables_they_are_written_to(
+    write: Write, tmp_path: Path
+) -> None:
+    rows = 'a.jpg,A,"t\ru\r\nv"\nb.jpg,B,nul\0 and \x1b[2J\n'
+    frame = read_catalog(write("image,label_group,title\n" + rows))
+    assert frame["title"].tolist() == ["t\nu\nv", "nul\ufffd and \ufffd[2J"]
+    frame.to_csv(tmp_path / "table.csv", index=False, lineterminator="\n")
+    back = pd.read_csv(tmp_path / "table.csv", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(back, frame)
 
 
 def test_tabs_and_odd_unicode_stay_in_labels(write: Write) -> None:
