@@ -18,8 +18,9 @@ set -euo pipefail
 : "${MLFLOW_TRACKING_URI:?set it to the address of the tracking server}"
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${nodes%%$'\n'*}
-# Jobs that share a node need ports of their own.
-port=$((20000 + SLURM_JOB_ID % 10000))
+# A free port of this node, which is the first: one that no other job uses, and that does not follow
+# from the job's number. Whoever reaches it is let in; README.md says what closes it to others.
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 # Else a node that joins again waits for an address that the first torchrun tells only once.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 

@@ -30,7 +30,7 @@ def as_module(model: str, photo: Path) -> Answer:
     # The code travels with the model: this import works where the package is not installed.
     from shopee_mlflow.data.images import read_pixels
 
-    pixels = np.array(read_pixels(photo, module.image_size))
+    pixels = np.array(read_pixels(photo, module.image_size, module.resize))
     with torch.no_grad():
         logits = module(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     probability, position = torch.softmax(logits, dim=1)[0].max(dim=0)

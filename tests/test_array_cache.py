@@ -143,6 +143,30 @@ def test_parts_to_retry_are_valid_for_their_builder_alone(folder: Path) -> None:
     np.testing.assert_array_equal(values, right())
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_mapped_array_keeps_its_values_when_parts_are_built_again(
+    folder: Path, damaged: bool
+) -> None:
+    def fill(values: np.ndarray, start: int) -> dict[str, Any]:
+        values[:] = right()[start : start + len(values)]
+        return {RETRY: {str(start): True}} if start == STARTS[1] and not damaged else {}
+
+    def fail(values: np.ndarray, start: int) -> dict[str, Any]:
+        return {RETRY: {str(start): True}}
+
+    mapped, _ = build(fill)
+    if damaged:
+        [file] = folder.glob("*.bin")
+        with file.open("r+b") as stream:
+            stream.seek(STARTS[4] * WIDTH * 4)
+            stream.write(b"?")
+    values, _ = build(fail)
+    again = STARTS[4] if damaged else STARTS[1]
+    assert not values[again : again + PART].any()
+    np.testing.assert_array_equal(mapped[: STARTS[4]], right()[: STARTS[4]])
+    np.testing.assert_array_equal(mapped[STARTS[4] + 1 :], right()[STARTS[4] + 1 :])
+
+
 def test_a_disk_that_fills_up_is_told_and_what_was_written_is_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from conftest import SHARED, MakeCatalog, write_csv
 from shopee_mlflow.data.catalog_csv import find_catalog, read_catalog
 from shopee_mlflow.data.cleaning import (
     Cleaning,
+    column_remarks,
     drop_bad_images,
     drop_conflicting_contents,
     drop_small_groups,
@@ -366,13 +367,14 @@ def test_absolute_path_is_unsafe(folder: Path) -> None:
     assert counts["unsafe_paths"] == 1
 
 
-def test_links_out_of_the_folder_are_unsafe_and_others_are_followed(folder: Path) -> None:
-    (folder / "out.jpg").symlink_to(folder.parent / "secret.jpg")
+def test_links_in_the_folder_are_followed_wherever_they_point(folder: Path) -> None:
+    (folder / "out.jpg").symlink_to("../secret.jpg")
     (folder / "parent").symlink_to(folder.parent)
     (folder / "in.jpg").symlink_to(folder / "a.jpg")
-    frame, counts = locate(folder, "out.jpg", "parent/secret.jpg", "in.jpg")
-    assert list(frame["file"]) == [folder / "a.jpg"]
-    assert counts["unsafe_paths"] == 2
+    frame, counts = locate(folder, "out.jpg", "parent/secret.jpg", "in.jpg", "../secret.jpg")
+    assert list(frame["image"]) == ["out.jpg", "parent/secret.jpg", "in.jpg"]
+    assert all(file.read_bytes() == b"photo" for file in frame["file"])
+    assert counts["unsafe_paths"] == 1
 
 
 def test_folder_may_itself_be_a_link(folder: Path, tmp_path: Path) -> None:
@@ -416,7 +418,70 @@ def test_bad_images_keep_the_index_of_the_pixels(three: pd.DataFrame) -> None:
     frame = drop_bad_images(three, {1: "truncated"}, "skip", cleaning)
     assert list(frame.index) == [0, 2]
     assert cleaning.counts() == {"rows": 3, "bad_images": 1, "images": 2}
-    assert "1 that do not decode (b)" in cleaning.lines()[-1]
+    assert "1 that do not decode (b)" in cleaning.lines()[1]
+    assert cleaning.lines()[2].strip() == "1: truncated (b)"
+    assert cleaning.left_out_table().to_dict("records") == [
+        {"image": "b", "label_group": "A", "step": "bad_images", "reason": "truncated"}
+    ]
+
+
+def test_reasons_that_differ_in_numbers_are_counted_together() -> None:
+    frame = table(*[(f"{number}.jpg", "A") for number in range(20)])
+    reasons = {row: f"truncated ({row} bytes are missing)" for row in range(5)}
+    reasons |= {row: f"reason {'x' * row}" for row in range(5, 12)} | {12: "HEIC", 13: "HEIC"}
+    cleaning = Cleaning(rows=20)
+    drop_bad_images(frame, reasons, "skip", cleaning)
+    lines = [line.strip() for line in cleaning.lines()[2:]]
+    assert lines[0] == "5: truncated (0 bytes are missing) (0.jpg, 1.jpg, 2.jpg, ...)"
+    assert lines[1] == "2: HEIC (12.jpg, 13.jpg)"
+    assert lines[-1] == "and 3 other reasons"
+    assert len(cleaning.left_out) == 14
+
+
+def test_why_a_file_is_not_there_is_told(folder: Path) -> None:
+    (folder / "annex.jpg").symlink_to("../.git/annex/objects/xyz.jpg")
+    cleaning = Cleaning(rows=5)
+    names = ["a.jpg", "annex.jpg", "sub", "loop.jpg", "absent.jpg"]
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    locate_files(table(*[(name, "A") for name in names]), folder, cleaning)
+    assert cleaning.left_out_table().set_index("image")["reason"].to_dict() == {
+        "annex.jpg": "a link to ../.git/annex/objects/xyz.jpg, which is not there",
+        "sub": "a folder",
+        "loop.jpg": "too many levels of symbolic links",
+        "absent.jpg": "no such file",
+    }
+    assert "1: a folder (sub)" in "\n".join(cleaning.lines())
+
+
+def test_every_row_left_out_is_in_the_table_but_those_an_option_excludes() -> None:
+    frame = table(("a", "A"), ("b", "A"), ("b", "A"), ("c", ""), ("d", "D"), ("e", "A"), ("e", "A"))
+    _, cleaning = select(frame, largest_groups=1)
+    assert [tuple(row) for row in cleaning.left_out] == [
+        ("c", "", "incomplete_rows", "without image or label_group"),
+        ("b", "A", "repeated_rows", "that repeat a file of their group"),
+        ("e", "A", "repeated_rows", "that repeat a file of their group"),
+    ]
+
+
+def test_labels_that_look_alike_are_kept_apart_and_told() -> None:
+    frame = table(("a", "7"), ("b", "7.0"), ("c", "nan"))
+    rows, cleaning = select(frame)
+    assert [label for _, label in rows] == ["7", "7.0", "nan"]
+    text = "\n".join(cleaning.lines())
+    assert "1 set of label groups differ only in" in text
+    assert "'7' and '7.0'" in text
+    assert "1 label group reads like a missing value" in text
+
+
+def test_columns_that_people_expect_to_matter_are_named() -> None:
+    assert column_remarks(["Split", "price", "sample_weight", "fold"]) == [
+        "column Split, fold of the CSV is not used: photos are split by the options split and "
+        "split_seed alone",
+        "column sample_weight of the CSV is not used: all photos count the same unless "
+        "class_weights says otherwise",
+        "columns of the CSV that are not used: price",
+    ]
+    assert column_remarks([]) == []
 
 
 def test_bad_images_may_be_an_error(three: pd.DataFrame) -> None:

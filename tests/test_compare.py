@@ -13,8 +13,7 @@ from several_runs import made_run, trained_runs
 from shopee_mlflow import cli, compare
 from shopee_mlflow.errors import ConfigError, TrackingError
 from shopee_mlflow.modeling.metrics import wilson_interval
-from shopee_mlflow.tracking import history
-from shopee_mlflow.tuning.trials import TRIAL_TAG
+from shopee_mlflow.tracking.names import TRIAL_TAG
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +204,6 @@ def test_the_best_of_an_experiment_by_validation(tmp_path: Path) -> None:
 
 
 def test_trials_by_id_have_no_test_accuracy(tmp_path: Path) -> None:
-    assert history.TRIAL_TAG == TRIAL_TAG
     trials = [
         made_run("trials", f"trial {n}", metrics={"best_val_accuracy": 0.4, "best_epoch": 3.0},
                  tags={TRIAL_TAG: str(n)}, lr=lr)

@@ -82,7 +82,7 @@ def test_each_file_stands_in_the_table_and_no_other() -> None:
 
 
 def test_kubernetes_knows_every_field() -> None:
-    assert list(objects()) == ["Service", "Job"]
+    assert list(objects()) == ["NetworkPolicy", "Service", "Job"]
     for thing in objects().values():
         kubernetes_validate.validate(thing, kubernetes_validate.latest_version(), strict=True)
 
@@ -103,6 +103,15 @@ def test_pods_find_the_first_one_by_its_name() -> None:
     assert spec["completions"] == spec["parallelism"]
     used = re.findall(r"\$\((\w+)\)", " ".join(command))
     assert {"JOB_UID", "NAMESPACE"} == set(used) <= {item["name"] for item in container()["env"]}
+
+
+def test_only_pods_of_the_job_reach_its_pods() -> None:
+    policy, job = objects()["NetworkPolicy"]["spec"], objects()["Job"]
+    pods = {"matchLabels": {"batch.kubernetes.io/job-name": job["metadata"]["name"]}}
+    assert policy["podSelector"] == pods
+    assert policy["policyTypes"] == ["Ingress"]
+    # One rule, of one source; processes exchange gradients on any port.
+    assert policy["ingress"] == [{"from": [{"podSelector": pods}]}]
 
 
 def test_compose_knows_every_field() -> None:
@@ -159,9 +168,15 @@ def test_slurm_starts_nothing_without_a_tracking_server(tmp_path: Path) -> None:
 
 def test_nodes_of_a_slurm_job_meet_at_the_first(tmp_path: Path) -> None:
     command = slurm_command(tmp_path)
-    assert "--rdzv-endpoint=node1:23456" in command
+    (port,) = re.findall(r"--rdzv-endpoint=node1:(\d+)\n", "\n".join(command))
+    assert 1024 < int(port) < 65_536
     assert "--rdzv-id=123456" in command
     assert command[-2:] == ["--data", "/shared/shop"]
+
+
+def test_a_slurm_jobs_port_does_not_follow_from_its_number(tmp_path: Path) -> None:
+    ends = {next(w for w in slurm_command(tmp_path) if "endpoint" in w) for _ in range(4)}
+    assert len(ends) > 1
 
 
 def test_processes_that_are_started_again_meet_anew() -> None:

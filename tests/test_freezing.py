@@ -128,6 +128,26 @@ def test_kept_activations_are_found_again(model: ProductClassifier) -> None:
     assert torch.equal(first.take(rows, draws), second.take(rows, draws))
 
 
+def test_a_process_that_others_wait_for_uses_their_threads(
+    model: ProductClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = PixelSource(np.zeros((3, 64, 64, 3), np.uint8))
+    cut = split_model(model.eval(), "features.4")
+    assert cut.frozen is not None
+    own = torch.get_num_threads()
+    seen: list[int] = []
+
+    def prefix(images: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return cut.frozen(images)
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    ActivationSource(prefix, photos, np.arange(3), np.array([1]), name="threads")
+    # The first photo only tells the shape.
+    assert seen == [own, 2 * own]
+    assert torch.get_num_threads() == own
+
+
 def test_an_unknown_stage_lists_those_there_are(model: ProductClassifier) -> None:
     with pytest.raises(ModelError, match="freeze=features.99: .* Allowed are none, backbone, fea"):
         split_model(model, "features.99")

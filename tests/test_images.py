@@ -588,3 +588,12 @@ def damage(content: bytes, rng: np.random.Generator) -> bytes:
     if kind == "cut":
         return content[:at]
     return content[:at] + rng.bytes(int(rng.integers(1, 9))) + content[at:]
+
+
+def test_formats_whose_decoders_need_much_memory_have_a_lower_limit() -> None:
+    # A lossless WebP file of 8000 x 8000 px: the header alone (RFC 9649, 3.4).
+    bits = 0x2F | (7999 | 7999 << 14) << 8
+    body = b"VP8L" + struct.pack("<I", 10) + bits.to_bytes(5, "little") + bytes(5)
+    content = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    with pytest.raises(ImageError, match="too large: more than 52,000,000 pixels"):
+        read_pixels(content, 32)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import configparser
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from shopee_mlflow.cli import cli
 
@@ -61,6 +64,58 @@ def test_conda_and_setup_name_the_same_python() -> None:
     parser.read(ROOT / "setup.cfg")
     (python,) = (p for p in conda["dependencies"] if str(p).startswith("python="))
     assert parser["options"]["python_requires"] == python.replace("python=", ">=")
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_constraints_are_exact_and_for_every_system() -> None:
+    assert len(pins()) > 100
+    for pin in pins():
+        assert [part.operator for part in pin.specifier] == ["=="], pin
+        # pip takes no extras in constraints.
+        assert not pin.extras, pin
+        only_linux = pin.name.startswith(("nvidia-", "cuda-", "triton"))
+        assert not only_linux or 'sys_platform == "linux"' in str(pin.marker), pin
+
+
+def test_constraints_name_no_registry() -> None:
+    assert not re.search(r"://|--(extra-)?index-url", (ROOT / "constraints.txt").read_text())
+
+
+def test_each_requirement_has_a_pin_that_it_allows() -> None:
+    required = {*setup_requirements(), *extra_requirements("dev"), *extra_requirements("onnx")}
+    versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins()}
+    for requirement in map(Requirement, required):
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_each_requirement_has_a_lower_bound() -> None:
+    """Without one nobody knows what --resolution lowest-direct installs."""
+    for text in {*setup_requirements(), *extra_requirements("dev"), *extra_requirements("onnx")}:
+        assert ">=" in text, text
+
+
+def test_readme_and_ci_install_what_is_known_to_work() -> None:
+    install = 'pip install -c constraints.txt -e ".[dev]"'
+    for file in ("README.md", "CONTRIBUTING.md"):
+        assert install in (ROOT / file).read_text(encoding="utf-8"), file
+    # CI takes the command from the README.
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_each_module_of_the_tests_is_held_to_its_warnings() -> None:
+    """filterwarnings names modules; a test file of another name would be left out."""
+    pytest_options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    filters = pytest_options["ini_options"]["filterwarnings"]
+    patterns = [line.split(":")[3] for line in filters if line.startswith("error:::")]
+    assert len(patterns) >= 1
+    modules = [file.stem for file in (ROOT / "tests").glob("*.py")]
+    assert len(modules) > 50
+    for module in [*modules, "shopee_mlflow.cli", "benchmarks.stopwatch"]:
+        assert any(re.match(pattern, module) for pattern in patterns), module
 
 
 def test_each_import_is_a_declared_dependency() -> None:

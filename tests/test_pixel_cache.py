@@ -509,7 +509,11 @@ def test_transient_failures_are_reported_and_not_remembered(
     ],
 )
 def test_a_passing_read_error_is_reported_and_not_remembered(
-    photos: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+    photos: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: str,
 ) -> None:
     right = load(photos, cache=False)
     real = Path.read_bytes
@@ -522,6 +526,7 @@ def test_a_passing_read_error_is_reported_and_not_remembered(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", read)
         pixels = load(photos)
+    assert any("photo3.png" in message and reason in message for message in caplog.messages)
     assert reason in pixels.bad.pop(3)
     assert pixels.bad == right.bad
     assert_same(right, load(photos))

@@ -89,7 +89,7 @@ def test_a_folder_a_pattern_and_a_photo(run: SmallRun, tmp_path: Path) -> None:
     assert rows_of(out)[1:] == [[str(run.photos[5]), *rows[5][1:]]]
 
 
-def test_a_catalogue_is_answered_by_posting_in_its_own_order(run: SmallRun, tmp_path: Path) -> None:
+def test_rows_of_a_catalogue_name_postings_in_its_order(run: SmallRun, tmp_path: Path) -> None:
     names = ["g2n03.png", "g0n01.png", "g2n03.png"]
     postings = [(f"posting {i}", name) for i, name in enumerate(names)]
     table = write_csv(tmp_path / "list.csv", ("posting_id", "image"), postings)
@@ -103,7 +103,7 @@ def test_a_catalogue_is_answered_by_posting_in_its_own_order(run: SmallRun, tmp_
     assert [row[0] for row in rows_of(tmp_path / "out.csv")] == ["image", *names]
 
 
-def test_bad_photos_and_unsafe_paths_are_told_of_in_their_rows(
+def test_rows_of_bad_photos_and_unsafe_paths_hold_the_reason(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "shop" / "train_images"
@@ -121,7 +121,7 @@ def test_bad_photos_and_unsafe_paths_are_told_of_in_their_rows(
     assert errors["good.png"] == ""
     assert errors["gone.png"] == "No such file or directory"
     assert errors["../../outside.png"] == "its path leaves the folder of photos"
-    assert errors["text.jpg"].startswith("no JPEG")
+    assert "no JPEG" in errors["text.jpg"]
     assert errors["torn.png"] != ""
     assert all(row[1:5] == [""] * 4 for row in rows if row[-1])
     assert rows[1][1:] == rows[5][1:]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import torch
 from conftest import draw_photo
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.scoring_server import invocations
 from PIL import Image
 from small_run import SIZE, SmallRun, as_base64, odd_photos, small_run
 
@@ -159,6 +161,120 @@ def test_photos_in_any_form_give_one_answer(run: SmallRun) -> None:
     assert answers["probability"][0] == pytest.approx(softmax(logits).max(), abs=1e-6)
 
 
+def test_data_urls_are_photos(run: SmallRun) -> None:
+    """RFC 2397, as browsers write them: base64, percent-encoded base64, percent-encoded bytes."""
+    photo = run.photos[5]
+    text = as_base64(photo)
+    forms = [
+        str(photo),
+        f"data:image/png;base64,{text}",
+        f"DATA:;BASE64,{quote(text, safe='')}",
+        f"data:image/png,{quote(photo.read_bytes())}",
+    ]
+    answers = ask(run.uri, *forms, "data:image/png;base64", "data:image/png;base64,???")
+    assert answers["label_group"].nunique() == 1
+    assert answers["error"].isna().tolist() == [True] * 4 + [False] * 2
+
+
+def serve(uri: str, content: Any, kind: str = "application/json") -> Any:
+    """What MLflow's scoring server answers to a request; its code, without its process."""
+    model = mlflow.pyfunc.load_model(uri)
+    data = content if kind == "text/csv" else json.dumps(content)
+    response = invocations(data, kind, model, model.metadata.get_input_schema())
+    assert response.status == 200
+    return json.loads(response.response)["predictions"]
+
+
+def test_every_documented_form_of_a_request_gives_a_row_for_each_photo(run: SmallRun) -> None:
+    one, other = as_base64(run.photos[0]), as_base64(run.photos[20])
+    expected = ask(run.uri, one, other).to_dict("records")
+    assert expected[0]["label_group"] != expected[1]["label_group"]
+    for content in (
+        {"dataframe_records": [{"image": one}, {"image": other}]},
+        {"dataframe_split": {"columns": ["image"], "data": [[one], [other]]}},
+        {"inputs": {"image": [one, other]}},
+        {"inputs": [one, other]},
+        {"inputs": [{"image": one}, {"image": other}]},
+        {"instances": [one, other]},
+        {"instances": [{"image": one}, {"image": other}]},
+    ):
+        assert serve(run.uri, content) == expected, content.keys()
+    assert serve(run.uri, f"image\n{one}\n{other}\n", "text/csv") == expected
+    (single,) = serve(run.uri, {"inputs": {"image": [one]}})
+    assert single["label_group"] == expected[0]["label_group"]
+    model = mlflow.pyfunc.load_model(run.uri)
+    assert model.predict({"image": [one, other]}).to_dict("records") == expected
+    assert model.predict({"image": [one]})["label_group"].tolist() == [single["label_group"]]
+
+
+@pytest.mark.parametrize("serialization", ["pickle", "pt2"])
+def test_the_input_example_is_answered(
+    serialization: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = small_run(tmp_path_factory.getbasetemp(), serialization)
+    model = mlflow.pyfunc.load_model(run.uri)
+    assert model.input_example is not None
+    answers = model.predict(model.input_example)
+    assert len(answers) == 1
+    assert answers["error"].isna().all()
+    assert serve(run.uri, {"dataframe_split": model.input_example.to_dict("split")}) == (
+        answers.to_dict("records")
+    )
+
+
+def test_a_served_model_reads_no_paths(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("secret")
+    there = [str(run.photos[0]), str(tmp_path / "notes.txt"), str(tmp_path), "/dev/zero"]
+    gone = [f"{path}.gone" for path in there]
+    # As mlflow models serve starts its process.
+    monkeypatch.setenv("__pyfunc_model_path__", str(tmp_path))
+    refused = ask(run.uri, *there, *gone)
+    assert refused["label_group"].isna().all()
+    asked = zip(refused["error"], [*there, *gone], strict=True)
+    reasons = [error.replace(f"{path:.60}", "") for error, path in asked]
+    assert set(reasons) == {"no base64 text or data: URL: "}
+    assert ask(run.uri, as_base64(run.photos[0]))["error"].isna().all()
+    monkeypatch.setenv("SHOPEE_MLFLOW_READ_PATHS", "true")
+    assert ask(run.uri, *there)["error"].isna().tolist() == [True, False, False, False]
+    monkeypatch.delenv("__pyfunc_model_path__")
+    monkeypatch.setenv("SHOPEE_MLFLOW_READ_PATHS", "false")
+    assert ask(run.uri, there[0])["label_group"].isna().all()
+    monkeypatch.setenv("SHOPEE_MLFLOW_READ_PATHS", "perhaps")
+    with pytest.raises(ValueError, match="SHOPEE_MLFLOW_READ_PATHS=perhaps: must be true or fal"):
+        ask(run.uri, there[0])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_mlflows_own_evaluation_scores_the_model(run: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(run.photos[0].read_bytes()[:300])
+    photos = [*run.photos[::4], tmp_path / "torn.png"]
+    frame = pd.DataFrame({"image": [str(photo) for photo in photos]})
+    labels = ask(run.uri, *frame["image"])["label_group"].tolist()
+    assert labels[-1] is None
+    # The first is made wrong, and the last cannot be read.
+    wrong = "$group1$" if labels[0] == "$group0$" else "$group0$"
+    frame["label_group"] = [wrong, *labels[1:-1], "$group2$"]
+    with mlflow.start_run():
+        result = mlflow.models.evaluate(
+            run.uri,
+            frame,
+            targets="label_group",
+            model_type="classifier",
+            model_config={"output": "label_group"},
+            evaluator_config={"log_model_explainability": False},
+        )
+    mlflow.clear_active_model()
+    assert result.metrics["accuracy_score"] == pytest.approx(8 / 10)
+    assert result.metrics["example_count"] == 10
+
+
+def test_an_output_that_there_is_not(run: SmallRun) -> None:
+    with pytest.raises(ValueError, match="output=labels: must be table or label_group"):
+        mlflow.pyfunc.load_model(run.uri, model_config={"output": "labels"})
+
+
 def test_base64_shorter_than_a_path_is_no_path(run: SmallRun) -> None:
     """The system refuses to look for a file of a name longer than any."""
     content = b"".join(draw_photo(0, 1, 8).tobytes() for _ in range(2))
@@ -257,7 +373,7 @@ def test_the_logged_model_is_hardly_larger_than_its_weights(
 ) -> None:
     run = small_run(tmp_path_factory.getbasetemp(), serialization)
     files = [file for file in folder_of(run.uri).rglob("*") if file.is_file()]
-    assert not any("example" in file.name for file in files)
+    assert sum(file.stat().st_size for file in files if "example" in file.name) < 10_000
     assert not any(file.suffix in (".pyc", ".png", ".jpg") for file in files)
     state = run.result.model.state_dict().values()
     weights = sum(value.nbytes for value in state)

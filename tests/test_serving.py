@@ -159,6 +159,28 @@ def test_the_best_k_and_a_bad_photo(url: str, champion: str, run: SmallRun) -> N
     assert good["probabilities"] == pytest.approx(list(here["probabilities"]), abs=1e-6)
 
 
+def test_paths_are_not_read(url: str, run: SmallRun, tmp_path: Path) -> None:
+    there, gone = str(run.photos[0]), str(tmp_path / "gone.png")
+    answers = ask(url, {"dataframe_records": [{"image": there}, {"image": gone}]})
+    assert [row["label_group"] for row in answers] == [None, None]
+    reasons = {row["error"].split(":")[0] for row in answers}
+    assert reasons == {"no base64 text or data"}
+
+
+def test_a_csv_of_two_photos_gives_two_rows(url: str, champion: str, run: SmallRun) -> None:
+    photos = [run.photos[0], run.photos[20]]
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        data="\n".join(["image", *map(as_base64, photos)]).encode(),
+        headers={"Content-Type": "text/csv"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        rows = json.load(response)["predictions"]
+    assert [row["label_group"] for row in rows] == [
+        row["label_group"] for row in offline(champion, photos)
+    ]
+
+
 def test_a_wrong_column_is_refused_and_named(url: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         ask(url, {"dataframe_records": [{"photo": "x"}]})

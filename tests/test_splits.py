@@ -327,11 +327,16 @@ def test_digest_tells_fields_and_rows_apart() -> None:
         pd.DataFrame({"x": ["a"], "y": ["c"]}),
         pd.DataFrame({"x": ["b", "a"], "y": ["d", "c"]}),
         pd.DataFrame({"x": ["a", "c"], "y": ["b", "d"]}),
+        # Values that hold what earlier versions put between fields and rows.
+        pd.DataFrame({"x": ["a\x1fc\x1eb"], "y": ["d"]}),
+        pd.DataFrame({"x": ["a"], "y": ["c\x1eb\x1fd"]}),
+        pd.DataFrame({"x": ['a", "c'], "y": ["d"]}),
+        pd.DataFrame({"x": ["a"], "y": ['c", "d']}),
     ]
     assert len({digest(table) for table in tables}) == len(tables)
 
 
 def test_digest_stays_the_same_between_versions() -> None:
     table = pd.DataFrame({"image": ["a.jpg"], "split": ["train"]})
-    expected = hashlib.sha256(b"a.jpg\x1ftrain\x1e").hexdigest()[:16]
+    expected = hashlib.sha256(b'["a.jpg", "train"]\n').hexdigest()[:16]
     assert digest(table) == expected

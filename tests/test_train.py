@@ -70,6 +70,7 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
     assert artifacts(result.run_id) == {
         "data/manifest.csv",
         "data/cleaning.txt",
+        "data/left_out.csv",
         "training/history.csv",
         "training/learning_curves.png",
         "test/confusion_matrix.png",

@@ -134,7 +134,7 @@ def clear_cache() -> int:
             if description.is_symlink() or not _is_ours(description):
                 continue
             with suppress(Timeout), locked(description.with_suffix(".lock"), wait=False):
-                for suffix in (".bin", ".npy", ".json", ".lock"):
+                for suffix in (".bin", ".npy", ".tmp", ".json", ".lock"):
                     with suppress(OSError):
                         file = description.with_suffix(suffix)
                         size = file.lstat().st_size
@@ -160,6 +160,7 @@ class _ArrayFile:
         self.values = stem.with_name(f"{stem.name}.bin")
         self.description = stem.with_name(f"{stem.name}.json")
         self.lock = stem.with_name(f"{stem.name}.lock")
+        self._new = stem.with_name(f"{stem.name}.tmp")
         self._facts = {"format": _FORMAT, "shape": list(shape), "dtype": dtype.str}
         self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
         self.nbytes = shape[0] * self._row_bytes
@@ -183,11 +184,16 @@ class _ArrayFile:
 
     def build(self, fill: Fill, what: str) -> _Found | None:
         """Compute the parts that are missing; None where the files were deleted meanwhile."""
-        parts = self._intact(self._described()[: len(self.starts)])
+        described = self._described()
+        parts = self._intact(described[: len(self.starts)])
         self._check_disk(what)
         if not parts:
-            # Another process may still map a damaged file, so it is not written over.
             self.values.unlink(missing_ok=True)
+        elif len(described) == len(self.starts):
+            # Another process may map the file of a finished array, so a copy is written to.
+            with _writing_to(self.stem.parent):
+                copy = shutil.copyfile(self.values, self._new)
+                copy.replace(self.values)
         for number, start in enumerate(self.starts):
             if number < len(parts) and not parts[number]["about"].get(RETRY):
                 continue
@@ -214,7 +220,7 @@ class _ArrayFile:
     def _write(self, start: int, values: np.ndarray, parts: list[dict[str, Any]]) -> None:
         """Write a part to its place, then the description that lists it."""
         with _writing_to(self.stem.parent):
-            if start == 0:
+            if len(parts) == 1:
                 # First, so that clear_cache knows whose file it is.
                 self._describe([])
             with self.values.open("r+b" if start or self.values.exists() else "wb") as stream:
@@ -225,12 +231,11 @@ class _ArrayFile:
             self._describe(parts)
 
     def _describe(self, parts: list[dict[str, Any]]) -> None:
-        new = self.stem.with_name(f"{self.stem.name}.tmp")
         try:
-            new.write_text(json.dumps({**self._facts, "parts": parts}), encoding="utf-8")
-            new.replace(self.description)
+            self._new.write_text(json.dumps({**self._facts, "parts": parts}), encoding="utf-8")
+            self._new.replace(self.description)
         finally:
-            new.unlink(missing_ok=True)
+            self._new.unlink(missing_ok=True)
 
     def _described(self) -> list[dict[str, Any]]:
         """The parts that are said to be there; none where the description is damaged."""
@@ -282,13 +287,14 @@ class _ArrayFile:
         return max(0, self.nbytes - written), max(0, free)
 
     def _check_disk(self, what: str) -> None:
-        needed, free = self.room()
-        if needed > free:
-            disk_free = shutil.disk_usage(self.stem.parent).free
+        needed, usable = self.room()
+        if needed > usable:
+            folder = self.stem.parent
+            free = shutil.disk_usage(folder).free
             raise CatalogError(
-                f"The cache folder {self.stem.parent} has {disk_free / 2**20:,.0f} "
-                f"MiB free; {what} need {needed / 2**20:,.0f} MiB. Free some, name a folder on a "
-                f"larger disk with {CACHE_VARIABLE}, or set cache=false."
+                f"The cache folder {folder} has {free / 2**20:,.0f} MiB free; {what} need "
+                f"{needed / 2**20:,.0f} MiB. Free some, name a folder on a larger disk with "
+                f"{CACHE_VARIABLE}, or set cache=false."
             )
 
 

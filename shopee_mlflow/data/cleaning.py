@@ -3,45 +3,90 @@
 from __future__ import annotations
 
 import re
-import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from ..errors import CatalogError
+from .label_checks import label_remarks
+from .photo_files import NO_FILE, find_photo_files
 
 PHASH = re.compile(r"[0-9a-f]{16}")
-_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
+# In words, of a step: how many reasons are named, of how many examples each.
+_MOST_REASONS, _MOST_EXAMPLES = 6, 3
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of cleaning: how many rows (or photos) it took out, and how many are left."""
+    """One step of cleaning: how many rows (or photos) it took out, and how many are left.
+
+    :ivar reasons: where they differ, reason -> the names of some photos and how many there are.
+    """
 
     name: str
     words: str
     removed: int
     left: int
     examples: tuple[str, ...] = ()
+    reasons: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+
+
+class LeftOut(NamedTuple):
+    """A row that was left out."""
+
+    image: str
+    label_group: str
+    step: str
+    reason: str
 
 
 @dataclass
 class Cleaning:
-    """The record of all steps, in order, and of what is worth knowing without removing a row."""
+    """The record of all steps, in order, and of what is worth knowing without removing a row.
+
+    :ivar notes: name -> number of rows or photos; logged as metrics.
+    :ivar remarks: lines for people.
+    :ivar left_out: every row that a step removed, but those outside the largest label groups,
+        which an option excludes.
+    """
 
     rows: int
     steps: list[Step] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
-    def keep(self, frame: pd.DataFrame, kept: pd.Series, name: str, words: str) -> pd.DataFrame:
-        """The rows of ``frame`` where ``kept`` is true; the others are counted under ``name``."""
+    def keep(
+        self,
+        frame: pd.DataFrame,
+        kept: pd.Series,
+        name: str,
+        words: str,
+        reasons: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of ``frame`` where ``kept`` is true; the others are counted under ``name``.
+
+        :param reasons: why each of the others is left out, in their order; None: ``words``.
+        """
         removed = frame[~kept]
-        examples = tuple(dict.fromkeys(removed["image"]))[:3]
-        self.steps.append(Step(name, words, len(removed), int(kept.sum()), examples))
+        why = [words] * len(removed) if reasons is None else list(reasons)
+        examples = tuple(dict.fromkeys(removed["image"]))[:_MOST_EXAMPLES]
+        counted = {} if reasons is None else _count_reasons(list(removed["image"]), why)
+        self.steps.append(Step(name, words, len(removed), int(kept.sum()), examples, counted))
+        if name != "outside_largest_groups":
+            columns = (removed["image"], removed["label_group"], why)
+            self.left_out += [
+                LeftOut(image, label, name, reason)
+                for image, label, reason in zip(*columns, strict=True)
+            ]
         return frame[kept]
+
+    def left_out_table(self) -> pd.DataFrame:
+        """Rows that were left out: image, label_group, step, reason; all text."""
+        return pd.DataFrame(self.left_out, columns=list(LeftOut._fields), dtype=str)
 
     def counts(self) -> dict[str, int]:
         """Name -> number of rows or photos: all rows, what each step removed, what is left."""
@@ -53,11 +98,44 @@ class Cleaning:
         """The record as lines for people."""
         lines = [f"{self.rows:>7,} rows in the catalogue"]
         for step in self.steps:
-            few = f" ({', '.join(step.examples)}{', ...' if step.removed > 3 else ''})"
+            few = f" ({_few(step.examples, step.removed)})"
             hint = few if step.removed > 0 and step.name in _WORTH_NAMING else ""
             lines.append(f"{step.left:>7,} left: {step.removed:,} {step.words}{hint}")
+            lines += _reason_lines(step)
         lines += [f"        {_NOTES[name].format(count)}" for name, count in self.notes.items()]
-        return lines
+        return lines + [f"        {remark}" for remark in self.remarks]
+
+
+def _few(examples: Sequence[str], count: int) -> str:
+    return ", ".join(examples) + (", ..." if count > _MOST_EXAMPLES else "")
+
+
+def _count_reasons(
+    images: Sequence[str], reasons: Sequence[str]
+) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Reason -> how many photos and the first of them, the most frequent first.
+
+    Reasons that differ only in their numbers count as one.
+    """
+    kinds: dict[str, list[int]] = {}
+    for row, reason in enumerate(reasons):
+        kinds.setdefault(re.sub(r"\d[\d,.]*", "0", reason), []).append(row)
+    ordered = sorted(kinds.values(), key=lambda rows: -len(rows))
+    return {
+        reasons[rows[0]]: (len(rows), tuple(images[row] for row in rows[:_MOST_EXAMPLES]))
+        for rows in ordered
+    }
+
+
+def _reason_lines(step: Step) -> Iterator[str]:
+    """Why photos were left out by a step, where more can be said than its own words."""
+    if not set(step.reasons) - {NO_FILE}:
+        return
+    for reason, (count, examples) in list(step.reasons.items())[:_MOST_REASONS]:
+        yield f"          {count:,}: {' '.join(reason.split())} ({_few(examples, count)})"
+    more = len(step.reasons) - _MOST_REASONS
+    if more > 0:
+        yield f"          and {more} other reasons"
 
 
 _WORTH_NAMING = {"unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
@@ -65,6 +143,33 @@ _NOTES = {
     "noisy_files": "{:,} of the kept photos also stand under a group that is not kept",
     "invalid_phashes": "{:,} entries of image_phash are no phash and were computed again",
 }
+
+
+# Names of columns in which people decide what the options decide here.
+_SPLIT_COLUMNS = (
+    *("split", "fold", "folds", "kfold", "subset", "set", "partition", "usage"),
+    *("dataset_split", "data_split", "is_train", "is_test", "is_valid", "is_val"),
+)
+_WEIGHT_COLUMNS = ("weight", "weights", "sample_weight", "sample_weights", "class_weight")
+
+
+def column_remarks(unused: Sequence[str]) -> list[str]:
+    """Lines for people about columns of the CSV that nothing is taken from.
+
+    :param unused: their names.
+    """
+    lines = []
+    for names, words in (
+        (_SPLIT_COLUMNS, "photos are split by the options split and split_seed alone"),
+        (_WEIGHT_COLUMNS, "all photos count the same unless class_weights says otherwise"),
+    ):
+        if found := [name for name in unused if name.lower() in names]:
+            lines.append(f"column {', '.join(found)} of the CSV is not used: {words}")
+            unused = [name for name in unused if name not in found]
+    if unused:
+        few = ", ".join(unused[:10]) + (", ..." if len(unused) > 10 else "")
+        lines.append(f"columns of the CSV that are not used: {few}")
+    return lines
 
 
 def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) -> pd.DataFrame:
@@ -79,6 +184,7 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
     complete = (frame["image"] != "") & (frame["label_group"] != "")
     kept = cleaning.keep(frame, complete, "incomplete_rows", "without image or label_group")
     everything = kept
+    cleaning.remarks += label_remarks(everything["label_group"])
     sizes = kept["label_group"].value_counts()
     ranked = sorted(sizes.index, key=lambda label: (-sizes[label], label))
     chosen = ranked[:largest_groups] if largest_groups else ranked
@@ -112,14 +218,17 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
 
     :returns: the frame with a column ``file`` of Path.
     """
-    root = folder.resolve()
-    files = frame["image"].map(lambda name: inside_folder(root, name))
-    frame = frame.assign(file=files)
-    frame = cleaning.keep(
-        frame, files.notna(), "unsafe_paths", "whose path leaves the folder of photos"
+    found = find_photo_files(folder, list(frame["image"]))
+    if found.note:
+        cleaning.remarks.append(found.note)
+    frame = frame.assign(file=pd.Series(found.files, index=frame.index, dtype=object))
+    inside = frame["file"].notna()
+    problems = pd.Series(found.problems, index=frame.index, dtype=str)[inside]
+    frame = cleaning.keep(frame, inside, "unsafe_paths", "whose path leaves the folder of photos")
+    there = problems == ""
+    kept = cleaning.keep(
+        frame, there, "missing_files", f"whose file is not in {folder}", list(problems[~there])
     )
-    there = frame["file"].map(is_file).astype(bool)
-    kept = cleaning.keep(frame, there, "missing_files", f"whose file is not in {folder}")
     if kept.empty:
         raise CatalogError(
             f"None of the catalogue's photos is in {folder}:\n" + "\n".join(cleaning.lines())
@@ -141,7 +250,8 @@ def drop_bad_images(
             + "\n  ".join(few)
         )
     good = pd.Series(~frame.index.isin(list(reasons)), index=frame.index)
-    return cleaning.keep(frame, good, "bad_images", "that do not decode")
+    why = [reasons[row] for row in frame.index[~good]]
+    return cleaning.keep(frame, good, "bad_images", "that do not decode", why)
 
 
 def drop_conflicting_contents(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
@@ -193,29 +303,3 @@ def fill_phashes(
         return frame.assign(image_phash=phashes)
     computed = pd.Series(compute(list(frame.loc[missing, "file"])), index=missing, dtype=str)
     return frame.assign(image_phash=pd.concat([phashes[valid], computed]))
-
-
-def inside_folder(root: Path, name: str) -> Path | None:
-    """The file's real path when it lies in the folder, symbolic links followed; else None."""
-    if "\0" in name:
-        return None
-    if _PLAIN_NAME.fullmatch(name):
-        # What most names are: no way out of the folder but by a link, which costs less to find out.
-        with suppress(OSError):
-            path = root / name
-            if stat.S_ISREG(path.lstat().st_mode):
-                return path
-    try:
-        path = (root / name).resolve()
-    except (OSError, RuntimeError):
-        return None
-    return path if path.is_relative_to(root) and path != root else None
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is a file that can be seen."""
-    try:
-        return path.is_file()
-    except OSError:
-        # A name that is too long, or a folder that may not be entered.
-        return False

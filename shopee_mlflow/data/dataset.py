@@ -12,9 +12,10 @@ import pandas as pd
 from ..config import AUTO, SAMPLE, DataConfig
 from ..sample import sample_catalog
 from . import splits
-from .catalog_csv import find_catalog, read_catalog
+from .catalog_csv import find_catalog, read_catalog, unused_columns
 from .cleaning import (
     Cleaning,
+    column_remarks,
     drop_bad_images,
     drop_conflicting_contents,
     drop_small_groups,
@@ -90,7 +91,7 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     watch = watch or _unwatched
     csv, folder = locate_catalog(config, watch)
     rows = read_catalog(csv)
-    cleaning = Cleaning(rows=len(rows))
+    cleaning = Cleaning(rows=len(rows), remarks=column_remarks(unused_columns(csv)))
     frame = select_rows(rows, config.largest_groups, cleaning)
     frame = locate_files(frame, folder, cleaning)
     files = list(frame["file"])

@@ -1,4 +1,4 @@
-"""What a photo file is, told from its bytes before any decoder runs."""
+"""Checks of a photo file that need no decoding: size, scans, metadata, and other kinds of file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..errors import ImageError
 
 # Larger than any camera's photo; above it a small file could fill the memory.
 MAX_PIXELS = 120_000_000
-# These decoders hold several copies of the image.
-_LOWER_LIMITS = {"WEBP": 64_000_000, "AVIF": 64_000_000, "JPEG2000": 64_000_000, "HEIF": 64_000_000}
+# These decoders hold several copies of the image; the limits are above 50-megapixel cameras.
+_LOWER_LIMITS = {"WEBP": 52_000_000, "JPEG2000": 52_000_000, "AVIF": 64_000_000, "HEIF": 64_000_000}
 # JPEG files without progressive scans are decoded at a reduced scale, never at full size.
 MAX_JPEG_PIXELS = 500_000_000
 

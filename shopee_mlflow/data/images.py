@@ -47,7 +47,7 @@ _FILTERS = threading.Lock()
 _LARGE = threading.RLock()
 _FULL_SIZE = "full_size"
 
-# Pillow's decoders answer damaged files with these, besides OSError.
+# Pillow's decoders raise these for damaged files, besides OSError.
 _DAMAGE = (
     ValueError,
     SyntaxError,
@@ -61,7 +61,7 @@ _DAMAGE = (
     struct.error,
 )
 
-# EXIF tag 0x0112 (Exif 2.3, 4.6.4): how the stored rows and columns have to be turned.
+# EXIF tag 0x0112 (Exif 2.3, 4.6.4): how the stored rows and columns are to be rotated.
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -163,7 +163,7 @@ def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> 
 
 @contextmanager
 def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
-    """Open a photo for reading; whatever goes wrong inside is an ImageError with the reason.
+    """Open a photo for reading; any failure inside becomes an ImageError with the reason.
 
     :param side: decode JPEG files at a reduced scale, to no less than twice this many pixels a
         side; 0 reduces only those that are too large for the memory.
@@ -243,7 +243,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _scale_down(image: Image.Image, stream: IO[bytes], side: int) -> None:
-    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size, and refuse endless ones."""
+    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size; refuse one of too many scans."""
     if not isinstance(image, JpegImageFile):
         return
     width, height = image.size
@@ -284,7 +284,7 @@ def _decoded(image: Image.Image, stream: IO[bytes], head: bytes) -> Image.Image:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """What Pillow warns about is for us an error or, like damaged EXIF, of no matter.
+    """Silence Pillow's warnings: what matters is an error, and damaged EXIF does not matter.
 
     Warning filters belong to the whole process, hence the lock among decoding threads.
     """

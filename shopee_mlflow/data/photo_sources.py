@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import CatalogError, ImageError
 from .catalog_csv import IMAGES_NAME, read_catalog
-from .cleaning import inside_folder
 from .images import SUFFIXES, open_photo, read_pixels
+from .photo_files import find_photo_files
 
 # Files with these suffixes are expected to be photos: one that does not decode is an error in its
 # row. Any other file is a photo if it begins as one.
@@ -66,12 +66,14 @@ class PhotoSource:
     :ivar key: name of the output's first column.
     :ivar place: where the photos were looked for.
     :ivar passed_over: kind of file that is no photo -> number of such files.
+    :ivar note: how names of a CSV were read, where they are not those of files.
     """
 
     photos: list[Photo]
     key: str
     place: Path
     passed_over: Counter[str] = field(default_factory=Counter)
+    note: str = ""
 
     def passed_over_in_words(self) -> str:
         """The files that are no photos, by kind; empty where there are none."""
@@ -136,10 +138,9 @@ def _from_csv(path: Path, images: str | None) -> PhotoSource:
     if not folder.is_dir():
         raise CatalogError(f"images={folder}: no such folder of photos; name it with images.")
     key = "posting_id" if "posting_id" in frame else "image"
-    root = folder.resolve()
-    files = (inside_folder(root, name) for name in frame["image"])
-    photos = [Photo(name, file) for name, file in zip(frame[key], files, strict=True)]
-    return PhotoSource(photos, key, folder)
+    found = find_photo_files(folder, list(frame["image"]))
+    photos = [Photo(name, file) for name, file in zip(frame[key], found.files, strict=True)]
+    return PhotoSource(photos, key, folder, note=found.note)
 
 
 def _images_beside(csv: Path) -> Path:

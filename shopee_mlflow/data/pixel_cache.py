@@ -8,6 +8,7 @@ very bytes that have this digest.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,15 @@ from ..errors import ImageError
 from .array_cache import RETRY, load_or_build
 from .images import RECIPE, open_photo, read_pixels
 
+_log = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
 
 _Out = TypeVar("_Out")
 
 _MOST_A_TASK = 16
+# Photos to name in a warning.
+_NAMED = 5
 # Items that are split into tasks at once, since waiting tasks take memory.
 _ROUND = 16_384
 
@@ -162,8 +167,13 @@ def _decode_into(
             return error
         return None
 
-    errors = _in_threads(decode, range(len(files)), workers, progress)
-    return {row: error for row, error in enumerate(errors) if error is not None}
+    found = _in_threads(decode, range(len(files)), workers, progress)
+    errors = {row: error for row, error in enumerate(found) if error is not None}
+    transient = [f"{files[row].name} ({e})" for row, e in errors.items() if e.transient]
+    if transient:
+        names = ", ".join(transient[:_NAMED])
+        _log.warning("photos that cannot be used this time: %d, %s", len(transient), names)
+    return errors
 
 
 def _read_verified(file: Path, content: str) -> bytes:

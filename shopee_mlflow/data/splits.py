@@ -8,6 +8,7 @@ on one side; ``random`` does not look at copies, as the original experiment did 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 
 import numpy as np
@@ -93,10 +94,13 @@ def manifest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """Fingerprint of a table's rows, 16 hexadecimal digits; equal only for equal tables."""
+    """Fingerprint of a table's rows, 16 hexadecimal digits; equal only for equal tables.
+
+    Rows are digested as JSON, in which no value can be taken for the end of a field.
+    """
     sha = hashlib.sha256()
     for row in table.itertuples(index=False):
-        sha.update("\x1f".join(map(str, row)).encode() + b"\x1e")
+        sha.update(json.dumps([str(value) for value in row]).encode() + b"\n")
     return sha.hexdigest()[:16]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.cleaning import inside_folder
 from ..data.images import read_thumbnail
+from ..data.photo_files import inside_folder
 from ..errors import ImageError
 from ..reports.pages import Gallery, Tile, photo_picture
 from .explored import Section

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.cleaning import PHASH, inside_folder, is_file
+from ..data.cleaning import PHASH
 from ..data.images import open_photo, upright_rgb, upright_size
+from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import Progress, hash_file, phash_of
 from ..errors import ImageError
 
@@ -102,13 +103,14 @@ def survey_photos(
     listed = _listed_phashes(rows)
     names = sorted(name for name in set(rows["image"]) if name)
     records = {name: _new_record(name, listed.get(name, "")) for name in names}
-    root = folder.resolve()
+    looked_up = find_photo_files(folder, names)
     files: dict[str, Path] = {}
-    for name in names:
-        file = inside_folder(root, name)
+    for name, file, problem in zip(names, looked_up.files, looked_up.problems, strict=True):
         if file is None:
             records[name]["state"] = OUTSIDE
-        elif is_file(file):
+        elif problem:
+            records[name]["reason"] = problem
+        else:
             files[name] = file
     for name in files:
         records[name]["state"] = LEFT_OUT

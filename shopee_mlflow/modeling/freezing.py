@@ -8,7 +8,9 @@ trains the model, and the model that is logged is the whole, unchanged network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,12 +181,24 @@ def _in_file(
     fill: Callable[[Tensor, int], dict[str, Any]],
 ) -> np.ndarray:
     def fill_part(values: np.ndarray, start: int) -> dict[str, Any]:
-        return fill(torch.from_numpy(values), start)
+        with _threads_of_waiting_processes():
+            return fill(torch.from_numpy(values), start)
 
     stored, about = load_or_build(name, shape, dtype, fill_part, "the activations")
     if _TOO_LARGE in about:
         return _in_file(f"{name}-float32", shape, np.float32, fill)
     return stored
+
+
+@contextmanager
+def _threads_of_waiting_processes() -> Iterator[None]:
+    """Use the threads of the other processes of a group, which wait while this one computes."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def _check_memory(example: Tensor, total: int) -> None:

@@ -1,13 +1,15 @@
-"""How a classifier is stored in MLflow, and how ``mlflow.pyfunc`` brings it back.
+"""The MLflow flavor of a classifier: saving it, and loading it for ``mlflow.pyfunc``.
 
-This package travels with every model, and this file is what ``mlflow.pyfunc.load_model`` and
-``mlflow models serve`` call there. It therefore needs torch, torchvision, Pillow and MLflow, and
+A copy of this package is stored with every model, and ``mlflow.pyfunc.load_model`` and
+``mlflow models serve`` call this module there. It needs torch, torchvision, Pillow and MLflow, and
 nothing else of the environment in which the model was trained.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import logging
 import pickle
@@ -26,7 +28,6 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import (
-    AnyType,
     ColSpec,
     DataType,
     ParamSchema,
@@ -34,16 +35,18 @@ from mlflow.types.schema import (
     Schema,
     TensorSpec,
 )
+from PIL import Image
 
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
-from .photo_classifier import PhotoClassifier
+from .photo_classifier import TABLE, PhotoClassifier, may_read_paths
 
 ABOUT_FILE = "product_classifier.json"
+_EXAMPLE_FILE = "input_example.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
 PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
-# What torch and pickle answer to files that are cut off, or were written by other code.
+# What torch and pickle raise for files that are truncated, or were written by other code.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -60,12 +63,12 @@ _DAMAGE = (
 def save_model(
     path: str, mlflow_model: Model, classifier: ProductClassifier, serialization: str = PICKLE
 ) -> None:
-    """Write a classifier as an MLflow model; the form that ``mlflow.models.Model.log`` calls.
+    """Save a classifier as an MLflow model; ``mlflow.models.Model.log`` calls this function.
 
-    The weights are stored for the CPU whatever device they are on, and the code goes along.
+    The weights are stored for the CPU whatever device they are on, together with this package.
 
-    :param serialization: ``pickle`` keeps the module itself, which can be trained on; ``pt2``
-        keeps a program for photos of ``image_size``, which loads without running any code.
+    :param serialization: ``pickle`` stores the module itself, which can be trained further;
+        ``pt2`` stores a program for photos of ``image_size``, which loads without running code.
     """
     portable = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
     portable.requires_grad_(True)
@@ -84,14 +87,34 @@ def save_model(
     }
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
     mlflow_model.signature = signature()
-    mlflow_model.flavors["python_function"]["loader_module"] = __name__
+    function = mlflow_model.flavors["python_function"]
+    # What mlflow.pyfunc.load_model(uri, model_config=...) may choose.
+    function |= {"loader_module": __name__, "config": {"device": None, "output": TABLE}}
+    _save_example(Path(path), mlflow_model, portable.image_size)
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def save_in_folder(classifier: ProductClassifier, folder: Path) -> None:
-    """Write a classifier into a folder, which ``mlflow.pytorch.load_model`` takes, without a store.
+def _save_example(folder: Path, mlflow_model: Model, side: int) -> None:
+    """One photo as base64 text, which shows callers the form of the input.
 
-    What is there is replaced.
+    MLflow's own ``input_example`` would load the model and run it each time one is logged.
+    """
+    file = io.BytesIO()
+    Image.fromarray(_made_up_photos(side)[0].permute(1, 2, 0).numpy()).save(file, "JPEG")
+    text = base64.b64encode(file.getvalue()).decode()
+    example = {"columns": ["image"], "data": [[text]]}
+    (folder / _EXAMPLE_FILE).write_text(json.dumps(example), encoding="utf-8")
+    mlflow_model.saved_input_example_info = {
+        "artifact_path": _EXAMPLE_FILE,
+        "type": "dataframe",
+        "pandas_orient": "split",
+    }
+
+
+def save_in_folder(classifier: ProductClassifier, folder: Path) -> None:
+    """Save a classifier in a folder for ``mlflow.pytorch.load_model``, without a tracking store.
+
+    An existing folder is replaced.
     """
     shutil.rmtree(folder, ignore_errors=True)
     save_model(str(folder), Model(), classifier)
@@ -117,11 +140,11 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
         mlflow_model=mlflow_model,
         code_paths=[str(PACKAGE)],
         pip_requirements=pip_requirements(),
-        # What torch.export is to keep variable: the number of photos.
+        # Tells torch.export which dimension is dynamic: the number of photos.
         signature=ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, side, side))])
         ),
-        # As a tensor it traces the program and is not written into the model as JSON.
+        # A tensor is used to trace the program, and is not stored in the model as JSON.
         input_example=torch.zeros(2, 3, side, side, dtype=torch.uint8),
         serialization_format="pt2",
     )
@@ -136,14 +159,18 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
 
 
 def pip_requirements() -> list[str]:
-    """The packages that loading and serving need, at the versions of this environment."""
+    """Packages that loading and serving need, at the versions of this environment."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES]
 
 
 def signature() -> ModelSignature:
-    """A column ``image`` in; label group, probability and error out; ``top_k`` as a parameter."""
+    """Input column ``image``; outputs label_group, probability, error; parameter ``top_k``.
+
+    MLflow checks no value of a text column that holds objects, so bytes and arrays pass as well,
+    and all forms that its server documents (inputs, instances, text/csv) are read.
+    """
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image")]),
+        inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label_group", required=False),
@@ -158,15 +185,23 @@ def signature() -> ModelSignature:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PhotoClassifier:
     """Called by MLflow with the model's data folder.
 
-    It answers on the device that ``model_config={"device": ...}`` names, by default on the CPU;
-    programs (pt2) know the CPU only.
+    :param model_config: ``device`` to run on, by default the CPU, which is the only one for
+        programs (pt2); ``output``: ``table`` or ``label_group``, see :class:`PhotoClassifier`.
     """
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
     model = mlflow.pytorch.load_model(str(Path(path).parent))
-    device = (model_config or {}).get("device") or "cpu"
+    chosen = model_config or {}
     # Models logged by earlier versions do not say how they resize: they stretch.
     resize = about.get("resize", "stretch")
-    return PhotoClassifier(model, about["classes"], about["image_size"], resize, device)
+    return PhotoClassifier(
+        model,
+        about["classes"],
+        about["image_size"],
+        resize,
+        device=chosen.get("device") or "cpu",
+        output=chosen.get("output") or TABLE,
+        read_paths=may_read_paths(),
+    )
 
 
 def check_probe(uri: str) -> None:
@@ -186,10 +221,10 @@ def check_probe(uri: str) -> None:
 
 
 def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The module and what is known of it: classes, image_size, architecture, probe.
+    """Load the module and its description: classes, image_size, resize, architecture, probe.
 
-    :raises TrackingError: when the folder holds a model of another kind, or one that is damaged
-        or may not be loaded here.
+    :raises TrackingError: when the folder holds another kind of model, or one that is damaged or
+        may not be loaded here.
     """
     file = folder / "data" / ABOUT_FILE
     if not file.is_file():
@@ -206,20 +241,26 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
 
 
 def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
-    """Logits of two fixed made-up photos, by which a model is known again."""
+    """Logits of two fixed synthetic photos, by which a model is recognized."""
+    with torch.inference_mode():
+        return model(_made_up_photos(side)).double().tolist()
+
+
+def _made_up_photos(side: int) -> torch.Tensor:
+    """(2, 3, side, side) uint8: ramps, and their negative."""
     ramp = torch.arange(side) * 255 // max(side - 1, 1)
     photo = torch.stack(
         [ramp.expand(side, side), ramp.expand(side, side).T, (ramp // 2).expand(side, side)]
     )
-    photos = torch.stack([photo, 255 - photo]).to(torch.uint8)
-    with torch.inference_mode():
-        return model(photos).double().tolist()
+    return torch.stack([photo, 255 - photo]).to(torch.uint8)
 
 
 @contextmanager
 def _without_pickle_advice() -> Iterator[None]:
-    """MLflow warns at each save that pickles can run code; the README says it once, with the
-    alternative."""
+    """Suppress MLflow's warning at each save that pickles can run code.
+
+    The README says it once, with the alternative.
+    """
     logger = logging.getLogger("mlflow.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -17,6 +17,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 # Artifacts of a training.
 MANIFEST_FILE = "data/manifest.csv"
 CLEANING_FILE = "data/cleaning.txt"
+LEFT_OUT_FILE = "data/left_out.csv"
 HISTORY_FILE = "training/history.csv"
 PREDICTIONS_FILE = "test/predictions.csv"
 REPORT_FILE = "report.html"

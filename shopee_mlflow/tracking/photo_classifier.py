@@ -1,28 +1,38 @@
-"""What a python_function and a served model answer with: photos in any form -> label groups."""
+"""The python_function of a logged model, local or served: photos in, label groups out."""
 
 from __future__ import annotations
 
-import base64
-import binascii
+import os
+import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ..data.images import pixels_from_array, read_pixels
-from ..errors import ImageError
+from ..data.photo_forms import read_photo
 from ..modeling.inference import Prediction, Predictor
 
-_LONGEST_PATH = 4096
-# Columns of the answer; the second ones where more than the best is asked for.
-_ANSWER, _BEST = ("label_group", "probability"), ("label_groups", "probabilities")
+READ_PATHS_VARIABLE = "SHOPEE_MLFLOW_READ_PATHS"
+# Outputs that a caller may choose by model_config.
+TABLE, LABEL_GROUP = OUTPUTS = ("table", "label_group")
+# MLflow's scoring server finds its model by this variable, in a container as well.
+_SERVER_VARIABLE = "__pyfunc_model_path__"
+_SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver")
+# Columns of the answer; the second pair only if more than one label group is asked for.
+_BEST, _ALL = ("label_group", "probability"), ("label_groups", "probabilities")
 
 
 class PhotoClassifier:
-    """Photos in any of their forms -> label groups with probabilities, one row a photo."""
+    """Photos in any form -> label groups with probabilities, one row for each photo.
+
+    :param image_size: side in pixels of the photos that the model takes.
+    :param resize: how photos become squares.
+    :param output: ``table``: all columns; ``label_group``: a Series of label groups alone, which
+        ``mlflow.models.evaluate`` takes ("" for a photo that cannot be read).
+    :param read_paths: whether text may name a file on this machine.
+    """
 
     def __init__(
         self,
@@ -30,32 +40,53 @@ class PhotoClassifier:
         classes: Sequence[str],
         image_size: int,
         resize: str = "stretch",
+        *,
         device: str = "cpu",
+        output: str = TABLE,
+        read_paths: bool = True,
     ) -> None:
+        if output not in OUTPUTS:
+            raise ValueError(f"model_config: output={output}: must be {' or '.join(OUTPUTS)}")
         self.predictor = Predictor(model, classes, device)
         self.image_size = image_size
         self.resize = resize
+        self.output = output
+        self.read_paths = read_paths
 
     def predict(
         self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame | pd.Series:
         """Classify the photos of the column ``image``.
 
-        :param model_input: column ``image`` with file paths, the file's bytes, its base64 text, or
-            arrays (H, W, 3) uint8; forms may be mixed.
-        :param params: ``top_k``: how many of the best label groups to give.
-        :returns: label_group, probability and error, a row a photo; with ``top_k`` above 1 also
-            ``label_groups`` and ``probabilities``, the best first. A photo that cannot be read
-            has the reason in ``error`` and None elsewhere; the others have their answers.
+        :param model_input: column ``image`` with photos in any form that
+            :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
+        :param params: ``top_k``: how many of the most probable label groups to return.
+        :returns: label_group, probability and error, one row for each photo; with ``top_k`` above
+            1 also ``label_groups`` and ``probabilities``, the most probable first. A photo that
+            cannot be read has the reason in ``error`` and None elsewhere.
         """
         k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
-        photos = _column(model_input)
+        photos, index = _photos(model_input)
         batches = self.predictor.predict(photos, self._decode, top_k=k)
         rows = [_row(one) for predictions in batches for one in predictions]
-        return _frame(rows, [*_ANSWER, *(_BEST if k > 1 else ()), "error"], model_input.index)
+        table = _table(rows, [*_BEST, *(_ALL if k > 1 else ()), "error"], index)
+        return table if self.output == TABLE else table[LABEL_GROUP].fillna("")
 
     def _decode(self, photo: Any) -> np.ndarray:
-        return read_photo(photo, self.image_size, self.resize)
+        return read_photo(photo, self.image_size, self.resize, paths=self.read_paths)
+
+
+def may_read_paths() -> bool:
+    """Whether text may name a file: by the environment variable, else unless MLflow serves.
+
+    :raises ValueError: where the variable holds anything but ``true`` or ``false``.
+    """
+    chosen = os.environ.get(READ_PATHS_VARIABLE, "").lower()
+    if chosen in ("true", "false"):
+        return chosen == "true"
+    if chosen:
+        raise ValueError(f"{READ_PATHS_VARIABLE}={chosen}: must be true or false")
+    return _SERVER_VARIABLE not in os.environ and not any(m in sys.modules for m in _SERVER_MODULES)
 
 
 def _row(prediction: Prediction) -> dict[str, Any]:
@@ -70,48 +101,8 @@ def _row(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def read_photo(photo: Any, size: int, resize: str = "stretch") -> np.ndarray:
-    """One photo in any form that callers send -> (size, size, 3) uint8, by the project's one path.
-
-    :param photo: a file path, the file's bytes, its base64 text, or an array (H, W, 3) uint8.
-    :raises ImageError: when it is none of these, or does not decode.
-    """
-    if isinstance(photo, (bytes, bytearray, memoryview)):
-        return read_pixels(bytes(photo), size, resize)
-    if isinstance(photo, (np.ndarray, list)):
-        try:
-            array = np.asarray(photo)
-        except ValueError:
-            raise ImageError("an array must have rows of equal length") from None
-        return pixels_from_array(array, size, resize)
-    if isinstance(photo, Path):
-        return read_pixels(photo, size, resize)
-    if not isinstance(photo, str) or not photo:
-        raise ImageError(f"an image is a path, bytes, base64 text or an array, not {photo!r:.60}")
-    if _is_file(photo):
-        return read_pixels(Path(photo), size, resize)
-    try:
-        # Line breaks are what the command base64 puts into its output.
-        content = base64.b64decode("".join(photo.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError(f"no such file, and no base64 text: {photo:.60}") from None
-    try:
-        return read_pixels(content, size, resize)
-    except ImageError as error:
-        raise ImageError(f"no such file, and as base64 text: {error} ({photo:.60})") from error
-
-
-def _is_file(text: str) -> bool:
-    """False for what is longer than any path: a whole encoded photo."""
-    try:
-        return len(text) < _LONGEST_PATH and Path(text).is_file()
-    except OSError:
-        # A part of it is longer than any file name.
-        return False
-
-
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any) -> pd.DataFrame:
-    """A column keeps its None, which a server must send as null: NaN is no JSON."""
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any) -> pd.DataFrame:
+    """Columns keep None, which becomes null in JSON; NaN would be invalid there."""
     table = {
         name: pd.Series([row.get(name) for row in rows], index=index, dtype=object)
         for name in columns
@@ -122,8 +113,15 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any
     return frame
 
 
-def _column(frame: Any) -> list[Any]:
-    if isinstance(frame, pd.DataFrame) and "image" in frame:
-        return frame["image"].tolist()
-    found = list(frame.columns) if isinstance(frame, pd.DataFrame) else type(frame).__name__
-    raise ValueError(f"predict takes a DataFrame with a column 'image'; got {found}")
+def _photos(frame: Any) -> tuple[list[Any], pd.Index]:
+    """The photos of a frame and the index of their rows."""
+    if not isinstance(frame, pd.DataFrame) or "image" not in frame:
+        found = list(frame.columns) if isinstance(frame, pd.DataFrame) else type(frame).__name__
+        raise ValueError(f"predict takes a DataFrame with a column 'image'; got {found}")
+    photos = frame["image"].tolist()
+    # MLflow puts {"image": ["...", "..."]} into one row.
+    if len(photos) == 1 and isinstance(photos[0], (list, tuple, np.ndarray)):
+        several = list(photos[0])
+        if several and all(isinstance(photo, (str, bytes)) for photo in several):
+            return several, pd.RangeIndex(len(several))
+    return photos, frame.index

@@ -27,6 +27,7 @@ from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.names import (
     CLEANING_FILE,
     HISTORY_FILE,
+    LEFT_OUT_FILE,
     MANIFEST_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
@@ -45,6 +46,7 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     manifest = dataset.manifest()
     run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
+    run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
     run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
     run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
     counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}

@@ -13,12 +13,13 @@ from ..modeling.metrics import mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..options import as_text
 from ..tracking.mlflow_run_log import read_table, read_weights
+from ..tracking.names import TRIAL_HISTORY_FILE, TRIAL_WEIGHTS_FILE
 from ..training.context import TrainingContext
 from ..training.session import TestResult
 from .space import SearchPlan
 from .study import Search
 from .trial_results import TrialResult
-from .trials import HISTORY_FILE, WEIGHTS_FILE, in_words
+from .trials import in_words
 
 _SIGNIFICANT = 0.05
 
@@ -42,10 +43,10 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     assert trial.run_id is not None
     config = plan.trial_config(trial.values)
     model = context.new_model(config)
-    model.load_state_dict(read_weights(trial.run_id, WEIGHTS_FILE))
+    model.load_state_dict(read_weights(trial.run_id, TRIAL_WEIGHTS_FILE))
     model.tta = config.tta
     labels, logits = context.test(model)
-    history = read_table(trial.run_id, HISTORY_FILE).apply(pd.to_numeric)
+    history = read_table(trial.run_id, TRIAL_HISTORY_FILE).apply(pd.to_numeric)
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
     names = ("epoch", "val_accuracy", config.monitor)
     scores = {f"best_{name}": float(best[name]) for name in names}

@@ -8,11 +8,10 @@ from contextlib import contextmanager, suppress
 from ..config import AUTO
 from ..console import say
 from ..errors import ShopeeError
-from ..tracking.names import PROCESS_TAG
+from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import (
-    FAILURE_TAG,
     child_runs,
     close_run,
     find_run,
@@ -22,9 +21,7 @@ from ..tracking.runs import (
 )
 from ..tracking.store import STORE_ERRORS
 from .study import Search
-from .trials import STATE_TAG, TRIAL_TAG
 
-STUDY_TAG = "study"
 _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 

@@ -14,7 +14,14 @@ from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
-from ..tracking.names import PROCESS_TAG
+from ..tracking.names import (
+    PROCESS_TAG,
+    REPEATS_TAG,
+    STATE_TAG,
+    TRIAL_HISTORY_FILE,
+    TRIAL_TAG,
+    TRIAL_WEIGHTS_FILE,
+)
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
@@ -25,9 +32,6 @@ from .storage import reachable
 from .study import Search
 from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
 
-WEIGHTS_FILE = "trial/weights.pt"
-HISTORY_FILE = "trial/history.csv"
-STATE_TAG, TRIAL_TAG, REPEATS_TAG = "state", "trial", "repeats"
 _OVERTAKEN = "presumed dead and repeated by another process"
 
 
@@ -95,8 +99,8 @@ def _train(
     )
     if kept:
         # The best trial and the one with the original's settings are tested at the end.
-        run.log_weights(session.model.state_dict(), WEIGHTS_FILE)
-        run.log_table(session.history_table(), HISTORY_FILE)
+        run.log_weights(session.model.state_dict(), TRIAL_WEIGHTS_FILE)
+        run.log_table(session.history_table(), TRIAL_HISTORY_FILE)
     return session, kept
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
 from ..data.catalog_csv import find_catalog, read_catalog
-from ..data.cleaning import Cleaning, drop_bad_images, inside_folder, locate_files, select_rows
+from ..data.cleaning import Cleaning, drop_bad_images, locate_files, select_rows
 from ..data.dataset import locate_catalog
+from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
 from ..errors import CatalogError
@@ -27,7 +28,7 @@ from ..tracking.runs import open_run, read_manifest
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation gave.
+    """Result of an evaluation.
 
     :ivar scores: test_accuracy, test_accuracy_low, test_accuracy_high, test_loss.
     :ivar predictions: image, label_group, predicted, probability of every photo.
@@ -46,11 +47,12 @@ def evaluate(
     run: str | None = None,
     experiment: str = "shopee",
 ) -> Evaluation:
-    """Score a model on labelled photos and log scores, tables and figures as a run of its own.
+    """Score a model on labelled photos; log scores, tables and figures as a new run.
 
     :param model: an MLflow model URI.
-    :param data: a labelled catalogue; with ``run``, where its photos lie now (auto: as the run).
-    :param run: id of a training run: its test split is scored, exactly as its manifest lists it.
+    :param data: a labelled catalogue; with ``run``, where its photos are now (auto: where the run
+        had them).
+    :param run: id of a training run, whose test split is scored as its manifest lists it.
     :raises ShopeeError: when the photos or the model are not there, when the run's photos have
         changed, or when the labels are unknown to the model.
     """
@@ -74,7 +76,7 @@ def evaluate(
 
 
 def _catalogue(data: str, images: str) -> pd.DataFrame:
-    """Every labelled photo of a catalogue, cleaned but for its groups: none is too small here."""
+    """Every labelled photo of a catalogue, cleaned; groups of any size are kept."""
     if data == AUTO:
         raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
     csv, folder = find_catalog(data, None if images == AUTO else images)
@@ -86,15 +88,15 @@ def _catalogue(data: str, images: str) -> pd.DataFrame:
 
 
 def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
-    """The test photos of a run, found again and proved unchanged."""
+    """The test photos of a run, after checking that none is missing or has changed."""
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
-    # Photos named anew are looked for there alone, not where the run once had them.
+    # If data is given, photos are looked for there alone, not where the run had them.
     names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
     _, folder = locate_catalog(config, watch)
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
-    files = [inside_folder(folder.resolve(), name) for name in test["image"]]
+    files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
     changed = [
         n for n, a, b in zip(test["image"], contents, test["content"], strict=True) if a != b

@@ -1,4 +1,4 @@
-"""Export a logged model as an ONNX file, checked against torch before it is put in place."""
+"""Export a logged model as an ONNX file, whose logits are compared with torch's first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..tracking.registry import LoadedModel, load_classifier
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-# None of them is the number of photos that the program is traced with.
+# Other numbers of photos than the program is traced with.
 _CHECKED_BATCHES = (1, 3, 5)
 _TOLERANCE = 1e-3
 
@@ -33,7 +33,7 @@ def export(model: str, out: Path) -> Path:
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :raises ShopeeError: when the model is not there, packages are missing, the model cannot be
-        written as ONNX, or its answers differ from torch's; ``out`` is then as it was.
+        written as ONNX, or its logits differ from torch's; ``out`` is then unchanged.
     """
     _check_packages()
     if out.is_dir():
@@ -90,7 +90,7 @@ def _write(loaded: LoadedModel, file: Path) -> None:
 
 
 def _check(loaded: LoadedModel, file: Path) -> float:
-    """The largest difference of the logits from torch's, for several numbers of photos."""
+    """Largest relative difference of the logits from torch's, for several numbers of photos."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -103,7 +103,7 @@ def _check(loaded: LoadedModel, file: Path) -> float:
         # Relative to the largest logit: an untrained network's are tiny.
         scale = float(np.abs(expected).max()) or 1.0
         differences.append(float(np.abs(logits - expected).max()) / scale)
-    if not max(differences) <= _TOLERANCE:  # not a number is no agreement either
+    if not max(differences) <= _TOLERANCE:  # also true for NaN
         raise ModelError(
             f"The ONNX model gives other logits than torch (largest relative difference "
             f"{max(differences):.3g}); it was not written."
@@ -112,10 +112,9 @@ def _check(loaded: LoadedModel, file: Path) -> float:
 
 
 def _made_up_photos(count: int, side: int) -> np.ndarray:
-    """(count, 3, side, side) uint8, soft patches of colour.
+    """(count, 3, side, side) uint8, smooth patches of colour.
 
-    Not noise: networks trained on photos answer it with activations so large that rounding alone
-    shows in the logits.
+    Noise would cause activations so large that rounding errors alone show in the logits.
     """
     patches = torch.randint(0, 256, (count, 3, 6, 6), generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(patches.float(), size=(side, side), mode="bilinear")
@@ -125,7 +124,7 @@ def _made_up_photos(count: int, side: int) -> np.ndarray:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter reports its steps, and libraries warn of their own deprecations."""
+    """Suppress the exporter's progress messages and libraries' deprecation warnings."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -53,6 +53,8 @@ def predict(
     _check_place(out, source)
     if found.passed_over:
         say(found.passed_over_in_words())
+    if found.note:
+        say(found.note)
     with _only_writer(out):
         loaded = load_classifier(model)
         written = _write(found, loaded, out, min(top_k, len(loaded.classes)), workers)

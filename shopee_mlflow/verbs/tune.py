@@ -18,6 +18,7 @@ from ..modeling.device import choose_machine
 from ..modeling.freezing import split_model
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
+from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
@@ -25,15 +26,13 @@ from ..tracking.store import local_folder
 from ..training.context import TrainingContext
 from ..training.results import log_data, log_results
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
-from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
+from ..tuning.parent import lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
 from ..tuning.space import Choice, SearchPlan, plan_search
 from ..tuning.storage import without_password
 from ..tuning.study import Search
 from ..tuning.workers import work, work_in_processes
 from .register import register
-
-_NOTE = "mlflow.note.content"
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneR
             raise
         ending.end(ticket, result.scores["test_accuracy"])
         return result
-    say(find_run(run.run_id).data.tags.get(_NOTE, ""))
+    say(find_run(run.run_id).data.tags.get(DESCRIPTION_TAG, ""))
     say(f"nothing left to do; {_resume_hint(search)}")
     return None
 
@@ -149,11 +148,11 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
             skipped.append(f"- No plot of {name.replace('_', ' ')}: {plot}")
         else:
             run.log_figure(plot, f"tune/{name}.png")
-    run.log_text(best_yaml(plan, best, run.run_id), "tune/best.yaml")
+    run.log_text(best_yaml(plan, best, run.run_id), BEST_FILE)
     times = search.count_tested(found.number)
     lines = [*summarize(search, best, best if same else baseline, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
-    run.log_tags({_NOTE: "\n".join(lines)})
+    run.log_tags({DESCRIPTION_TAG: "\n".join(lines)})
     run.log_model(best.model, best.test.scores, config.serialization)
     say("", *lines)
     if config.register:

@@ -1,0 +1,82 @@
+"""A photo in any form that callers send, as pixels: path, bytes, base64 text, data: URL, array."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+
+from ..errors import ImageError
+from .images import pixels_from_array, read_pixels
+
+_LONGEST_PATH = 4096
+_DATA_URL = "data:"
+
+
+def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = True) -> np.ndarray:
+    """Read one photo as (size, size, 3) uint8.
+
+    :param photo: a file path, the file's bytes, its base64 text, a ``data:`` URL, or an array
+        (H, W, 3) uint8.
+    :param paths: whether paths are read. If not, text never leads to an access to a file, so that
+        the error is the same whether a file exists or not.
+    :raises ImageError: when it is none of these, or does not decode.
+    """
+    if isinstance(photo, (bytes, bytearray, memoryview)):
+        return read_pixels(bytes(photo), size, resize)
+    if isinstance(photo, (np.ndarray, list)):
+        try:
+            array = np.asarray(photo)
+        except ValueError:
+            raise ImageError("an array must have rows of equal length") from None
+        return pixels_from_array(array, size, resize)
+    if isinstance(photo, Path) and paths:
+        return read_pixels(photo, size, resize)
+    if not isinstance(photo, str) or not photo:
+        raise ImageError(
+            f"an image is {'a path, ' * paths}bytes, base64 text, a data: URL or an array, "
+            f"not {photo!r:.60}"
+        )
+    if paths and _is_file(photo):
+        return read_pixels(Path(photo), size, resize)
+    return _read_text(photo, size, resize, "no such file, and " if paths else "")
+
+
+def _read_text(photo: str, size: int, resize: str, reason: str) -> np.ndarray:
+    try:
+        content = _bytes_of(photo)
+    except ValueError:
+        raise ImageError(f"{reason}no base64 text or data: URL: {photo:.60}") from None
+    try:
+        return read_pixels(content, size, resize)
+    except ImageError as error:
+        raise ImageError(f"{reason}as base64 text: {error} ({photo:.60})") from error
+
+
+def _bytes_of(text: str) -> bytes:
+    """The bytes of base64 text, or of a data: URL (RFC 2397).
+
+    :raises ValueError: for any other text.
+    """
+    if text[: len(_DATA_URL)].lower() == _DATA_URL:
+        about, comma, text = text.partition(",")
+        if not comma:
+            raise ValueError("a data: URL without a comma")
+        content = unquote_to_bytes(text)
+        if not about.lower().endswith(";base64"):
+            return content
+        text = content.decode("ascii")
+    # The command base64 puts line breaks into its output.
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
+def _is_file(text: str) -> bool:
+    """False for what is longer than any path: a whole encoded photo."""
+    try:
+        return len(text) < _LONGEST_PATH and Path(text).is_file()
+    except OSError:
+        # A part of it is longer than any file name.
+        return False
