@@ -75,7 +75,7 @@ def torchvision_alone(files: Sequence[Path], job: Job) -> None:
 
 def ours_uncached(files: Sequence[Path], job: Job) -> None:
     """At reduced scale where the size allows it, in threads."""
-    load_pixels(files, [], job.image_size, cache=False)
+    load_pixels(files, hash_files(files), job.image_size, cache=False)
 
 
 def ours_cached(files: Sequence[Path], job: Job) -> None:

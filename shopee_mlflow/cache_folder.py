@@ -1,4 +1,4 @@
-"""Where this project keeps what it can make again: one folder of the user, never the data's."""
+"""The cache folder: files that can be computed again. It is never inside the user's data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def cache_folder() -> Path:
     """The folder for the sample catalogue and decoded photos, created when missing.
 
     ``$SHOPEE_MLFLOW_CACHE`` where it is set, else ``$XDG_CACHE_HOME/shopee_mlflow``, else
-    ``~/.cache/shopee_mlflow``. It may be deleted at any time: everything in it is made again.
+    ``~/.cache/shopee_mlflow``. A folder created here can be read by its owner alone; the
+    permissions of an existing one stay. It may be deleted at any time: all of it is computed again.
 
-    :raises CatalogError: when it is not there and cannot be made.
+    :raises CatalogError: when it is missing and cannot be created.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -24,10 +25,10 @@ def cache_folder() -> Path:
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shopee_mlflow"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CatalogError(
-            f"The cache folder {folder} cannot be made ({error.strerror}). Name another one with "
-            f"{CACHE_VARIABLE}."
+            f"The cache folder {folder} cannot be created ({error.strerror}). Name another one "
+            f"with {CACHE_VARIABLE}."
         ) from error
     return folder

@@ -174,7 +174,7 @@ def compare_command(runs: str, **options: Any) -> None:
 @_verb("predict")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--source", required=True, help="A photo, a folder, a pattern, or a CSV.")
-@click.option("--images", help="Folder of a CSV's photos; default: train_images beside it.")
+@click.option("--images", help="Folder of a CSV's photos; default: beside it.")
 @click.option(
     "--out", default="predictions.csv", show_default=True, type=click.Path(path_type=Path)
 )

@@ -28,6 +28,8 @@ AUGMENTATIONS = (NONE, "original", "flip", "crop")
 RANDOM_AUGMENTATIONS = ("crop",)
 # Metrics of an epoch by which the best one can be chosen: higher is better.
 MONITORED = ("val_accuracy", "val_macro_f1")
+# Files of options take a few hundred bytes.
+_MAX_YAML_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class DataConfig:
     )
     image_size: int = option(
         256, "side in pixels to which photos are resized", Role.DATA, minimum=32, maximum=1024
+    )
+    resize: str = option(
+        "stretch",
+        "how a photo becomes a square: stretch changes its proportions; pad keeps them, on white",
+        Role.DATA,
+        choices=("stretch", "pad"),
     )
     cache: bool = option(
         True, "keep decoded photos in the cache folder for the next run", Role.SETUP
@@ -296,20 +304,45 @@ def resolve(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of option names to values in a YAML file (plain YAML, no Python tags)."""
+    """Read the mapping of option names to values in a YAML file.
+
+    The file may come from a stranger: Python tags and aliases are refused, since a few bytes of
+    aliases expand to gigabytes, and so are files of more than 64 KiB.
+
+    :raises ConfigError: when the file cannot be read or is not such a mapping.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            text = file.read(_MAX_YAML_BYTES + 1)
+        if len(text) > _MAX_YAML_BYTES:
+            raise ConfigError([f"config={path}: is larger than {_MAX_YAML_BYTES:,} bytes"])
+        content = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(
             [f"config={path}: cannot be read ({error.strerror}), looked for from {Path.cwd()}"]
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError([f"config={path}: is no valid YAML: nested too deeply"]) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: not UTF-8, a date such as 2026-02-31, or a number of thousands of digits.
         raise ConfigError([f"config={path}: is no valid YAML: {error}"]) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError([f"config={path}: must hold lines of 'option: value'"])
     return {str(name): value for name, value in content.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases (*{event.anchor}) are not supported", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 def as_params(config: DataConfig) -> dict[str, str]:

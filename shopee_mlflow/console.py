@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,8 @@ import click
 from tqdm import tqdm
 
 _QUIET_SECONDS = 10.0
+# Embeddings, overrides and isolates, which change the direction of the text that follows.
+_BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 class _Voice:
@@ -26,12 +29,36 @@ def mute(muted: bool) -> None:
     _Voice.muted = muted
 
 
+def printable(text: str, *, newlines: bool = False) -> str:
+    """Replace characters that a terminal obeys, or that are no text, by escapes such as ``\\x1b``.
+
+    Names from a catalogue could clear the screen, set the clipboard, reverse the direction of
+    text or forge lines. All other Unicode stays as it is.
+
+    :param newlines: leave line breaks as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        escaped if (escaped := _escape(char)) and not (newlines and char == "\n") else char
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    """The escape of a character that must not be printed; empty for all others."""
+    kind = unicodedata.category(char)
+    if kind in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _BIDI_CONTROLS:
+        return char.encode("unicode_escape").decode("ascii")
+    return ""
+
+
 def say(*lines: str) -> None:
-    """Print lines above any bar."""
+    """Print lines above any bar, control characters escaped."""
     if _Voice.muted:
         return
     for line in lines:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -51,7 +78,7 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if _Voice.muted and record.levelno < logging.ERROR:
             return
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record), newlines=True), file=sys.stderr)
 
 
 def watch(title: str) -> Callable[[int, int], None]:
@@ -67,7 +94,7 @@ def watch(title: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if sys.stderr.isatty() and not _Voice.muted:
             if bar is None:
-                bar = tqdm(total=total, desc=title, unit="", delay=0.5, leave=False)
+                bar = tqdm(total=total, desc=printable(title), unit="", delay=0.5, leave=False)
             bar.update(done - bar.n)
             if done >= total:
                 bar.close()
@@ -140,5 +167,6 @@ def duration(seconds: float) -> str:
 
 
 def fail(message: str) -> None:
-    """Print an error for people on standard error."""
-    click.echo(click.style("Error: ", fg="red", bold=True) + message, err=True)
+    """Print an error for people on standard error, control characters but line breaks escaped."""
+    text = printable(message, newlines=True)
+    click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)

@@ -28,7 +28,15 @@ class CatalogError(ShopeeError):
 
 
 class ImageError(ShopeeError):
-    """A photo cannot be decoded; the message is the reason, without the file's name."""
+    """A photo cannot be decoded; the message is the reason, without the file's name.
+
+    :ivar transient: whether the same bytes may decode another time: a read error, too little
+        memory, a decoder that is not installed. Such a failure must not be remembered.
+    """
+
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
 
 
 class ModelError(ShopeeError):

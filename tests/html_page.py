@@ -1,69 +1,83 @@
-"""What every report must keep: all inside the file, nothing run, nothing fetched; and a browser."""
+"""HTML pages in tests: their text and elements, what every report must keep, and a browser."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-@dataclass
+
 class Page(HTMLParser):
-    """An HTML page taken apart: its elements with their attributes, and its text."""
+    """An HTML page: its elements with their attributes, its styles, and its text."""
 
-    html: str
-    elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.feed(self.html)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.style = ""
+        self._words: list[str] = []
+        self._inside = ""
+        self.feed(source)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self._inside == "style":
+            self.style += data
+        else:
+            self._words += data.split()
 
     @property
     def text(self) -> str:
-        """All text, with single spaces."""
-        return " ".join(" ".join(self.texts).split())
+        """All text but the styles, with single spaces."""
+        return " ".join(self._words)
+
+    @property
+    def pictures(self) -> list[dict[str, str]]:
+        """The attributes of every picture."""
+        return self.all("img")
 
     def all(self, tag: str) -> list[dict[str, str]]:
         """The attributes of every element of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]
 
+    def check_self_contained(self, pictures: int | None = None) -> None:
+        """Pictures inside, with alternative texts; no script, nothing that is fetched."""
+        assert pictures is None or len(self.pictures) == pictures
+        for picture in self.pictures:
+            assert picture["src"].startswith("data:image/")
+            assert len(picture["alt"].strip()) > 10
+            assert int(picture["width"]) > 0
+            assert int(picture["height"]) > 0
+        tags = {tag for tag, _ in self.elements}
+        assert not tags & {"script", "iframe", "object", "embed", "base", "form", "svg"}
+        for tag, attributes in self.elements:
+            assert not any(name.startswith("on") for name in attributes), tag
+            for name in ("src", "href", "srcset", "action", "data"):
+                assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+        assert "url(" not in self.style
+        assert "@import" not in self.style
+        anchors = {attributes["id"] for _, attributes in self.elements if "id" in attributes}
+        assert {link["href"][1:] for link in self.all("a")} <= anchors
 
-def assert_self_contained(html: str) -> Page:
-    """Pictures inside, with alternative texts; no script, nothing that is fetched from outside."""
-    page = Page(html)
-    for image in page.all("img"):
-        assert image["src"].startswith("data:image/")
-        assert image["alt"].strip()
-        assert int(image["width"]) > 0
-        assert int(image["height"]) > 0
-    for tag, attributes in page.elements:
-        assert tag not in {"script", "iframe", "object", "embed", "base", "form"}
-        for name, value in attributes.items():
-            assert not name.startswith("on"), f"{tag} has {name}"
-            if name in {"href", "src", "srcset", "action", "data"}:
-                assert value.startswith(("#", "data:")), f"{tag} asks for {value[:80]}"
-    anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
-    for link in page.all("a"):
-        assert link["href"].removeprefix("#") in anchors
-    for style in re.findall(r"<style>(.*?)</style>", html, re.DOTALL):
-        assert "url(" not in style
-        assert "@import" not in style
-    return page
+
+def read_page(source: Path | str) -> Page:
+    """A page from its file or its text."""
+    return Page(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
 
 
 _PROBE = """<script>
@@ -95,9 +109,9 @@ def look_in_browser(report: Path, folder: Path, width: int = 1200) -> dict[str, 
     :returns: faults (script errors, pictures that cannot be drawn), pictures (how many), title,
         page and window (their widths in px).
     """
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
-        pytest.skip("there is no chromium here to open the page with")
+        pytest.skip(f"no browser: none of {', '.join(_BROWSERS)} is on the PATH")
     copy = folder / "probed.html"
     copy.write_text(
         report.read_text(encoding="utf-8").replace("<head>", f"<head>{_PROBE}", 1), encoding="utf-8"
@@ -111,7 +125,8 @@ def look_in_browser(report: Path, folder: Path, width: int = 1200) -> dict[str, 
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", timeout=120, check=True
     )
-    answer = Page(done.stdout[done.stdout.index('<pre id="probe">') :]).texts[0]
-    seen: dict[str, Any] = json.loads(answer)
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, "the browser did not load the page to its end"
+    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
     seen["faults"] += re.findall(r".*CONSOLE.*", done.stderr)
     return seen

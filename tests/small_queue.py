@@ -8,13 +8,10 @@ from collections.abc import Callable
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import Trial
 
-from shopee_mlflow.tuning.queue import (
-    TrialQueue,
-    counting,
-    is_final,
-)
+from shopee_mlflow.tracking.processes import process_name
+from shopee_mlflow.tuning.queue import TrialQueue
 
 DEAD = f"{platform.node()}:{os.getpid()}:1.00"  # this process id, in another life
 ELSEWHERE = "another-machine:12:1700000000.00"
@@ -26,10 +23,7 @@ def queue_of(storage: BaseStorage, total: int, owner: str | None = None) -> Tria
     study = optuna.create_study(
         storage=storage, study_name="study", direction="maximize", load_if_exists=True
     )
-    found = TrialQueue(study, storage, total)
-    if owner is not None:
-        found._me = owner
-    return found
+    return TrialQueue(study, storage, total, owner or process_name())
 
 
 def start(queue: TrialQueue) -> Trial:
@@ -43,10 +37,6 @@ def run_all(queue: TrialQueue) -> list[Trial]:
     done = []
     for trial in queue.trials():
         trial.suggest_float("lr", 0.1, 0.9)
-        queue.complete(trial, 0.5)
+        queue.end(trial, 0.5)
         done.append(trial)
     return done
-
-
-def final(queue: TrialQueue) -> list[FrozenTrial]:
-    return [t for t in counting(queue.all_trials()) if is_final(t)]

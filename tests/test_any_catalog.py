@@ -46,8 +46,13 @@ def write(folder: Path, header: list[str], rows: list[list[str]]) -> Path:
     return file
 
 
+# Line breaks are for titles: an id, a name or a label never holds one.
+of_one_line = values.filter(lambda value: not {"\n", "\r"} & set(value))
+row_values = st.tuples(of_one_line, of_one_line, of_one_line, values, of_one_line).map(list)
+
+
 @modest
-@given(rows=st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=8))
+@given(rows=st.lists(row_values, min_size=1, max_size=8))
 def test_what_was_written_is_read(rows: list[list[str]], tmp_path: Path) -> None:
     frame = read_catalog(write(tmp_path, list(COLUMNS), rows))
     read = [[value.strip() for value in row] for row in frame.to_numpy().tolist()]

@@ -56,7 +56,9 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize(
+    "file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"]
+)
 def test_mutated_files(file_format: str) -> None:
     content = photo(file_format)
     chance = random.Random(zlib.crc32(file_format.encode()))

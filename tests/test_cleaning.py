@@ -156,9 +156,11 @@ def test_columns_in_any_order_and_others_left_out(write: Write) -> None:
 
 
 @pytest.mark.parametrize("header", ["image,label_group,image", "image ,label_group,image"])
-def test_first_of_two_columns_of_a_name_counts(write: Write, header: str) -> None:
-    frame = read_catalog(write(f"{header}\na.jpg,1,b.jpg\n"))
-    assert frame.to_numpy().tolist() == [["a.jpg", "1"]]
+def test_two_columns_of_a_name_are_refused(write: Write, header: str) -> None:
+    with pytest.raises(CatalogError, match="header names image more than once; rename or remove"):
+        read_catalog(write(f"{header}\na.jpg,1,b.jpg\n"))
+    frame = read_catalog(write("image,price,label_group,price\na.jpg,1,A,2\n"))
+    assert frame.to_numpy().tolist() == [["a.jpg", "A"]]
 
 
 def test_labels_stay_text(write: Write) -> None:

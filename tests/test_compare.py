@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from page_reader import read_page
+from html_page import read_page
 from several_runs import made_run, trained_runs
 
 from shopee_mlflow import cli, compare

@@ -103,6 +103,42 @@ def test_a_bad_file_is_a_clear_error(tmp_path: Path, content: str, message: str)
         resolve(TrainConfig, {"config": str(file)})
 
 
+def alias_bomb(levels: int) -> str:
+    """Each line names the one before ten times: 10 ** levels values in all."""
+    lines = ["x0: &x0 [" + ",".join("l" * 10) + "]"]
+    for level in range(1, levels):
+        lines.append(f"x{level}: &x{level} [" + ",".join([f"*x{level - 1}"] * 10) + "]")
+    return "\n".join([*lines, f"lr: *x{levels - 1}", ""])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (alias_bomb(9), r"is no valid YAML: aliases \(\*x0\) are not supported"),
+        ("lr: &a [*a]\n", "aliases"),
+        ("base: &b {lr: 1}\n<<: *b\n", "aliases"),
+        ("lr: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("# " + "x" * 70_000 + "\nlr: 1\n", "is larger than 65,536 bytes"),
+        ("seed: " + "9" * 5000, "is no valid YAML"),
+        ("seed: 2026-02-31", "is no valid YAML"),
+        ("lr: 1\0", "is no valid YAML"),
+    ],
+    ids=["bomb", "itself", "merge", "deep", "large", "digits", "date", "nul"],
+)
+def test_a_hostile_file_is_a_short_error(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve(TrainConfig, {"config": str(file)})
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_anchor_that_nothing_repeats_is_no_matter(tmp_path: Path) -> None:
+    file = tmp_path / "anchor.yaml"
+    file.write_text("lr: &rate 0.5\n")
+    assert resolve(TrainConfig, {"config": str(file)}).lr == 0.5
+
+
 def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read .* looked for from"):
         resolve(TrainConfig, {"config": "nowhere.yaml"})

@@ -65,7 +65,7 @@ def test_another_process_finds_the_activations(
         raise AssertionError("computed again")
 
     again = context_for(config)
-    monkeypatch.setattr("shopee_mlflow.data.building.Build.work", fail)
+    monkeypatch.setattr("shopee_mlflow.data.array_cache._ArrayFile.build", fail)
     inputs = again.prepare(again.new_model(config), config)
     for expected, batch in zip(first, inputs.train.epoch(1), strict=True):
         assert torch.equal(expected, batch.inputs)

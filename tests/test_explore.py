@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED, MakeCatalog, draw_photo, write_csv
-from html_page import Page, assert_self_contained, look_in_browser
+from html_page import look_in_browser, read_page
 from PIL import Image
 
 from shopee_mlflow import ExploreConfig, cli, explore
@@ -18,9 +18,11 @@ from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
+from shopee_mlflow.data.near_copies import MOST_PAIRS
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.exploring import TABLES
 from shopee_mlflow.exploring.photo_survey import survey_photos
+from shopee_mlflow.exploring.survey import MOST_LISTED
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 SCRIPT = "<script>document.title = 'owned'; document.body.remove()</script>"
@@ -58,10 +60,6 @@ def odd_shop(folder: Path) -> Path:
     return folder
 
 
-def read_page(report: Path) -> Page:
-    return assert_self_contained(report.read_text(encoding="utf-8"))
-
-
 def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,8 +77,12 @@ def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     assert run.data.params["max_photos"] == "50000"
     assert "24 rows, 24 files, 24 phashes, 3 titles, 3 label groups" in capsys.readouterr().out
     page = read_page(result.report)
-    assert len(page.all("img")) > 20
-    assert "The CSV has no image_phash; 24 of 24 rows have one here" in page.text
+    page.check_self_contained()
+    assert len(page.pictures) > 20
+    assert (
+        "No image_phash in the CSV. Rows with a phash computed from the photo: 24 of 24 (100.0%)."
+        in page.text
+    )
     assert [section["id"] for section in page.all("h2")][:2] == ["overview", "unknown"]
 
 
@@ -106,7 +108,8 @@ def test_what_strangers_write_is_shown_and_does_nothing(tmp_path: Path) -> None:
     html = result.report.read_text(encoding="utf-8")
     assert "<script" not in html
     assert "&lt;script&gt;document.title" in html
-    page = assert_self_contained(html)
+    page = read_page(html)
+    page.check_self_contained()
     assert f"group0{SCRIPT}" in page.text
     assert "❤" in page.text
     raw, decoded = result.tables["escaped_titles.csv"].loc[0, ["title", "decoded"]]
@@ -156,17 +159,18 @@ def test_of_very_many_photos_a_stated_sample_is_looked_at(
     assert first.count("not looked at") == 14
     result = explore(ExploreConfig(data=str(shop), max_photos=10, seed=1, out="seen"))
     text = read_page(result.report).text
-    assert "24 of 24 files are there. 10 of them, chosen by chance, were looked at." in text
+    assert "Photos present: 24 of 24 (100.0%). Opened, chosen at random: 10." in text
+    assert "Decoded: 10 of 10 (100.0%)." in text
     assert "Counted from the CSV alone" in text
-    assert "10 of 24 rows have one here" in text
+    assert "computed from the photo: 10 of 24 (41.7%)." in text
 
 
 def test_the_csv_alone_is_enough_and_the_page_says_so(tmp_path: Path) -> None:
     write_csv(tmp_path / "shop.csv", HEADER, _listed(40))
     result = explore(ExploreConfig(data="shop.csv", out="seen"))
     text = read_page(result.report).text
-    assert "40 rows, told from the CSV alone: there is no photo that can be" in text
-    assert "Without photos (none in train_images): their sizes, shapes" in text
+    assert "Rows: 40. Photos: 0. This report comes from the CSV alone." in text
+    assert "No photo could be read in train_images. Sizes, shapes and colours" in text
     assert result.facts["distinct_phashes"] == 20
     assert result.facts["kept_files"] == 40
     assert "photos.csv" not in result.tables
@@ -185,9 +189,9 @@ def _listed(count: int) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ({"image_phash"}, "which photos are copies of each other, and what a split would leak"),
-        ({"label_group"}, "Without label_group: sizes of groups, wrong labels"),
-        ({"title"}, "Without title: which titles repeat"),
+        ({"image_phash"}, "No image_phash and no photos: copies and leaks of a split are unknown."),
+        ({"label_group"}, "No label_group: group sizes, contradictory labels"),
+        ({"title"}, "No title: repeated, contradictory and garbled titles are unknown."),
         ({"posting_id", "image_phash", "title", "label_group"}, "Without label_group nothing"),
     ],
 )
@@ -206,8 +210,8 @@ def test_photos_that_are_too_few_to_train_on_do_not_hide_the_csv(tmp_path: Path)
     draw_photo(0, 0).save(tmp_path / "shop" / "train_images" / "3.jpg")
     result = explore(ExploreConfig(data="shop", out="seen"))
     text = read_page(result.report).text
-    assert "A training of what is here could not begin: A classifier needs two label" in text
-    assert "1 of 40 files is there." in text
+    assert "Training is not possible with these photos: A classifier needs two label" in text
+    assert "Photos present: 1 of 40 (2.5%). Decoded: 1 of 1 (100.0%)." in text
     assert result.facts["kept_files"] == 40
     assert len(result.tables["splits.csv"]) == 40
 
@@ -290,7 +294,7 @@ def test_a_browser_shows_every_picture_and_runs_nothing(tmp_path: Path, width: i
     seen = look_in_browser(result.report, tmp_path, width)
     assert seen["faults"] == []
     assert seen["title"] == "What is in shop/train.csv"
-    assert seen["pictures"] == len(read_page(result.report).all("img"))
+    assert seen["pictures"] == len(read_page(result.report).pictures)
     assert seen["page"] <= seen["window"], "the page is wider than the window"
 
 
@@ -305,3 +309,21 @@ def test_the_real_catalogue_fits_its_page(tmp_path: Path) -> None:
     seen = look_in_browser(result.report, tmp_path, 390)
     assert seen["faults"] == []
     assert seen["page"] <= seen["window"], "the page is wider than the window"
+
+
+def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flips = [1 << a | 1 << b | 1 << c for a in range(64) for b in range(a) for c in range(b)]
+    rows = [
+        (f"p{n}", f"{n}.jpg", f"{value:016x}", f"title {n}", f"group{n % 4}")
+        for n, value in enumerate(flips[:2000])
+    ]
+    write_csv(tmp_path / "shop.csv", HEADER, rows)
+    result = explore(ExploreConfig(data="shop.csv", out="seen"))
+    text = read_page(result.report).text
+    assert result.facts["near_pairs"] == MOST_PAIRS
+    assert f"1 to 6 bits: at least {MOST_PAIRS:,}." in text
+    assert f"The search for near copies stopped after {MOST_PAIRS:,} pairs" in text
+    assert len(result.tables["near_pairs.csv"]) == MOST_LISTED
+    assert f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only." in text

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
+import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,7 +93,9 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 16, 33, 224])
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO"])
+@pytest.mark.parametrize(
+    "file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000"]
+)
 def test_formats(file_format: str, size: int) -> None:
     pixels = read_pixels(encode(smooth(), file_format), size)
     assert pixels.shape == (size, size, 3)
@@ -117,12 +122,22 @@ def test_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
     [
         (encode(smooth(), "JPEG")[:-200], "truncated"),
         (encode(smooth(), "PNG")[:-200], "truncated"),
-        (b"", "no JPEG, PNG, WEBP, GIF image"),
-        (b"<html><body>404 Not Found</body></html>\n", "no JPEG, PNG, WEBP, GIF image"),
+        (b"", "the file is empty"),
+        (bytes(5000), "only zero bytes"),
+        (b"<html><body>404 Not Found</body></html>\n", "an HTML or XML page"),
+        (b"\n\n<!DOCTYPE HTML><title>403</title>", "an HTML or XML page"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "an SVG drawing"),
+        (b'<?xml version="1.0"?>\n<svg/>', "an SVG drawing"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"no such key\n", "text, no JPEG, PNG, WEBP, GIF image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:6f\n", "run git lfs pull"),
+        (b"/annex/objects/SHA256E-s9--6f.jpg\n", "run git annex get"),
+        (b"PK\x03\x04" + bytes(20), "a ZIP archive"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(64), "a video"),
+        (b"\xff\x0a" + bytes(range(64)), "a JPEG XL photo"),
         (np.random.default_rng(0).bytes(1000), "no JPEG, PNG, WEBP, GIF image"),
         (b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(1000), "."),
     ],
-    ids=["truncated-jpeg", "truncated-png", "empty", "text", "random", "random-jpeg"],
 )
 def test_damaged_files_have_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "photo.jpg"
@@ -141,8 +156,43 @@ def test_files_that_cannot_be_read_have_a_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_format", ["EPS", "PDF", "PPM", "TGA", "ICO", "PCX"])
 def test_other_formats_are_refused(file_format: str) -> None:
-    with pytest.raises(ImageError, match="no JPEG, PNG, WEBP, GIF image"):
+    with pytest.raises(ImageError, match="not a photo|no JPEG, PNG, WEBP, GIF image"):
         read_pixels(encode(smooth(), file_format), 32)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
+def test_heic_names_the_package_that_reads_it_and_is_not_remembered(brands: bytes) -> None:
+    with pytest.raises(ImageError, match="HEIC photo: install the package pillow-heif") as caught:
+        read_pixels(b"\0\0\0\x18ftyp" + brands + bytes(64), 32)
+    assert caught.value.transient
+
+
+def test_failures_that_do_not_follow_from_the_bytes_are_transient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "photo.png"
+    file.write_bytes(encode(smooth(), "PNG")[:-200])
+    with pytest.raises(ImageError, match="truncated") as damaged:
+        read_pixels(file, 32)
+    assert not damaged.value.transient
+    for error in (
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("out of memory error when reading image file"),
+    ):
+        with pytest.raises(ImageError) as passing, images.open_photo(encode(smooth(), "PNG")):
+            raise error
+        assert passing.value.transient
+    with pytest.raises(ImageError, match="No such file") as missing:
+        read_pixels(tmp_path / "absent.png", 32)
+    assert missing.value.transient
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_pixels(tmp_path / "pipe.jpg", 32)
 
 
 def test_cmyk_jpeg() -> None:
@@ -282,27 +332,108 @@ def test_too_many_pixels_are_refused_before_decoding(
         read_pixels(png_header(side, side), 32)
 
 
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_of_scans(width: int, height: int, scans: int, baseline: bool = False) -> bytes:
+    """A grey JPEG file whose scans are empty: a few bytes each, a pass over the image each."""
+    out = b"\xff\xd8" + jpeg_segment(0xDB, b"\0" + bytes([1] * 64))
+    frame = struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0])
+    out += jpeg_segment(0xC0 if baseline else 0xC2, frame)
+    for table in (0x00, 0x10):
+        out += jpeg_segment(0xC4, bytes([table, 1, *[0] * 15, 0]))
+    out += jpeg_segment(0xDA, bytes([1, 1, 0, 0, 63 if baseline else 0, 0])) + bytes(16)
+    return out + jpeg_segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * (scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scans"), [(10_900, 10_900, 2000), (10_900, 10_900, 50), (64, 64, 101)]
+)
+@pytest.mark.parametrize("baseline", [False, True])
+def test_jpeg_files_of_endless_scans_are_refused_before_decoding(
+    width: int, height: int, scans: int, baseline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=f"of {scans} scans: decoding would take too long"):
+        read_pixels(jpeg_of_scans(width, height, scans, baseline), 32)
+
+
+def test_scans_of_previews_and_of_what_follows_the_photo_do_not_count() -> None:
+    plain = encode(smooth(), "JPEG", progressive=True)
+    preview = jpeg_segment(0xE5, b"\xff\xda" * 150)
+    content = plain[:2] + preview + plain[2:] + b"\xff\xda\0\2" * 150
+    np.testing.assert_array_equal(read_pixels(content, 32), read_pixels(plain, 32))
+    assert read_pixels(jpeg_of_scans(64, 64, 100), 32).shape == (32, 32, 3)
+
+
+def test_very_large_jpeg_files_are_decoded_at_a_reduced_scale() -> None:
+    content = jpeg_of_scans(20_000, 10_000, 1, baseline=True)
+    with images.open_photo(content) as image:
+        assert images.upright_size(image) == (20_000, 10_000)
+        width, height = image.size
+        assert width * height <= 120_000_000
+    with images.open_photo(content, 224) as image:
+        assert image.size == (2500, 1250)
+    for huge in (jpeg_of_scans(30_000, 20_000, 1, baseline=True), jpeg_of_scans(20_000, 10_000, 1)):
+        with pytest.raises(ImageError, match="too large: more than"):
+            read_pixels(huge, 32)
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file with more chunks after its header, and once more at its end."""
+    plain = encode(smooth(), "PNG")
+    more = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return plain[:33] + more + plain[33:-12] + more + plain[-12:]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"iTXt", b"XML\0\1\0\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"tEXt", b"key\0" + b"x" * 1_000_000)] * 70,
+        [(b"iCCP", b"icc\0\0" + zlib.compress(bytes(5 * 1024 * 1024)))],
+        [(b"iCCP", b"icc\0\7" + zlib.compress(b"profile"))],
+    ],
+    ids=["ztxt", "itxt", "many", "large-profile", "unknown-compression"],
+)
+def test_metadata_of_a_png_file_does_not_matter(chunks: list[tuple[bytes, bytes]]) -> None:
+    np.testing.assert_array_equal(read_pixels(png_with(*chunks), 32), resized(smooth(), 32))
+
+
+def test_heif_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[bool] = []
+    package = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    monkeypatch.setattr(images, "find_spec", lambda name: name)
+    images._formats.cache_clear()
+    try:
+        np.testing.assert_array_equal(
+            read_pixels(encode(smooth(), "PNG"), 32), resized(smooth(), 32)
+        )
+    finally:
+        images._formats.cache_clear()
+    assert registered == [True]
+
+
 def test_claimed_size_within_the_limit_is_a_damaged_file() -> None:
     with pytest.raises(ImageError, match="truncated"):
         read_pixels(png_header(300, 300), 32)
 
 
 @pytest.mark.parametrize("size", [16, 64, 100, 150, 300, 500])
-def test_jpeg_is_decoded_small_and_stays_close(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_is_decoded_small_and_stays_close(size: int) -> None:
     content = encode(smooth(1200, 900), "JPEG", quality=95, subsampling=0)
-    decoded: list[tuple[int, int]] = []
-    to_rgb: Callable[[Image.Image], Image.Image] = images._to_rgb
-
-    def watched(image: Image.Image) -> Image.Image:
-        rgb = to_rgb(image)
-        decoded.append(rgb.size)
-        return rgb
-
-    monkeypatch.setattr(images, "_to_rgb", watched)
     pixels = read_pixels(content, size)
     with Image.open(io.BytesIO(content)) as picture:
         assert difference(pixels, resized(picture, size)) < 1
-    [(width, height)] = decoded
+    with images.open_photo(content, size) as image:
+        width, height = image.size
+        assert images.upright_size(image) == (1200, 900)
     assert (width < 1200) == (size <= 150)
     assert width == 1200 or min(width, height) >= 2 * size
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    classification_report,
+    f1_score,
+    top_k_accuracy_score,
+)
 
 from shopee_mlflow.modeling.metrics import (
+    FINAL_METRICS,
+    balanced_accuracy,
     class_report,
     confusion,
     holm,
+    macro_f1,
     mcnemar,
     score,
     softmax,
+    top_k_accuracy,
     wilson_interval,
 )
 
@@ -104,3 +114,68 @@ def test_holm_by_hand() -> None:
     # 4 x 0.005; 3 x 0.01; 2 x 0.03; then 1 x 0.04, raised to what stands before it.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
+
+
+def random_answers(photos: int = 300, classes: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits in which some classes have no photo, and some are never predicted."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes - 5, photos)
+    logits = rng.normal(size=(photos, classes))
+    logits[np.arange(photos), labels] += 2
+    return labels, logits
+
+
+def test_averages_are_those_of_scikit_learn() -> None:
+    labels, logits = random_answers()
+    predicted = logits.argmax(axis=1)
+    assert macro_f1(labels, predicted) == pytest.approx(
+        f1_score(labels, predicted, average="macro", zero_division=0.0)
+    )
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(labels, predicted)
+    assert balanced_accuracy(labels, predicted) == pytest.approx(expected)
+    assert top_k_accuracy(labels, logits, 5) == top_k_accuracy_score(
+        labels, logits, k=5, labels=range(40)
+    )
+
+
+def test_averages_by_hand() -> None:
+    """Class 0: 2 of 3 photos found. Class 1: its photo is found. Class 2 has none, but is said."""
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 2, 1])
+    assert balanced_accuracy(labels, predicted) == pytest.approx((2 / 3 + 1) / 2)
+    assert macro_f1(labels, predicted) == pytest.approx((2 * 2 / 5 + 1 + 0) / 3)
+
+
+def test_of_equal_logits_the_first_class_counts() -> None:
+    equal = np.zeros((8, 8))
+    assert top_k_accuracy(np.arange(8), equal, 5) == 5 / 8
+    assert top_k_accuracy(np.arange(8), equal, 8) == 1
+    assert top_k_accuracy(np.arange(3), np.full((3, 3), np.nan), 2) == 0
+
+
+def test_score_names_every_value() -> None:
+    labels, logits = random_answers()
+    result = score(labels, logits)
+    assert result["macro_f1"] == macro_f1(labels, logits.argmax(axis=1))
+    assert result["top5_accuracy"] == top_k_accuracy(labels, logits, 5)
+    assert {f"test_{name}" for name in result} <= set(FINAL_METRICS)
+
+
+def test_many_classes_are_scored() -> None:
+    labels, logits = np.arange(11_000) % 11_000, np.zeros((11_000, 1))
+    assert macro_f1(labels, labels) == 1
+    assert balanced_accuracy(labels, np.roll(labels, 1)) == 0
+    assert top_k_accuracy(np.zeros(11_000, int), logits, 5) == 1
+
+
+def test_label_groups_named_like_a_report_lose_no_row() -> None:
+    """The values are those of scikit-learn's own report under names of no meaning."""
+    names = ["accuracy", "macro avg", "weighted avg", "micro avg", "samples avg", "support"]
+    labels, predicted = np.array([0, 0, 1, 2, 3, 4, 5]), np.array([0, 1, 1, 2, 3, 4, 4])
+    table = class_report(labels, predicted, names)
+    assert table["label_group"].tolist() == [*names, "macro avg", "weighted avg"]
+    known = classification_report(labels, predicted, output_dict=True, zero_division=0.0)
+    rows = [*map(str, range(6)), "macro avg", "weighted avg"]
+    columns = ["precision", "recall", "f1-score", "support"]
+    expected = np.array([[known[row][column] for column in columns] for row in rows])
+    assert table[columns].to_numpy() == pytest.approx(expected)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -220,6 +228,123 @@ def test_a_file_that_is_no_state_dict(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(ModelError, match="state dict|safely"):
         build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return torchvision.models.get_model(SMALL, weights=None).state_dict()
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in small_state().items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda: prefixed("module."), "prefix 'module.' removed"),
+        (lambda: prefixed("_orig_mod."), "prefix '_orig_mod.' removed"),
+        (lambda: prefixed("module._orig_mod."), "prefix '_orig_mod.' removed"),
+        (
+            lambda: {"state_dict": prefixed("model."), "hyper_parameters": {"lr": 0.1}},
+            "read from 'state_dict'; prefix 'model.' removed",
+        ),
+        (lambda: {"model_state_dict": small_state(), "epoch": 1}, "read from 'model_state_dict'"),
+        (
+            lambda: {
+                "model": small_state(),
+                "model_ema": {**prefixed("module."), "n_averaged": torch.tensor(3)},
+            },
+            "read from 'model', not from model_ema",
+        ),
+        (
+            lambda: {"model_ema": {**prefixed("module."), "n_averaged": torch.tensor(3)}},
+            "read from 'model_ema'",
+        ),
+        (lambda: {"state_dict_ema": small_state()}, "read from 'state_dict_ema'"),
+        (lambda: {"ema": {"module": small_state()}}, "read from 'ema'; read from 'module'"),
+    ],
+)
+def test_checkpoints_of_common_tools_are_unwrapped(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wrap: Callable[[], dict[str, object]],
+    said: str,
+) -> None:
+    torch.save(wrap(), tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO):
+        model = build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+    key = "features.0.0.weight"
+    torch.testing.assert_close(model.backbone.state_dict()[key], small_state()[key])
+    assert len([r for r in caplog.records if said in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[:3]])
+def test_weights_of_our_own_classifier(tmp_path: Path, classes: list[str]) -> None:
+    torch.manual_seed(4)
+    trained = build_model(SMALL, CLASSES, 64)
+    torch.save(trained.state_dict(), tmp_path / "own.pth")
+    again = build_model(SMALL, classes, 64, tmp_path / "own.pth")
+    torch.testing.assert_close(again.backbone.state_dict(), trained.backbone.state_dict())
+    if classes == CLASSES:
+        torch.testing.assert_close(again.state_dict(), trained.state_dict())
+
+
+def test_a_whole_model_is_refused_without_torchs_advice_to_load_it_unsafely(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(ModelError, match=r"pickled torch\.nn\.modules\.linear\.Linear") as caught:
+        read_state(tmp_path / "whole.pt")
+    assert "weights_only" not in str(caught.value)
+    assert "torch.save(model.state_dict(), path)" in str(caught.value)
+
+
+def zipped(names: list[str]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"text")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<html>404: Not Found</html>", "an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:6f\n", "Run git lfs pull"),
+        (zipped(["word/document.xml"]), "a ZIP archive of something else"),
+        (zipped(["m/data.pkl", "m/constants.pkl", "m/code/m.py"]), "a TorchScript model"),
+        (zipped(["m/data.pkl"])[:-10], "damaged or incomplete"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x032.8", "an ONNX model"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"\x1f\x8b\x08\0", "a gzip archive"),
+        (b'{"error": 404}', "JSON text"),
+    ],
+)
+def test_other_kinds_of_weight_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=said):
+        build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+
+
+def test_safetensors_are_read_where_the_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(head)) + head + struct.pack("<f", 1.0))
+    if find_spec("safetensors") is None:
+        with pytest.raises(ModelError, match="Install the package safetensors"):
+            read_state(file)
+        library = SimpleNamespace(load_file=lambda file: {"a": torch.ones(1)})
+        monkeypatch.setattr("shopee_mlflow.modeling.state_files.find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "safetensors.torch", library)
+    torch.testing.assert_close(read_state(file), {"a": torch.ones(1)})
+
+
+def test_names_of_another_library_are_shown_beside_ours(tmp_path: Path) -> None:
+    torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "timm.pth")
+    with pytest.raises(ModelError, match="names are like conv_stem.weight, wanted .* features.0.0"):
+        build_model(SMALL, CLASSES, 64, tmp_path / "timm.pth")
 
 
 def test_a_wrapped_state_dict_is_found(tmp_path: Path) -> None:

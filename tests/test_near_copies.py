@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shopee_mlflow.data.near_copies import (
+    MOST_PAIRS,
     NEAR_BITS,
     NearPairs,
     connected,
@@ -32,9 +35,9 @@ def as_list(pairs: NearPairs) -> list[tuple[int, int, int]]:
     return list(zip(pairs.left.tolist(), pairs.right.tolist(), pairs.bits.tolist(), strict=True))
 
 
-def pairs_of(*ends: tuple[int, int]) -> NearPairs:
-    left, right = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-    return NearPairs(left, right, np.ones(len(left), np.uint8))
+def ends_of(*edges: tuple[int, int]) -> np.ndarray:
+    """(2, E): one end of each edge, and the other one."""
+    return np.array(edges, dtype=np.int64).reshape(-1, 2).T
 
 
 @st.composite
@@ -73,7 +76,7 @@ def test_six_bits_in_six_bytes_are_near_and_seven_are_not() -> None:
 def test_none_or_one_have_no_pair(count: int) -> None:
     values = np.arange(count, dtype=np.uint64)
     assert as_list(near_pairs(values)) == []
-    assert connected(count, near_pairs(values)).tolist() == list(range(count))
+    assert connected(count, *ends_of()).tolist() == list(range(count))
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
@@ -84,8 +87,8 @@ def test_what_cannot_be_searched_is_refused() -> None:
 
 
 def test_chains_are_one_cluster_numbered_in_order() -> None:
-    assert connected(7, pairs_of((4, 5), (1, 4), (3, 6))).tolist() == [0, 1, 2, 3, 1, 1, 3]
-    assert connected(3, pairs_of()).tolist() == [0, 1, 2]
+    assert connected(7, *ends_of((4, 5), (1, 4), (3, 6))).tolist() == [0, 1, 2, 3, 1, 1, 3]
+    assert connected(3, *ends_of()).tolist() == [0, 1, 2]
 
 
 @settings(deadline=None)
@@ -103,10 +106,48 @@ def test_clusters_are_those_of_a_walk(case: tuple[int, list[tuple[int, int]]]) -
     for _ in range(count):
         for left, right in ends:
             number[left] = number[right] = min(number[left], number[right])
-    order = {first: place for place, first in enumerate(dict.fromkeys(number))}
+    order = {first: index for index, first in enumerate(dict.fromkeys(number))}
     expected = [order[first] for first in number]
-    assert connected(count, pairs_of(*ends)).tolist() == expected
+    assert connected(count, *ends_of(*ends)).tolist() == expected
 
 
 def test_phashes_are_read_whole() -> None:
     assert parse_phashes(["ffffffffffffffff", "0000000000000001"]).tolist() == [2**64 - 1, 1]
+
+
+def all_near(count: int) -> np.ndarray:
+    """Values within 3 bits of zero, so each is near each other one."""
+    flips = [1 << a | 1 << b | 1 << c for a in range(64) for b in range(a) for c in range(b)]
+    return np.array(flips[:count], dtype=np.uint64)
+
+
+def in_one_bucket(count: int) -> np.ndarray:
+    """Values that share their two highest bytes, and differ in more than 6 bits from most."""
+    return np.random.default_rng(0).choice(2**46, count, replace=False).astype(np.uint64)
+
+
+@pytest.mark.parametrize("values", [all_near(9_000), in_one_bucket(40_000)], ids=["near", "bucket"])
+def test_crafted_values_take_bounded_memory(values: np.ndarray) -> None:
+    """40 million pairs are near in one case, 800 million share two bytes in the other."""
+    tracemalloc.start()
+    try:
+        pairs = near_pairs(values)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not pairs.complete
+    assert len(pairs) <= MOST_PAIRS
+    assert most < 200e6
+    assert (np.bitwise_count(values[pairs.left] ^ values[pairs.right]) <= NEAR_BITS).all()
+    assert (pairs.left < pairs.right).all()
+    both = pairs.left * len(values) + pairs.right
+    assert len(np.unique(both)) == len(both)
+
+
+def test_a_limit_that_is_not_reached_leaves_all_pairs() -> None:
+    values = all_near(100)
+    assert len(near_pairs(values)) == 100 * 99 // 2
+    assert near_pairs(values).complete
+    assert near_pairs(values, limit=4950).complete
+    cut = near_pairs(values, limit=4949)
+    assert (len(cut), cut.complete) == (4949, False)

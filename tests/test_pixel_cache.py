@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -52,14 +52,14 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were really decoded, in the course of the test."""
-    calls: list[Path] = []
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The photos that were decoded in the course of the test."""
+    calls: list[bytes] = []
     real = cache.read_pixels
 
-    def read(file: Path, size: int) -> np.ndarray:
-        calls.append(file)
-        return real(file, size)
+    def read(photo: bytes, size: int, resize: str) -> np.ndarray:
+        calls.append(photo)
+        return real(photo, size, resize)
 
     monkeypatch.setattr(cache, "read_pixels", read)
     return calls
@@ -102,7 +102,7 @@ def test_cached_and_uncached_pixels_are_equal(photos: list[Path], folder: Path) 
 
 
 def test_bad_photos_are_remembered_with_their_reasons(
-    photos: list[Path], decoded: list[Path], tmp_path: Path
+    photos: list[Path], decoded: list[bytes], tmp_path: Path
 ) -> None:
     photos.append(tmp_path / "absent.png")
     first = load(photos)
@@ -143,7 +143,7 @@ def change_decoder(files: list[Path], patch: pytest.MonkeyPatch) -> tuple[list[P
 )
 def test_whatever_shapes_the_pixels_makes_another_file(
     photos: list[Path],
-    decoded: list[Path],
+    decoded: list[bytes],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[list[Path], pytest.MonkeyPatch], tuple[list[Path], int]],
@@ -153,11 +153,11 @@ def test_whatever_shapes_the_pixels_makes_another_file(
     files, size = change(photos, monkeypatch)
     again = load(files, size)
     assert len(decoded) == 4
-    assert len(list(folder.glob("*.npy"))) == len(list(folder.glob("*.json"))) == 2
+    assert len(list(folder.glob("*.bin"))) == len(list(folder.glob("*.json"))) == 2
     assert_same(again, load(files, size, cache=False))
 
 
-def test_renamed_photos_keep_their_file(photos: list[Path], decoded: list[Path]) -> None:
+def test_renamed_photos_keep_their_file(photos: list[Path], decoded: list[bytes]) -> None:
     first = load(photos)
     decoded.clear()
     renamed = [file.rename(file.with_suffix(".renamed")) for file in photos]
@@ -177,16 +177,18 @@ def flip_pixel(file: Path) -> None:
     file.write_bytes(content)
 
 
+def change_part(file: Path, part: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), "parts": [part]}))
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated.npy": lambda file: file.write_bytes(file.read_bytes()[:-1]),
-    "header-only.npy": lambda file: file.write_bytes(file.read_bytes()[:128]),
-    "empty.npy": lambda file: file.write_bytes(b""),
-    "zip.npy": lambda file: file.write_bytes(b"PK\x03\x04" + bytes(200)),
-    "absent.npy": lambda file: file.unlink(),
-    "flipped-pixel.npy": flip_pixel,
-    # numpy reads these two as another type, and with an error of Python's tokenizer.
-    "other-type.npy": lambda file: change_byte(file, b"|u1", b"|i1"),
-    "open-bracket.npy": lambda file: change_byte(file, b"), }", b"(, }"),
+    "truncated.bin": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "first-row.bin": lambda file: file.write_bytes(file.read_bytes()[: SIZE * SIZE * 3]),
+    "empty.bin": lambda file: file.write_bytes(b""),
+    "zip.bin": lambda file: file.write_bytes(b"PK\x03\x04" + bytes(200)),
+    "absent.bin": lambda file: file.unlink(),
+    "flipped-pixel.bin": flip_pixel,
+    "longer.bin": lambda file: file.write_bytes(file.read_bytes() + b"0"),
     "absent.json": lambda file: file.unlink(),
     "empty.json": lambda file: file.write_text(""),
     "garbage.json": lambda file: file.write_bytes(b"\xff\xfe{garbage"),
@@ -195,16 +197,19 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "nothing-in-it.json": lambda file: file.write_text("{}"),
     "no-checksum.json": lambda file: change_byte(file, b"crc32", b"crc31"),
     "other-checksum.json": lambda file: change_byte(file, b'"crc32": ', b'"crc32": 1'),
-    "about-is-no-mapping.json": lambda file: file.write_text(
-        json.dumps({**json.loads(file.read_text()), "about": [1]})
-    ),
+    "other-reason.json": lambda file: change_byte(file, b"no JPEG", b"no GIF"),
+    "other-type.json": lambda file: change_byte(file, b"|u1", b"|i1"),
+    "no-parts.json": lambda file: change_part(file, {}),
+    "part-is-text.json": lambda file: change_part(file, "part"),
+    "about-is-no-mapping.json": lambda file: change_part(file, {"about": [1], "crc32": 1}),
+    "nested.json": lambda file: file.write_text("[" * 100_000),
 }
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_damaged_files_are_made_again(
     photos: list[Path],
-    decoded: list[Path],
+    decoded: list[bytes],
     folder: Path,
     damage: str,
 ) -> None:
@@ -228,7 +233,7 @@ def test_writing_to_the_pixels_does_not_change_the_file(
     if again:
         load(photos)
     mine = load(photos).values
-    [file] = folder.glob("*.npy")
+    [file] = folder.glob("*.bin")
     before = file.read_bytes()
     mine[:] = 7
     del mine
@@ -259,7 +264,7 @@ def test_disk_that_fills_up_meanwhile_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(CatalogError, match=r"No space left.*SHOPEE_MLFLOW_CACHE, or set cache=f"):
         load(photos)
-    assert set(files_in(folder)) <= {".npy"}
+    assert set(files_in(folder)) <= {".bin"}
 
 
 def test_cache_folder_that_cannot_be_made_names_the_variable(
@@ -267,7 +272,7 @@ def test_cache_folder_that_cannot_be_made_names_the_variable(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CatalogError, match=r"file cannot be made .*SHOPEE_MLFLOW_CACHE"):
+    with pytest.raises(CatalogError, match=r"file cannot be created .*SHOPEE_MLFLOW_CACHE"):
         cache_folder()
 
 
@@ -323,7 +328,7 @@ def test_error_of_the_callback_is_its_own_and_leaves_nothing(
 
 
 def test_of_two_threads_one_decodes_and_the_other_waits(
-    photos: list[Path], decoded: list[Path], folder: Path
+    photos: list[Path], decoded: list[bytes], folder: Path
 ) -> None:
     right = load(photos, cache=False)
     decoded.clear()
@@ -340,7 +345,7 @@ def test_of_two_threads_one_decodes_and_the_other_waits(
     assert len(decoded) == 4
     for result in (first, *second, load(photos)):
         assert_same(right, result)
-    assert files_in(folder) == [".json", ".npy"]
+    assert files_in(folder) == [".bin", ".json"]
 
 
 @pytest.mark.slow
@@ -364,7 +369,7 @@ def test_two_processes_at_once_decode_once_and_both_get_the_right_pixels(
     for values, bad, _ in results:
         assert_same(right, Pixels(values, bad))
     assert sorted(calls for *_, calls in results) == [0, 4]
-    assert files_in(folder) == [".json", ".npy"]
+    assert files_in(folder) == [".bin", ".json"]
 
 
 def build_and_send(photos: list[Path], both_ready: threading.Barrier, queue: Queue) -> None:
@@ -393,13 +398,11 @@ def test_progress_counts_every_photo_once(photos: list[Path]) -> None:
 
 def test_clear_cache_frees_the_pixels_alone(photos: list[Path], folder: Path) -> None:
     load(photos)
-    (folder / "pixels-0.0.tmp").write_bytes(bytes(1000))
-    os.utime(folder / "pixels-0.0.tmp", (0, 0))
     (folder / "sample").mkdir()
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     assert clear_cache() == size > 4 * SIZE * SIZE * 3
     assert files_in(folder) == ["sample"]
-    (folder / "pixels-1.1.tmp").write_bytes(b"another process writes this")
+    assert not list(folder.glob("*.lock"))
     assert clear_cache() == 0
     assert_same(load(photos), load(photos, cache=False))
 
@@ -442,12 +445,120 @@ def test_transparency_has_no_part_in_phashes(tmp_path: Path) -> None:
 def test_decoding_goes_on_after_a_bad_photo(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(file: Path, size: int) -> np.ndarray:
-        if file != photos[3]:
-            raise ImageError(f"cannot see {file.stem}")
+    names = {file.read_bytes(): file.stem for file in photos}
+
+    def read(photo: bytes, size: int, *_: object) -> np.ndarray:
+        if names[photo] != "photo3":
+            raise ImageError(f"cannot see {names[photo]}")
         return np.full((size, size, 3), 9, np.uint8)
 
     monkeypatch.setattr(cache, "read_pixels", read)
     pixels = load(photos)
     assert pixels.bad == {row: f"cannot see photo{row}" for row in range(3)}
     assert pixels.values.reshape(4, -1).max(axis=1).tolist() == [0, 0, 0, 9]
+
+
+def test_a_photo_replaced_after_its_digest_is_left_out_and_decoded_next_time(
+    photos: list[Path], decoded: list[bytes]
+) -> None:
+    right = load(photos, cache=False)
+    contents, old = hash_files(photos), photos[1].read_bytes()
+    draw_photo(7, 7).save(photos[1])
+    decoded.clear()
+    for use_cache in (True, False):
+        pixels = load_pixels(photos, contents, SIZE, cache=use_cache)
+        assert set(pixels.bad) == {1, 2}
+        assert "changed" in pixels.bad[1]
+        assert not pixels.values[1].any()
+    assert photos[1].read_bytes() not in decoded
+    photos[1].write_bytes(old)
+    assert_same(right, load(photos))
+    decoded.clear()
+    assert_same(right, load(photos))
+    assert decoded == []
+
+
+TRANSIENT = {
+    "memory": ImageError("not enough memory to decode it", transient=True),
+    "decoder": ImageError("no decoder for HEIC is installed", transient=True),
+}
+
+
+@pytest.mark.parametrize("error", list(TRANSIENT))
+def test_transient_failures_are_reported_and_not_remembered(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    right = load(photos, cache=False)
+
+    def fail(*_: object) -> None:
+        raise TRANSIENT[error]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read_pixels", fail)
+        assert load(photos).bad == dict.fromkeys(range(4), str(TRANSIENT[error]))
+    assert_same(right, load(photos))
+    monkeypatch.setattr(cache, "read_pixels", lambda *_: pytest.fail("decoded again"))
+    assert_same(right, load(photos))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_passing_read_error_is_reported_and_not_remembered(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    right = load(photos, cache=False)
+    real = Path.read_bytes
+
+    def read(file: Path) -> bytes:
+        if file == photos[3]:
+            raise error
+        return real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        pixels = load(photos)
+    assert reason in pixels.bad.pop(3)
+    assert pixels.bad == right.bad
+    assert_same(right, load(photos))
+
+
+def test_a_photo_without_a_digest_is_never_decoded(
+    photos: list[Path], decoded: list[bytes]
+) -> None:
+    contents = ["", *hash_files(photos[1:])]
+    for _ in range(2):
+        pixels = load_pixels(photos, contents, SIZE)
+        assert set(pixels.bad) == {0, 2}
+    assert len(decoded) == 3
+
+
+def test_a_new_cache_folder_is_its_owners_alone(tmp_path: Path, folder: Path) -> None:
+    assert stat.S_IMODE(cache_folder().stat().st_mode) == 0o700
+    folder.chmod(0o755)
+    assert stat.S_IMODE(cache_folder().stat().st_mode) == 0o755
+
+
+def test_clear_cache_leaves_what_others_made(
+    photos: list[Path], folder: Path, tmp_path: Path
+) -> None:
+    load(photos)
+    [ours] = folder.glob("*.json")
+    outside = tmp_path / "outside.json"
+    outside.write_text(ours.read_text())
+    (folder / "pixels-2019").mkdir()
+    (folder / "pixels-2019" / "raw.tif").write_text("precious")
+    (folder / "pixels-folder.json").mkdir()
+    (folder / "pixels-notes.txt").write_text("precious")
+    (folder / "pixels-notes.json").write_text('{"format": "mine"}')
+    (folder / "pixels-list.json").write_text("[1]")
+    (folder / "activations-table.bin").write_text("precious")
+    (folder / "activations-linked.json").symlink_to(outside)
+    others = sorted(set(folder.rglob("*")) - set(folder.glob(f"{ours.stem}.*")))
+    assert clear_cache() > 0
+    assert sorted(folder.rglob("*")) == others
+    assert outside.exists()

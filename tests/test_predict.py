@@ -1,24 +1,30 @@
-"""Predict: what it finds, what it writes, and how it goes on after an interruption."""
+"""Predict: what it finds, what it writes, and how it resumes after an interruption."""
 
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_csv
+from PIL import Image
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import cli
+from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.images import read_pixels
+from shopee_mlflow.data.photo_sources import find_photos
 from shopee_mlflow.errors import CatalogError
-from shopee_mlflow.verbs import predict as verb
-from shopee_mlflow.verbs.predict import find_photos, predict
+from shopee_mlflow.modeling.inference import BATCH
+from shopee_mlflow.verbs.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +32,33 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return small_run(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_BATCH", 4)
+@dataclass
+class Decoding:
+    """Notes the names of the photos that get decoded; may stop the command at one of them."""
+
+    names: list[str] = field(default_factory=list)
+    stop_at: int | None = None
+
+    def read(self, source: Path, *geometry: Any) -> np.ndarray:
+        self.names.append(source.name)
+        if len(self.names) == self.stop_at:
+            raise KeyboardInterrupt
+        return read_pixels(source, *geometry)
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the photos that get decoded, as they are."""
-    names: list[str] = []
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Decoding:
+    notes = Decoding()
+    monkeypatch.setattr(photo_sources, "read_pixels", notes.read)
+    return notes
 
-    def note(source: Path, size: int) -> np.ndarray:
-        names.append(source.name)
-        return read_pixels(source, size)
 
-    monkeypatch.setattr(verb, "read_pixels", note)
-    return names
+@pytest.fixture
+def many(run: SmallRun, tmp_path: Path) -> Path:
+    """A list of 100 rows, three whole batches and four photos, in the catalogue's layout."""
+    (tmp_path / "train_images").symlink_to(run.shop / "train_images")
+    names = [run.photos[i % len(run.photos)].name for i in range(100)]
+    return write_csv(tmp_path / "many.csv", ("image",), [(name,) for name in names])
 
 
 def rows_of(file: Path) -> list[list[str]]:
@@ -124,121 +141,82 @@ def test_the_best_k_have_columns_of_their_own(run: SmallRun, tmp_path: Path) -> 
     assert sum(probabilities) == pytest.approx(1, abs=2e-6)
 
 
-def stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = verb._ahead
-
-    def some(*args: Any) -> Iterator[Any]:
-        for number, batch in enumerate(whole(*args)):
-            if number == batches:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(verb, "_ahead", some)
-
-
-def interrupt(run: SmallRun, out: Path, **options: Any) -> Path:
-    """Classify eight photos of the folder, then stop; returns the partial file."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run.uri, str(run.shop / "train_images"), out, **options)
+def interrupt(run: SmallRun, source: Path, out: Path, decoding: Decoding) -> Path:
+    """Stop the command in the third batch; returns the partial file."""
+    decoding.stop_at = 70
+    with pytest.raises(KeyboardInterrupt):
+        predict(run.uri, str(source), out)
+    decoding.stop_at = None
+    decoding.names.clear()
     assert not out.exists()
     (partial,) = out.parent.glob("*.partial")
-    assert len(rows_of(partial)) == 1 + 8
+    assert len(rows_of(partial)) == 1 + 2 * BATCH
     return partial
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_interrupted_it_goes_on_where_it_stopped(
-    run: SmallRun, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_call_resumes_where_it_stopped(
+    run: SmallRun,
+    many: Path,
+    tmp_path: Path,
+    decoding: Decoding,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = str(run.shop / "train_images")
-    predict(run.uri, folder, tmp_path / "whole.csv")
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    decoding.names.clear()
     out = tmp_path / "out.csv"
-    interrupt(run, out)
-    decoded.clear()
-    predict(run.uri, folder, out)
-    assert sorted(decoded) == [file.name for file in run.photos[8:]]
-    assert "8 of 36 photos are in" in capsys.readouterr().out
+    interrupt(run, many, out, decoding)
+    predict(run.uri, str(many), out)
+    assert len(decoding.names) == 100 - 2 * BATCH
+    assert "64 of 100 photos" in capsys.readouterr().out
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert leftovers(tmp_path) == []
+    assert list(tmp_path.glob("*partial*")) == []
 
 
-@pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("cut", [1, 2, 9, 30, 100])
-def test_a_row_cut_off_in_writing_is_written_again(run: SmallRun, tmp_path: Path, cut: int) -> None:
-    folder = str(run.shop / "train_images")
-    predict(run.uri, folder, tmp_path / "whole.csv")
-    partial = interrupt(run, tmp_path / "out.csv")
+@pytest.mark.parametrize("cut", [1, 2, 9, 30, 2000])
+def test_a_row_cut_off_in_writing_is_written_again(
+    run: SmallRun, many: Path, tmp_path: Path, decoding: Decoding, cut: int
+) -> None:
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    decoding.names.clear()
+    partial = interrupt(run, many, tmp_path / "out.csv", decoding)
     partial.write_bytes(partial.read_bytes()[:-cut])
-    predict(run.uri, folder, tmp_path / "out.csv")
+    predict(run.uri, str(many), tmp_path / "out.csv")
+    assert len(decoding.names) in (100 - BATCH, 100)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_bad_photos_before_the_interruption_are_counted(run: SmallRun, tmp_path: Path) -> None:
-    names = ["gone.png", *(file.name for file in run.photos)]
-    table = write_csv(tmp_path / "list.csv", ("image",), [(name,) for name in names])
-    options = {"images": str(run.shop / "train_images")}
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(1, patch)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run.uri, str(table), tmp_path / "out.csv", **options)
-    assert predict(run.uri, str(table), tmp_path / "out.csv", **options) == 1
+def test_bad_photos_before_the_interruption_are_counted(
+    run: SmallRun, many: Path, tmp_path: Path, decoding: Decoding
+) -> None:
+    many.write_text(many.read_text().replace("image\n", "image\ngone.png\n"))
+    interrupt(run, many, tmp_path / "out.csv", decoding)
+    assert predict(run.uri, str(many), tmp_path / "out.csv") == 1
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_another_call_never_goes_on_with_the_file_of_this_one(
-    run: SmallRun, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, decoded: list[str]
+def test_a_different_call_never_resumes_from_this_partial_file(
+    run: SmallRun,
+    many: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    decoding: Decoding,
 ) -> None:
     out = tmp_path / "out.csv"
-    partial = interrupt(run, out)
-    folder = str(run.shop / "train_images")
+    partial = interrupt(run, many, out, decoding)
     other = small_run(tmp_path_factory.getbasetemp(), "pt2")
-    for model, source, k in (
-        (other.uri, folder, 1),
-        (run.uri, f"{folder}/*.png", 1),
-        (run.uri, folder, 2),
+    folder = str(run.shop / "train_images")
+    for model, source, k, photos in (
+        (other.uri, str(many), 1, 100),
+        (run.uri, folder, 1, 36),
+        (run.uri, str(many), 2, 100),
     ):
-        decoded.clear()
+        decoding.names.clear()
         predict(model, source, out, top_k=k)
-        assert len(decoded) == 36
+        assert len(decoding.names) == photos
         assert partial.exists()
     partial.write_text("something,else\n1,2\n")
-    decoded.clear()
-    predict(run.uri, folder, out)
-    assert len(decoded) == 36
-
-
-@pytest.mark.usefixtures("small_batches")
-def test_no_more_than_a_few_batches_are_ever_in_memory(
-    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Photos decoded and not yet classified, the batch at work included."""
-    lock = threading.Lock()
-    waiting = most = 0
-
-    def decode(source: Path, size: int) -> np.ndarray:
-        nonlocal waiting, most
-        with lock:
-            waiting += 1
-            most = max(most, waiting)
-        return read_pixels(source, size)
-
-    classify = verb._rows
-
-    def answer(photos: list[Any], *args: Any) -> list[list[str]]:
-        nonlocal waiting
-        rows = classify(photos, *args)
-        with lock:
-            waiting -= len(photos)
-        return rows
-
-    monkeypatch.setattr(verb, "read_pixels", decode)
-    monkeypatch.setattr(verb, "_rows", answer)
-    predict(run.uri, str(run.shop / "train_images"), tmp_path / "out.csv")
-    assert waiting == 0
-    assert 4 <= most <= verb._AHEAD * 4
+    decoding.names.clear()
+    predict(run.uri, str(many), out)
+    assert len(decoding.names) == 100
 
 
 def test_the_number_of_workers_does_not_change_the_answers(run: SmallRun, tmp_path: Path) -> None:
@@ -267,12 +245,151 @@ def test_sources_that_hold_no_photo(tmp_path: Path) -> None:
 def test_photos_are_found_in_subfolders_whatever_their_names(run: SmallRun, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
-    odd = [b'deep/A, "b".PNG', b"line\nbreak.png", b"not-utf8-\xff.png"]
+    odd = [b'deep/A, "b".PNG', b"line\nbreak.png", b"not-utf8-\xff.png", b"of\rold\r\nmachines.png"]
     for name in odd:
         shutil.copy(run.photos[0], str(folder).encode() + b"/" + name)
     assert predict(run.uri, str(folder), tmp_path / "out.csv") == 0
     names = [row[0] for row in rows_of(tmp_path / "out.csv")[1:]]
-    assert names == ['deep/A, "b".PNG', "line\nbreak.png", "not-utf8-\\udcff.png"]
+    assert names == [
+        *('deep/A, "b".PNG', "line\nbreak.png", "not-utf8-\\udcff.png"),
+        "of\rold\r\nmachines.png",
+    ]
+    assert pd.read_csv(tmp_path / "out.csv")["image"].tolist() == names
+
+
+def test_photos_of_a_folder_are_known_by_content(run: SmallRun, tmp_path: Path) -> None:
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    for place in (folder / "folder.jpg", other):
+        place.mkdir(parents=True)
+    jpeg = Image.open(run.photos[0])
+    for name in ("a.jfif", "b.jpe", "c.mpo", "d.JPG", "without", "e.dat", "folder.jpg/f.pjpeg"):
+        jpeg.save(folder / name, "JPEG")
+    jpeg.save(other / "linked", "PNG")
+    (folder / "sub").symlink_to("../other")
+    (folder / "again").symlink_to("../other")
+    (other / "loop").symlink_to(folder)
+    (folder / "g.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    (folder / "h.png").symlink_to("gone.png")
+    for name in ("._a.jpg", "notes.txt", "more.txt", "LICENSE"):
+        (folder / name).write_text("no photo")
+    os.mkfifo(folder / "pipe.jpg")
+    assert predict(run.uri, str(folder), tmp_path / "out.csv") == 2
+    rows = rows_of(tmp_path / "out.csv")[1:]
+    assert [row[0] for row in rows] == [
+        *("a.jfif", "again/linked", "b.jpe", "c.mpo", "d.JPG", "e.dat", "folder.jpg/f.pjpeg"),
+        *("g.heic", "h.png", "without"),
+    ]
+    assert [row[0] for row in rows if row[-1]] == ["g.heic", "h.png"]
+    found = find_photos(str(folder))
+    assert found.passed_over == {
+        ".txt": 2,
+        "macOS metadata": 1,
+        "pipe, device or socket": 1,
+        "without suffix": 1,
+    }
+
+
+def test_files_passed_over_are_counted_by_kind(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(run.photos[0], folder)
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (folder / name).write_text("no photo")
+    assert predict(run.uri, f"{folder}/*", tmp_path / "out.csv") == 0
+    words = "3 files were passed over, not being photos: 2 .txt, 1 without suffix"
+    assert words in capsys.readouterr().out
+
+
+def test_a_csv_goes_with_its_own_folder_of_photos(run: SmallRun, tmp_path: Path) -> None:
+    """Kaggle's layout: equal names stand for other photos in each folder."""
+    for name, photo in (("train", run.photos[0]), ("test", run.photos[20])):
+        (tmp_path / f"{name}_images").mkdir()
+        shutil.copy(photo, tmp_path / f"{name}_images" / "a.png")
+        write_csv(tmp_path / f"{name}.csv", ("image",), [("a.png",)])
+    write_csv(tmp_path / "list.csv", ("image",), [("a.png",)])
+    for name, folder in (("train", "train"), ("test", "test"), ("list", "train")):
+        (photo,) = find_photos(str(tmp_path / f"{name}.csv")).photos
+        assert photo.file == tmp_path / f"{folder}_images" / "a.png"
+
+
+def test_nothing_read_is_an_error(run: SmallRun, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "list.csv", ("image",), [("a.jpg",), ("../b.jpg",)])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(CatalogError, match="None of the 2 photos .* No such file") as caught:
+        predict(run.uri, str(table), tmp_path / "out.csv", images=str(tmp_path / "photos"))
+    assert f"looked for in {tmp_path / 'photos'}" in str(caught.value)
+    assert [row[0] for row in rows_of(tmp_path / "out.csv")[1:]] == ["a.jpg", "../b.jpg"]
+    (tmp_path / "bad.png").write_text("no photo")
+    with pytest.raises(CatalogError, match="None of the 1 photos could be read"):
+        predict(run.uri, str(tmp_path / "bad.png"), tmp_path / "out.csv")
+
+
+def test_pipes_are_never_opened(run: SmallRun, tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    shutil.copy(run.photos[0], tmp_path / "train_images" / "a.png")
+    os.mkfifo(tmp_path / "train_images" / "pipe.png")
+    table = write_csv(tmp_path / "list.csv", ("image",), [("a.png",), ("pipe.png",)])
+    assert predict(run.uri, str(table), tmp_path / "out.csv") == 1
+    assert rows_of(tmp_path / "out.csv")[2][-1] == "not a regular file"
+    os.mkfifo(tmp_path / "pipe.csv")
+    for source in ("train_images/pipe.png", "pipe.csv", "/dev/zero"):
+        with pytest.raises(CatalogError, match="is not a regular file"):
+            find_photos(source)
+    with pytest.raises(CatalogError, match="is not a regular file"):
+        predict(run.uri, str(table), tmp_path / "pipe.csv")
+
+
+@pytest.mark.parametrize("change", ["content", "other file", "gone"])
+def test_photos_that_changed_meanwhile_are_classified_again(
+    run: SmallRun, tmp_path: Path, decoding: Decoding, change: str
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(100):
+        shutil.copy(run.photos[number % 36], folder / f"{number:03}.png")
+    interrupt(run, folder, tmp_path / "out.csv", decoding)
+    first = folder / "000.png"
+    if change == "content":
+        first.write_bytes(run.photos[30].read_bytes())
+    elif change == "other file":
+        shutil.copystat(first, shutil.copy(run.photos[30], tmp_path / "new.png"))
+        (tmp_path / "new.png").replace(first)
+    else:
+        first.unlink()
+        first.symlink_to("nowhere")
+    predict(run.uri, str(folder), tmp_path / "out.csv")
+    assert len(decoding.names) == 100
+    predict(run.uri, str(folder), tmp_path / "truth.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "truth.csv").read_bytes()
+
+
+def test_two_calls_at_once_never_write_one_file(
+    run: SmallRun, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(run.uri, str(many), tmp_path / "whole.csv")
+    out = tmp_path / "out.csv"
+    begun, second_is_over = threading.Event(), threading.Event()
+
+    def read(*arguments: Any) -> np.ndarray:
+        begun.set()
+        assert second_is_over.wait(60)
+        return read_pixels(*arguments)
+
+    monkeypatch.setattr(photo_sources, "read_pixels", read)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(predict, run.uri, str(many), out)
+        assert begun.wait(60)
+        try:
+            with pytest.raises(CatalogError, match=r"out.csv: another predict is writing"):
+                predict(run.uri, str(many), out)
+        finally:
+            second_is_over.set()
+        assert first.result(60) == 0
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert list(tmp_path.glob("*partial*")) == list(tmp_path.glob(".*")) == []
+    predict(run.uri, str(many), out)
 
 
 def test_exit_codes(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 from datetime import timedelta
 
-import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
-from small_queue import DEAD, ELSEWHERE, OpenQueue, final, run_all, start
+from small_queue import DEAD, ELSEWHERE, OpenQueue, run_all, start
 
 from shopee_mlflow.tuning import queue as queue_module
 from shopee_mlflow.tuning.queue import (
@@ -19,15 +18,8 @@ from shopee_mlflow.tuning.queue import (
     FAILURE,
     OWNER,
     REPEATS,
-    counting,
     process_name,
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 # --- the total ---
 
@@ -53,7 +45,7 @@ def test_two_workers_share_the_total(open_queue: OpenQueue, another: str) -> Non
         queue, trials = next(turns)
         trial = next(trials)
         numbers.append(trial.number)
-        queue.complete(trial, 0.1)
+        queue.end(trial, 0.1)
     assert sorted(numbers) == list(range(5))
     for _, trials in (next(turns), next(turns)):
         assert next(trials, None) is None
@@ -65,20 +57,20 @@ def test_of_two_that_race_for_the_last_trial_the_first_gets_it(
 ) -> None:
     mine, other = open_queue(1), open_queue(1, another)
     their: list[Trial | None] = []
-    look = mine.all_trials
+    read = mine.all_trials
 
     def meanwhile() -> list[FrozenTrial]:
-        monkeypatch.setattr(mine, "all_trials", look)
-        their.append(other._claim())
-        return look()
+        monkeypatch.setattr(mine, "all_trials", read)
+        their.append(other.claim())
+        return read()
 
     monkeypatch.setattr(mine, "all_trials", meanwhile)
-    trial = mine._claim()  # asks, then the other asks and counts, then this one counts
+    trial = mine.claim()  # asks, then the other asks and counts, then this one counts
     assert trial is not None
     assert their == [None]
-    mine.complete(trial, 0.5)
-    assert [t.number for t in final(other)] == [0]
-    assert [t.number for t in counting(mine.all_trials())] == [0]
+    mine.end(trial, 0.5)
+    assert [t.number for t in other.finished()] == [0]
+    assert [t.number for t in mine.counted()] == [0]
     assert next(other.trials(), None) is None
 
 
@@ -87,9 +79,9 @@ def test_what_is_queued_beyond_the_total_is_not_run(open_queue: OpenQueue, anoth
     for lr in (0.2, 0.3):
         mine.enqueue({"lr": lr})
     trial = start(mine)
-    assert other._claim() is None
-    other.repeat_unrepeated()
-    assert mine.complete(trial, 0.5)
+    assert other.claim() is None
+    other.requeue_interrupted()
+    assert mine.end(trial, 0.5)
     assert [t.state.name for t in mine.all_trials()] == ["COMPLETE", "FAIL", "WAITING"]
     assert run_all(other) == []
 
@@ -116,7 +108,7 @@ def test_who_has_nothing_to_do_waits_for_the_others_and_says_so(
     def nap(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
-            other.complete(trial, 0.5)
+            other.end(trial, 0.5)
 
     monkeypatch.setattr(queue_module.time, "sleep", nap)
     assert run_all(mine) == []
@@ -147,15 +139,15 @@ def test_a_lost_trial_is_repeated_with_its_values_and_all_that_was_said(
     # All that had been chosen stays chosen, planned or not.
     assert repeated.system_attrs["fixed_params"] == chosen
     assert REPEATS not in second.user_attrs
-    assert [t.number for t in final(open_queue(2))] == [first.number, second.number]
-    assert counting(open_queue().all_trials()) == final(open_queue())
+    assert [t.number for t in open_queue(2).finished()] == [first.number, second.number]
+    assert open_queue().counted() == open_queue().finished()
 
 
 def test_the_trial_of_a_living_process_is_left_alone(open_queue: OpenQueue, another: str) -> None:
     for owner in (another, ELSEWHERE):
         start(open_queue(4, owner))
     mine = open_queue(4)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state for t in mine.all_trials()] == [TrialState.RUNNING] * 2
 
 
@@ -167,15 +159,15 @@ def test_a_trial_without_values_need_not_be_repeated(open_queue: OpenQueue) -> N
     assert (trial.number, trial.user_attrs.get(REPEATS)) == (1, None)
 
 
-def test_a_nameless_trial_is_lost_after_a_minute(
+def test_an_ownerless_trial_is_lost_after_a_minute(
     open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process died between asking for it and writing down its own name."""
     mine = open_queue(1)
     mine.study.ask()
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert mine.all_trials()[0].state == TrialState.RUNNING
-    monkeypatch.setattr(queue_module, "_NAMELESS", timedelta(0))
+    monkeypatch.setattr(queue_module, "OWNERLESS", timedelta(0))
     assert [t.number for t in run_all(mine)] == [1]
 
 
@@ -187,19 +179,19 @@ def test_an_interrupted_trial_does_not_count_and_is_repeated(open_queue: OpenQue
         if len(values) < 4:
             queue.interrupt(trial)
         else:
-            queue.complete(trial, 0.1)
+            queue.end(trial, 0.1)
     assert len(set(values[:4])) == 1  # the same, three times cut short
     assert len(values) == 5
     assert [t.state.name for t in queue.all_trials()] == ["FAIL"] * 3 + ["COMPLETE"] * 2
     assert [t.user_attrs.get(REPEATS) for t in queue.all_trials()] == [None, 0, 1, 2, None]
-    assert len(final(queue)) == 2
+    assert len(queue.finished()) == 2
 
 
 def test_a_trial_that_failed_by_itself_counts(open_queue: OpenQueue) -> None:
     queue = open_queue(2)
     for trial in queue.trials():
-        queue.end(trial, TrialState.FAIL, about={FAILURE: "diverged"})
-    assert [t.user_attrs[FAILURE] for t in final(queue)] == ["diverged"] * 2
+        queue.end(trial, None, {FAILURE: "diverged"}, TrialState.FAIL)
+    assert [t.user_attrs[FAILURE] for t in queue.finished()] == ["diverged"] * 2
     assert len(queue.all_trials()) == 2
 
 
@@ -207,8 +199,8 @@ def test_a_pruned_trial_counts(open_queue: OpenQueue) -> None:
     queue = open_queue(1)
     for trial in queue.trials():
         trial.report(0.3, 1)
-        queue.end(trial, TrialState.PRUNED, about={"val_loss": 2.0})
-    (found,) = final(queue)
+        queue.end(trial, None, {"val_loss": 2.0}, TrialState.PRUNED)
+    (found,) = queue.finished()
     assert (found.value, found.user_attrs["val_loss"]) == (0.3, 2.0)
 
 
@@ -222,12 +214,12 @@ def test_a_crash_gives_one_more_chance(open_queue: OpenQueue) -> None:
     second = start(open_queue(2, "host:9:1.00"))
     assert second.params == first.params
     assert second.user_attrs[CRASHES] == 1
-    assert final(mine) == []
+    assert mine.finished() == []
 
     mine.crashed("host:9:1.00")
-    (failed,) = final(mine)
+    (failed,) = mine.finished()
     assert failed.number == second.number
-    assert failed.user_attrs[FAILURE] == "its process ended 2 times; out of memory, perhaps"
+    assert failed.user_attrs[FAILURE] == "its process died 2 times, possibly out of memory"
     assert [t.number for t in run_all(mine)] == [2]
 
 
@@ -236,20 +228,20 @@ def test_crashes_are_not_forgotten_when_another_takes_the_trial_up(open_queue: O
     start(open_queue(1, DEAD))
     mine.crashed(DEAD)
     start(open_queue(1, DEAD))
-    mine.take_up_lost()  # who dies of a power cut has not crashed
+    mine.requeue_lost()  # who dies of a power cut has not crashed
     start(open_queue(1, DEAD))
     mine.crashed(DEAD)
-    assert [t.user_attrs[FAILURE][:25] for t in final(mine)] == ["its process ended 2 times"]
+    assert [t.user_attrs[FAILURE][:24] for t in mine.finished()] == ["its process died 2 times"]
 
 
-def test_what_a_worker_taken_for_dead_found_does_not_count(open_queue: OpenQueue) -> None:
+def test_a_late_result_of_a_retried_trial_is_ignored(open_queue: OpenQueue) -> None:
     late, mine = open_queue(1, DEAD), open_queue(1)
     trial = start(late)
     (again,) = run_all(mine)
-    assert late.complete(trial, 0.9, {"val_loss": 0.1}) is False
-    assert late.end(trial, TrialState.FAIL, about={FAILURE: "late"}) is False
+    assert late.end(trial, 0.9, {"val_loss": 0.1}) is False
+    assert late.end(trial, None, {FAILURE: "late"}, TrialState.FAIL) is False
     late.interrupt(trial)
-    (found,) = final(mine)
+    (found,) = mine.finished()
     assert (found.number, found.value) == (again.number, 0.5)
     assert len(mine.all_trials()) == 2
 
@@ -257,7 +249,7 @@ def test_what_a_worker_taken_for_dead_found_does_not_count(open_queue: OpenQueue
 # --- repeated once, and by whomever ---
 
 
-def test_what_nobody_has_repeated_is_repeated(open_queue: OpenQueue) -> None:
+def test_an_interrupted_trial_that_was_not_requeued_is_requeued(open_queue: OpenQueue) -> None:
     """A worker that gives a trial back may be ended before it has queued it again."""
     mine = open_queue(2)
     trial = start(mine)
@@ -268,7 +260,7 @@ def test_what_nobody_has_repeated_is_repeated(open_queue: OpenQueue) -> None:
     assert first.params == trial.params
     assert second.params != trial.params
     before = len(mine.all_trials())
-    mine.repeat_unrepeated()
+    mine.requeue_interrupted()
     assert len(mine.all_trials()) == before
 
 
@@ -277,8 +269,8 @@ def test_what_two_have_repeated_at_once_is_run_once(open_queue: OpenQueue) -> No
     mine.interrupt(start(mine))
     mine.enqueue({"lr": 0.2}, **{REPEATS: 0})  # by another, who saw none yet
     assert [t.user_attrs.get(REPEATS) for t in run_all(mine)] == [0, None]
-    assert len(final(mine)) == 2
-    states = [t.state for t in counting(mine.all_trials())]
+    assert len(mine.finished()) == 2
+    states = [t.state for t in mine.counted()]
     assert states == [TrialState.COMPLETE] * 2
 
 
@@ -288,7 +280,7 @@ def test_a_double_that_is_left_waiting_is_neither_counted_nor_shown(open_queue: 
     mine.enqueue({"lr": 0.2}, **{REPEATS: 0})
     assert len(run_all(mine)) == 1
     assert [t.state.name for t in mine.all_trials()] == ["FAIL", "COMPLETE", "WAITING"]
-    assert len(counting(mine.all_trials())) == 1
+    assert len(mine.counted()) == 1
 
 
 def test_an_idle_worker_does_not_take_the_place_of_a_trial_given_back(
@@ -299,13 +291,13 @@ def test_an_idle_worker_does_not_take_the_place_of_a_trial_given_back(
     mine.enqueue({"lr": 0.25}, baseline=True)
     trial = start(mine)
     claimed: list[Trial | None] = []
-    repeat = mine.repeat_unrepeated
+    repeat = mine.requeue_interrupted
 
     def meanwhile() -> None:
-        claimed.append(idle._claim())
+        claimed.append(idle.claim())
         repeat()
 
-    monkeypatch.setattr(mine, "repeat_unrepeated", meanwhile)
+    monkeypatch.setattr(mine, "requeue_interrupted", meanwhile)
     mine.interrupt(trial)
     assert claimed == [None]
     (again,) = run_all(idle)
@@ -322,11 +314,11 @@ def test_two_may_notice_a_loss_at_once(
 
     def later(*args: object) -> bool:
         monkeypatch.undo()
-        other.take_up_lost()
+        other.requeue_lost()
         return tell(*args)
 
     monkeypatch.setattr(mine.study._storage, "set_trial_state_values", later)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state.name for t in mine.all_trials()] == ["FAIL", "WAITING"]
 
 
@@ -345,6 +337,6 @@ def test_after_the_deadline_others_are_waited_for(
 ) -> None:
     mine, other = open_queue(3), open_queue(3, another)
     trial = start(other)
-    monkeypatch.setattr(queue_module.time, "sleep", lambda _: other.complete(trial, 0.1))
+    monkeypatch.setattr(queue_module.time, "sleep", lambda _: other.end(trial, 0.1))
     assert list(mine.trials(deadline=0.0)) == []
-    assert len(final(mine)) == 1
+    assert len(mine.finished()) == 1

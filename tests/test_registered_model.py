@@ -23,9 +23,9 @@ from small_run import SIZE, SmallRun, as_base64, odd_photos, small_run
 
 from shopee_mlflow.data.images import read_pixels
 from shopee_mlflow.data.pixel_cache import hash_files, load_pixels
+from shopee_mlflow.modeling.inference import Predictor
 from shopee_mlflow.modeling.metrics import softmax
 from shopee_mlflow.tracking.photo_classifier import PhotoClassifier
-from shopee_mlflow.verbs.evaluate import predict_pixels
 from shopee_mlflow.verbs.predict import predict
 
 
@@ -225,7 +225,8 @@ def test_the_image_path_is_one(run: SmallRun, tmp_path: Path) -> None:
     with torch.no_grad():
         images = torch.from_numpy(np.asarray(pixels)).permute(0, 3, 1, 2)
         logits = run.result.model(images).numpy()
-    np.testing.assert_allclose(predict_pixels(module_of(run.uri), pixels), logits, atol=1e-5)
+    predictor = Predictor(module_of(run.uri), run.result.dataset.classes)
+    np.testing.assert_allclose(predictor.logits(pixels, np.asarray), logits, atol=1e-5)
 
     expected = softmax(logits)
     labels = [run.result.dataset.classes[i] for i in expected.argmax(axis=1)]

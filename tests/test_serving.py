@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 from small_run import SIZE, SmallRun, as_base64, odd_photos, small_run
 
 from shopee_mlflow.data.images import read_pixels
+from shopee_mlflow.modeling.inference import Predictor
+from shopee_mlflow.modeling.metrics import softmax
 from shopee_mlflow.tracking.registry import register_model
-from shopee_mlflow.verbs.evaluate import predict_pixels
 
 pytestmark = pytest.mark.slow
 
@@ -139,13 +141,10 @@ def test_the_served_model_answers_as_offline(
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
         assert one["error"] is None
 
-    import numpy as np
-
-    from shopee_mlflow.modeling.metrics import softmax
-
     module = mlflow.pytorch.load_model(champion)
-    pixels = np.stack([read_pixels(photo, SIZE) for photo in photos])
-    expected = softmax(predict_pixels(module, pixels)).max(axis=1)
+    pixels = [read_pixels(photo, SIZE) for photo in photos]
+    logits = Predictor(module, run.result.dataset.classes).logits(pixels, np.asarray)
+    expected = softmax(logits.numpy()).max(axis=1)
     assert [row["probability"] for row in served] == pytest.approx(expected, abs=1e-6)
 
 

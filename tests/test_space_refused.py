@@ -11,6 +11,7 @@ from small_search import LR, plan_of
 from shopee_mlflow.config import TuneConfig, as_params
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.tuning.space import plan_search
+from shopee_mlflow.tuning.storage import study_file
 
 
 def problems(tmp_path: Path, content: dict[str, Any] | str, **cli_options: Any) -> list[str]:
@@ -42,9 +43,9 @@ def test_options_that_contradict_each_other_in_a_trial_are_told_before(tmp_path:
         (
             "weight_decay",
             {"low": 0, "high": 0.1, "log": True},
-            "weight_decay: a log scale begins above 0, and low is 0.0",
+            "weight_decay: low 0.0 must be above 0 on a log scale",
         ),
-        ("lr", {"low": 0.1, "high": 1, "log": "yes"}, "lr: log must be true or false, and is yes"),
+        ("lr", {"low": 0.1, "high": 1, "log": "yes"}, "lr: log=yes must be true or false"),
         (
             "lr",
             {"low": 0.1},
@@ -63,26 +64,26 @@ def test_options_that_contradict_each_other_in_a_trial_are_told_before(tmp_path:
         (
             "lr",
             {"low": 0.1, "high": 1, "step": 0.1},
-            "lr: step=0.1 must be a whole number, for whole numbers, no log",
+            "lr: step=0.1 must be a whole number, for whole numbers without log",
         ),
         (
             "epochs",
             {"low": 1, "high": 9, "step": 2, "log": True},
-            "epochs: step=2 must be a whole number, for whole numbers, no log",
+            "epochs: step=2 must be a whole number, for whole numbers without log",
         ),
         (
             "epochs",
             {"low": 1, "high": 9, "step": 0},
-            "epochs: step=0 must be a whole number, for whole numbers, no log",
+            "epochs: step=0 must be a whole number, for whole numbers without log",
         ),
         (
             "epochs",
             {"low": 1, "high": 9, "step": 3},
-            "epochs: step 3 does not lead from low 1 to high 9",
+            "epochs: high 9 must be low 1 plus a multiple of step 3",
         ),
         ("lr", [], "lr: the list is empty"),
-        ("lr", [0.1, 0.01, 1e-1], "lr: a value stands twice in [0.1, 0.01, 0.1]"),
-        ("batch_size", [8, "8"], "batch_size: a value stands twice in [8, '8']"),
+        ("lr", [0.1, 0.01, 1e-1], "lr: a value is repeated in [0.1, 0.01, 0.1]"),
+        ("batch_size", [8, "8"], "batch_size: a value is repeated in [8, '8']"),
         ("batch_size", [8, 2.5], "batch_size=2.5: must be a whole number at least 1 and"),
         ("schedule", ["linear"], "schedule=linear: must be one of cosine, constant"),
         ("lr", 0.1, "lr=0.1: must be a list of values or {low: ..., high: ...}"),
@@ -110,7 +111,18 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["split_seed", "data", "image_size", "device", "register", "n_trials", "weights"]
+    "name",
+    [
+        "split_seed",
+        "nproc",
+        "monitor",
+        "data",
+        "image_size",
+        "device",
+        "register",
+        "n_trials",
+        "weights",
+    ],
 )
 def test_an_option_that_shapes_the_comparison_is_not_searched(tmp_path: Path, name: str) -> None:
     (found,) = problems_of(tmp_path, name, [1, 2])
@@ -124,7 +136,7 @@ def test_a_bad_baseline_is_refused(tmp_path: Path) -> None:
         "lr=1000: must be a number above 0 and at most 100 (in search.yaml, baseline)"
     )
     assert unknown.startswith("device: no such searched option.")
-    assert idle == "momentum: has a baseline and is not searched (in search.yaml, baseline)"
+    assert idle == "momentum: has a baseline but is not searched (in search.yaml, baseline)"
 
 
 def test_a_typed_option_leaves_the_baseline_too(tmp_path: Path) -> None:
@@ -138,7 +150,7 @@ def test_a_section_that_is_no_mapping_is_refused(
     tmp_path: Path, section: str, content: Any
 ) -> None:
     assert problems(tmp_path, {"space": {"lr": LR}, section: content}) == [
-        f"{section}: must hold lines of 'name: value' (in search.yaml)"
+        f"{section}: must contain lines of 'name: value' (in search.yaml)"
     ]
 
 
@@ -151,27 +163,27 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [{}, {"epochs": 3}, {"space": {}}, {"space": None}])
 def test_an_empty_space_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    assert problems(tmp_path, content) == ["space: nothing is left to search (in search.yaml)"]
+    assert problems(tmp_path, content) == ["space: nothing to search (in search.yaml)"]
 
 
 def test_a_space_that_is_all_typed_is_empty(tmp_path: Path) -> None:
     assert problems(tmp_path, {"space": {"lr": LR}}, lr=0.1) == [
-        "space: nothing is left to search (in search.yaml)"
+        "space: nothing to search (in search.yaml)"
     ]
 
 
 def test_what_is_fixed_and_searched_is_refused(tmp_path: Path) -> None:
     assert problems(tmp_path, {"lr": 0.1, "space": {"lr": LR}}) == [
-        "lr: is fixed and searched, name it once (in search.yaml)"
+        "lr: is both fixed and searched; give it once (in search.yaml)"
     ]
     assert problems(tmp_path, {"space": {"lr": LR}}, model="cnn", models="cnn,effnet") == [
-        "model=cnn: models=cnn,effnet goes before it; name one"
+        "model=cnn: models=cnn,effnet overrides it; give one of them"
     ]
 
 
 @pytest.mark.parametrize(
     ("models", "problem"),
-    [(",", "model: the list is empty"), ("cnn,cnn", "model: a value stands twice in ")],
+    [(",", "model: the list is empty"), ("cnn,cnn", "model: a value is repeated in ")],
 )
 def test_bad_models_are_refused(tmp_path: Path, models: str, problem: str) -> None:
     (found,) = problems(tmp_path, {"space": {"lr": LR}}, models=models)
@@ -217,3 +229,32 @@ def test_a_missing_or_broken_file_is_told(tmp_path: Path) -> None:
 def test_every_option_of_a_search_is_logged_under_its_name() -> None:
     params = as_params(TuneConfig())
     assert (params["n_trials"], params["jobs"], params["storage"]) == ("20", "1", "auto")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "/tmp/evil",
+        "a/b",
+        "a\\b",
+        "..\\b",
+        "a\nb",
+        "a\x00b",
+        "\x1b[31m",
+        "é" * 101,
+    ],
+)
+def test_a_study_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    (problem,) = problems(tmp_path, {"space": {"lr": LR}, "study": name})
+    assert problem == (
+        f"study={name!r}: a name has at most 200 bytes and no slashes, backslashes or "
+        "control characters"
+    )
+
+
+@pytest.mark.parametrize("name", ["Ann's sweep", "été 2", "..", "a" * 200, 'say "so"'])
+def test_other_study_names_are_kept(tmp_path: Path, name: str) -> None:
+    plan = plan_of(tmp_path, {"space": {"lr": LR}, "study": name})
+    assert plan.study_name() == name
+    assert study_file("auto", name, tmp_path).parent == tmp_path / "studies"

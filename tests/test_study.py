@@ -7,14 +7,14 @@ from typing import Any
 
 import optuna
 import pytest
-import yaml
 from optuna.trial import Trial, TrialState
+from small_search import plan_of
 
 from shopee_mlflow.errors import ConfigError, StudyError
 from shopee_mlflow.tuning import study as study_module
 from shopee_mlflow.tuning.queue import FAILURE, TrialQueue
-from shopee_mlflow.tuning.sampling import make_pruner
-from shopee_mlflow.tuning.space import SearchPlan, plan_search
+from shopee_mlflow.tuning.sampling import make_pruner, suggest
+from shopee_mlflow.tuning.space import SearchPlan
 from shopee_mlflow.tuning.storage import open_storage
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trial_results import BASELINE, FIXED, VAL_LOSS
@@ -25,14 +25,12 @@ LR = {"low": 0.01, "high": 0.1, "log": True}
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a study's creator, who is this process."""
-    monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 0.0)
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 0.0)
 
 
 def plan(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> SearchPlan:
     given = {"model": "cnn", "space": {"lr": LR, "momentum": [0.5, 0.9]}, **(content or {})}
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(given))
-    return plan_search({"config": str(file), "n_trials": 4, **cli_options})
+    return plan_of(tmp_path, given, **{"n_trials": 4, **cli_options})
 
 
 def search(tmp_path: Path, content: dict[str, Any] | None = None, **cli_options: Any) -> Search:
@@ -50,7 +48,7 @@ def run(found: Search, *results: tuple[float, float]) -> list[dict[str, Any]]:
     for accuracy, loss in results:
         trial, values = next(trials)
         tried.append(values)
-        found.queue.complete(trial, accuracy, {VAL_LOSS: loss})
+        found.queue.end(trial, accuracy, {VAL_LOSS: loss})
     return tried
 
 
@@ -138,7 +136,7 @@ def test_who_comes_second_waits_until_the_first_has_begun(
     monkeypatch.setattr(Search, "_begin", lambda self: late.append(self))
     Search(content, tmp_path)
     monkeypatch.setattr(Search, "_begin", begin)
-    monkeypatch.setattr(study_module, "_CREATOR_SECONDS", 20.0)
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 20.0)
     monkeypatch.setattr(study_module.time, "sleep", lambda _: begin(late[0]))
     second = Search(content, tmp_path)
     assert not second.created
@@ -153,8 +151,8 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as raised:
         search(tmp_path, {"space": {"lr": {"low": 0.02, "high": 0.1}}, "epochs": 3}, study="mine")
     assert str(raised.value).splitlines() == [
-        "study=mine: was begun with another search. Name another study with study=NAME, or call "
-        "it as it was begun:",
+        "study=mine: is another search. Start another study with study=NAME, or repeat the "
+        "original command:",
         "  baseline.momentum: was 0.9, is not set",
         "  epochs: was 50, is 3",
         "  momentum: was not set, is 0.9",
@@ -175,8 +173,8 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as raised:
         again.check_data("2222")
     assert str(raised.value) == (
-        "study=mine: was begun with other data (data_digest 1111, now 2222); its trials cannot "
-        "be compared with new ones. Give this search a name of its own with study=NAME."
+        "study=mine: uses other data (data_digest 1111, now 2222); its trials cannot be compared "
+        "with new ones. Start another study with study=NAME."
     )
 
 
@@ -188,7 +186,7 @@ def test_a_study_of_something_else_is_left_alone(tmp_path: Path, direction: str)
     )
     if direction == "maximize":
         theirs.tell(theirs.ask(), 1.0)
-    with pytest.raises(StudyError, match="study=mine: is there already, and is none of this pro"):
+    with pytest.raises(StudyError, match="study=mine: exists and does not belong to this project"):
         search(tmp_path, study="mine", storage=str(file))
     assert theirs.user_attrs == {}
 
@@ -207,21 +205,21 @@ def test_several_studies_share_a_file(tmp_path: Path) -> None:
     [
         (
             {"sampler_settings": {"startup": 3}},
-            r"sampler_settings: TPESampler of Optuna does not take {'startup': 3}: .*startup",
+            r"sampler_settings: Optuna's TPESampler does not accept {'startup': 3}: .*startup",
         ),
         (
             {"sampler": "random", "sampler_settings": {"multivariate": True}},
-            r"sampler_settings: RandomSampler of Optuna does not take {'multivariate': True}",
+            r"sampler_settings: Optuna's RandomSampler does not accept {'multivariate': True}",
         ),
         (
             {"pruner_settings": {"n_startup_trials": -1}},
-            r"pruner_settings: MedianPruner of Optuna does not take {'n_startup_trials': -1}: ",
+            r"pruner_settings: Optuna's MedianPruner does not accept {'n_startup_trials': -1}: ",
         ),
         (
             {"pruner": "hyperband", "pruner_settings": {"n_warmup_steps": 1}},
-            r"pruner_settings: HyperbandPruner of Optuna does not take {'max_resource': 50, ",
+            r"pruner_settings: Optuna's HyperbandPruner does not accept {'max_resource': 50, ",
         ),
-        ({"sampler_settings": {"seed": 3}}, "sampler_settings: seed: stands among the options"),
+        ({"sampler_settings": {"seed": 3}}, "sampler_settings: seed: use the option seed"),
     ],
 )
 def test_settings_that_optuna_does_not_take_leave_no_study_behind(
@@ -243,7 +241,7 @@ def test_each_sampler_and_pruner_works(tmp_path: Path, sampler: str, pruner: str
         stopped = any(found.should_stop(trial, e, 1 / (trial.number + 2)) for e in range(1, 10))
         pruned += stopped
         assert not (stopped and trial.number == 0)
-        found.queue.complete(trial, 0.5, {VAL_LOSS: 1.0})
+        found.queue.end(trial, 0.5, {VAL_LOSS: 1.0})
     assert found.finished() == 12
     assert bool(pruned) == (pruner != "none")
 
@@ -266,7 +264,7 @@ def test_the_originals_settings_are_never_pruned(tmp_path: Path) -> None:
     for expected in (False, True):
         trial, _ = next(trials)
         assert found.should_stop(trial, 1, 0.0) is expected
-        found.queue.complete(trial, 0.0, {VAL_LOSS: 9.0})
+        found.queue.end(trial, 0.0, {VAL_LOSS: 9.0})
 
 
 # --- results ---
@@ -303,13 +301,13 @@ def test_neither_pruned_nor_failed_trials_are_the_best(tmp_path: Path) -> None:
     trials = found.trials()
     pruned, _ = next(trials)
     found.should_stop(pruned, 1, 0.9)
-    found.queue.end(pruned, TrialState.PRUNED, about={VAL_LOSS: 0.1})
+    found.queue.end(pruned, None, {VAL_LOSS: 0.1}, TrialState.PRUNED)
     failed, _ = next(trials)
-    found.queue.end(failed, TrialState.FAIL, about={FAILURE: "out of memory"})
+    found.queue.end(failed, None, {FAILURE: "out of memory"}, TrialState.FAIL)
     assert found.best() is None
     table = found.table().set_index("trial")
     assert list(table["state"]) == ["pruned", "failed"]
-    assert table.loc[0, "val_accuracy"] == 0.9
+    assert table.loc[0, "score"] == 0.9
     assert table.loc[1, "failure"] == "out of memory"
     assert found.state_of(0) == ("pruned", "")
     assert found.state_of(1) == ("failed", "out of memory")
@@ -332,16 +330,15 @@ def test_a_trial_given_to_another_before_its_values_were_chosen_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = search(tmp_path)
-    choose = Search._values
     seen: list[int] = []
 
-    def late(self: Search, trial: Trial) -> dict[str, Any]:
+    def late(trial: Trial, *given: Any) -> Any:
         seen.append(trial.number)
         if trial.number == 0:
-            self.study.tell(trial, state=TrialState.FAIL)  # as another would, who thinks us dead
-        return choose(self, trial)
+            trial.study.tell(trial, state=TrialState.FAIL)  # another process presumes us dead
+        return suggest(trial, *given)
 
-    monkeypatch.setattr(Search, "_values", late)
+    monkeypatch.setattr(study_module, "suggest", late)
     trial, values = next(found.trials())
     assert seen == [0, 1]
     assert (trial.number, values["lr"]) == (1, 0.001)
@@ -356,20 +353,20 @@ def test_the_end_is_done_once_for_as_many_trials(tmp_path: Path) -> None:
     found = search(tmp_path)
     run(found, (0.5, 1.0))
     ticket = next(found.finishing().trials())
-    found.finishing().complete(ticket, 0.5)
+    found.finishing().end(ticket, 0.5)
     assert list(found.finishing().trials()) == []
     run(found, (0.6, 1.0))
-    assert len([found.finishing().complete(t, 0.5) for t in found.finishing().trials()]) == 1
+    assert len([found.finishing().end(t, 0.5) for t in found.finishing().trials()]) == 1
 
 
 def test_an_end_that_failed_is_done_again(tmp_path: Path) -> None:
     ending = search(tmp_path).finishing()
     ending.interrupt(next(ending.trials()))
     ticket = next(ending.trials())
-    assert ending.complete(ticket, 0.5)
+    assert ending.end(ticket, 0.5)
 
 
-def test_looks_at_the_test_split_are_counted(tmp_path: Path) -> None:
+def test_uses_of_the_test_split_are_counted(tmp_path: Path) -> None:
     found = search(tmp_path)
-    assert [found.count_look(n) for n in (3, 3, 5)] == [1, 1, 2]
-    assert search(tmp_path).count_look(8) == 3
+    assert [found.count_tested(n) for n in (3, 3, 5)] == [1, 1, 2]
+    assert search(tmp_path).count_tested(8) == 3

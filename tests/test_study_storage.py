@@ -11,16 +11,10 @@ import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
-from small_queue import ELSEWHERE, OpenQueue, final, queue_of, run_all, start
+from small_queue import ELSEWHERE, OpenQueue, queue_of, run_all, start
 
 from shopee_mlflow.errors import ConfigError, StudyError
 from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 # --- the file ---
 
@@ -55,7 +49,7 @@ def test_a_lock_that_a_dead_process_left_behind_is_none(
 def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mlflow.db"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"storage={file}: is a file of another kind; name a "):
+    with pytest.raises(ConfigError, match=f"storage={file}: not a journal of Optuna; choose a "):
         open_storage(str(file), file)
     assert file.read_bytes() == content
 
@@ -73,7 +67,7 @@ def test_where_a_study_is_kept(tmp_path: Path) -> None:
 def test_a_storage_that_fails_is_told_as_such(open_queue: OpenQueue) -> None:
     queue = open_queue()
     with (
-        pytest.raises(StudyError, match="storage of study study does not answer: disk is full"),
+        pytest.raises(StudyError, match="storage of study study does not respond: disk is full"),
         reachable(queue.study),
     ):
         raise OSError("disk is full")
@@ -103,7 +97,7 @@ def test_a_password_is_not_shown(storage: str, shown: str) -> None:
         ("sqlite:///trials.db", "storage=sqlite:///trials.db: SQLite serves one process only; "),
         (
             "postgresql://u:secret@host:port/name",
-            r"storage=postgresql://u:\*\*\*@host:port/name: is no database address such as ",
+            r"storage=postgresql://u:\*\*\*@host:port/name: not a database address such as ",
         ),
     ],
 )
@@ -143,18 +137,18 @@ def test_a_trial_of_another_machine_is_taken_up_when_its_heart_has_stopped(
     theirs, mine = queue_of(database, 1, ELSEWHERE), queue_of(database, 1)
     theirs.enqueue({"lr": 0.25}, baseline=True)
     trial = start(theirs)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state for t in mine.all_trials()] == [TrialState.RUNNING]
 
     stop_heart(database)
     (again,) = run_all(mine)
     assert (again.number, again.params) == (1, trial.params)
     assert again.user_attrs["baseline"] is True
-    assert theirs.complete(trial, 0.9) is False
-    assert len(final(mine)) == 1
+    assert theirs.end(trial, 0.9) is False
+    assert len(mine.finished()) == 1
 
 
-def test_the_heart_beats_before_the_owner_is_written_down(
+def test_the_first_heartbeat_comes_before_the_owner(
     database: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that goes off in between leaves a trial that can be taken up."""
@@ -166,17 +160,31 @@ def test_the_heart_beats_before_the_owner_is_written_down(
     with monkeypatch.context() as patch:
         patch.setattr(Trial, "set_user_attr", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            theirs._claim()
+            theirs.claim()
     stop_heart(database)
-    mine.take_up_lost()
+    mine.requeue_lost()
     assert [t.state for t in mine.all_trials()] == [TrialState.FAIL]
 
 
-def test_the_heart_stops_with_the_trial(database: RDBStorage) -> None:
-    queue = queue_of(database, 2)
-    names = []
-    for trial in queue.trials():
-        names.append([t.name for t in threading.enumerate() if t.name == "heartbeat"])
-        queue.complete(trial, 0.1)
-    assert names == [["heartbeat"]] * 2
-    assert "heartbeat" not in [t.name for t in threading.enumerate()]
+def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
+    database: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating: list[threading.Thread] = []
+    twice = threading.Event()
+
+    def fail(_: int) -> None:
+        beating.append(threading.current_thread())
+        if len(beating) == 2:
+            twice.set()
+        raise OSError("the database is away for a moment")
+
+    queue = queue_of(database, 1)
+    monkeypatch.setattr(database, "get_heartbeat_interval", lambda: 0.01)
+    trials = queue.trials()
+    trial = next(trials)
+    monkeypatch.setattr(database, "record_heartbeat", fail)
+    assert twice.wait(60)
+    queue.end(trial, 0.1)
+    assert next(trials, None) is None
+    assert beating[0] is beating[1]
+    assert not beating[0].is_alive()

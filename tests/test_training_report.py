@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_photo, write_csv
+from html_page import Page, read_page
 from matplotlib.figure import Figure
-from page_reader import Page, read_page
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import TrainConfig, train
@@ -126,7 +126,7 @@ def test_the_page_is_in_the_run_and_holds_all_it_shows(run: SmallRun) -> None:
 
 def test_each_heading_of_the_contents_is_there(run: SmallRun) -> None:
     page = logged_page(run.result.run_id)
-    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    links = [link["href"] for link in page.all("a")]
     assert links == ["#learning", "#groups", "#trust", "#photos", "#setup"]
 
 
@@ -262,7 +262,7 @@ def test_a_label_group_without_test_photos_has_no_score() -> None:
     page = page_of(given)
     assert "1 of 2 label groups are recognised without a mistake." in page.text
     assert "1 have no test photo and are not shown." in page.text
-    assert len(f1_figure(given.class_scores).axes[0].patches) == 2
+    assert len(f1_figure(given.class_scores.head(3)).axes[0].patches) == 2
 
 
 def counts_of(size: int) -> pd.DataFrame:
@@ -297,7 +297,7 @@ def test_500_label_groups_are_dots_that_can_be_seen() -> None:
 def test_scores_of_few_and_many_label_groups(size: int) -> None:
     labels = np.arange(size)
     report = class_report(labels, np.roll(labels, 1), [f"$group {n}" for n in range(size)])
-    figure = f1_figure(report)
+    figure = f1_figure(report.head(size))
     assert len(figure.axes[0].patches) == (3 if size == 3 else 0)
     assert size_of(figure)[0] < 1000
 

@@ -164,7 +164,9 @@ def test_the_parent_has_tables_plots_and_results(whole: Whole) -> None:
 
 def test_the_table_of_trials(whole: Whole) -> None:
     table = read_table(whole.result.run_id, "tune/trials.csv")
-    columns = "trial state batch_size lr val_accuracy val_loss best_epoch epochs seconds baseline"
+    columns = (
+        "trial state batch_size lr score val_accuracy val_loss best_epoch epochs seconds baseline"
+    )
     assert set(table.columns) == {*columns.split(), "failure", "run_id"}
     assert list(table["trial"]) == ["0", "1", "2", "3"]
     assert set(table["state"]) == {"complete"}
@@ -192,9 +194,9 @@ def test_the_summary_says_it_in_words(whole: Whole) -> None:
     assert f"- **Best: trial {number}** (" in summary
     assert f"test accuracy {scores['test_accuracy']:.1%} of 3 photos, 95 % interval " in summary
     assert "- Original's settings: trial 0 (" in summary
-    assert "only with the best and " in summary
-    assert "no more than chance can explain (McNemar's exact test, p = 1)." in summary
-    assert "The test split was looked at once, after the choice." in summary
+    assert "classified correctly only by the best trial and " in summary
+    assert "not significant (McNemar's exact test, p = 1)." in summary
+    assert "The test split was used once, after the choice." in summary
 
 
 def test_best_yaml_trains_the_same_again(

@@ -26,6 +26,7 @@ from small_search import (
 from shopee_mlflow.errors import ConfigError, ModelError, StudyError, TrackingError, TrainingError
 from shopee_mlflow.tracking.mlflow_run_log import MlflowRunLog
 from shopee_mlflow.tuning import queue as queue_module
+from shopee_mlflow.tuning import study as study_module
 from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial
 
@@ -51,9 +52,9 @@ def test_a_second_call_does_nothing_twice(
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics == before[0].data.metrics
     out = capsys.readouterr().out
-    assert "3 of 3 trials have ended already" in out
+    assert "3 of 3 trials have already ended" in out
     assert "**Best: trial " in out
-    assert "nothing was left to do; a greater n_trials searches on" in out
+    assert "nothing left to do; increase n_trials to continue" in out
 
 
 def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> 
     assert parent.data.metrics["trials_complete"] == 4
     assert (parent.data.params["n_trials"], parent.data.tags["n_trials"]) == ("2", "4")
     looks = "once" if first.best == second.best else "2 times, for 2 best trials"
-    assert f"was looked at {looks}, after" in text(parent, "tune/summary.md")
+    assert f"was used {looks}, after" in text(parent, "tune/summary.md")
 
 
 def test_the_run_that_mlflow_has_made_is_the_parent_or_points_to_it(
@@ -186,7 +187,7 @@ def test_a_trial_that_was_given_to_another_is_not_told_twice(
     assert result is not None
     _, nested = runs(tmp_path)
     assert states(nested)[1] == ("KILLED", "interrupted")
-    assert nested[1].data.tags["failure"] == "taken for dead, and repeated by another process"
+    assert nested[1].data.tags["failure"] == "presumed dead and repeated by another process"
     assert nested[2].data.tags["repeats"] == "1"
     assert list(result.trials["trial"]) == [0, 2, 3]
 
@@ -214,7 +215,7 @@ def test_time_that_is_up_ends_the_search_well(
     assert parent.info.status == "FINISHED"
     assert states(nested) == [("FINISHED", "complete")]
     summary, best = (text(parent, f"tune/{name}") for name in ("summary.md", "best.yaml"))
-    assert "These are the original's settings: the search has found none better." in summary
+    assert "These are the original's settings: the search found nothing better." in summary
     # Searched options are told even where they are the defaults of train.
     assert yaml.safe_load(best).items() >= {"lr": 0.001, "batch_size": 75}.items()
     second = call()
@@ -223,10 +224,29 @@ def test_time_that_is_up_ends_the_search_well(
     assert list(second.trials["state"]) == ["complete"] * 3
 
 
+def test_an_apostrophe_in_a_study_name_ends_no_filter(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of a study that was begun without one is looked for by the study's name."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TrackingError("the experiment is deleted")
+
+    monkeypatch.setattr(study_module, "CREATOR_SECONDS", 0.0)
+    CLIENT().create_experiment(tmp_path.name)
+    mine = {"study": f"Ann's {tmp_path.name}"}
+    with monkeypatch.context() as patch:
+        patch.setattr("shopee_mlflow.tuning.parent.open_run", refuse)
+        with pytest.raises(TrackingError, match="is deleted"):
+            call(mine, n_trials=1)
+    assert call(mine, n_trials=1) is not None
+    assert runs(tmp_path)[0].data.tags["study"] == mine["study"]
+
+
 def test_time_that_is_up_before_the_first_trial_is_told(call: Call, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as raised:
         call(timeout=1e-6)
-    assert "none of its 0 trials has completed, for want of time. They stay in the study; the " in (
+    assert "none of its 0 trials completed before the timeout. The study is kept; repeat " in (
         str(raised.value)
     )
     assert runs(tmp_path)[1] == []
@@ -251,7 +271,7 @@ def test_other_data_under_the_same_name_are_refused(
     call(mine, n_trials=1)
     before = runs(tmp_path)
     other = make_catalog(groups=4, name="other")
-    with pytest.raises(StudyError, match="was begun with other data .data_digest"):
+    with pytest.raises(StudyError, match="uses other data .data_digest"):
         call(mine, n_trials=2, data=str(other))
     parent, nested = runs(tmp_path)
     assert parent.info.status == "FINISHED"

@@ -46,8 +46,8 @@ def both_at_work(searches: Searches) -> tuple[Tuner, Tuner]:
     both[0].wait_for(lambda: searches.at_work() == pids, "trials of both")
     holder = process_of(searches.parent())
     began, joined = sorted(both, key=lambda tuner: tuner.pid != holder)
-    assert "joining the study search" in joined.output()
-    assert "joining the study search" not in began.output()
+    assert "joining study search" in joined.output()
+    assert "joining study search" not in began.output()
     return began, joined
 
 
@@ -66,9 +66,9 @@ def test_who_joined_goes_on_when_who_began_is_killed_and_after_the_server_stoppe
         assert joined.end() == 2, searches.output()
     finally:
         server.start()
-    assert "The storage of study search does not answer" in joined.output()
+    assert "The storage of study search does not respond" in joined.output()
     assert "invalid data in the commit" not in joined.output()
-    assert "the same command goes on with it" in joined.output()
+    assert "repeat the command to resume" in joined.output()
     assert searches.tune().end() == 0, searches.output()
     searches.check_finished()
     assert searches.trial_runs("KILLED"), f"no trial was under way{searches.output()}"
@@ -86,29 +86,29 @@ def test_processes_that_make_the_tables_at_once_all_go_on(server: PostgresServer
 def test_a_trial_of_a_machine_that_went_off_is_taken_up_when_its_heart_has_stopped(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "_HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage_module, "_DEAD_SECONDS", 2)
+    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage_module, "DEAD_SECONDS", 2)
     storage = open_storage(server.new_database(), Path())
     study = optuna.create_study(storage=storage, direction="maximize")
-    here, elsewhere = TrialQueue(study, storage, 1), TrialQueue(study, storage, 1)
-    elsewhere._me = "another-machine:17:1700000000.00"
+    here = TrialQueue(study, storage, 1)
+    elsewhere = TrialQueue(study, storage, 1, "another-machine:17:1700000000.00")
     elsewhere.enqueue({"lr": 0.25})
     working = elsewhere.trials()
     lost = next(working)
     started = time.monotonic()
     while time.monotonic() - started < 3.5:
-        here.take_up_lost()
+        here.requeue_lost()
         assert [t.state for t in here.all_trials()] == [TrialState.RUNNING], "its heart beats"
         time.sleep(0.5)
     working.close()  # the machine goes off
     repeat = next(here.trials())
     assert 1 < time.monotonic() - started - 3.5 < 10
     assert repeat.user_attrs["repeats"] == lost.number
-    assert repeat.user_attrs[OWNER] != elsewhere._me
+    assert repeat.user_attrs[OWNER] != elsewhere.owner
     assert repeat.suggest_float("lr", 0, 1) == 0.25
     # It was only away, and comes back with a result.
-    assert not elsewhere.complete(lost, 0.5)
-    assert here.complete(repeat, 0.75)
+    assert not elsewhere.end(lost, 0.5)
+    assert here.end(repeat, 0.75)
     assert [(t.state, t.value) for t in here.all_trials()] == [
         (TrialState.FAIL, None),
         (TrialState.COMPLETE, 0.75),

@@ -64,7 +64,7 @@ def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
     assert list(table["failure"])[1:] == ["RuntimeError: CUDA out of memory\nof all sorts", "", ""]
     summary = text(parent, "tune/summary.md")
     assert "4 trials, 2 failed, 2 complete." in summary or "2 complete, 2 failed." in summary
-    assert "- The original's settings did not complete, so nothing stands beside it." in summary
+    assert "- The original's settings did not complete, so there is no comparison." in summary
     assert "- Trial 0 failed: The loss in epoch " in summary
     assert "- Trial 1 failed: RuntimeError: CUDA out of memory\n" in summary
     assert "mcnemar_p" not in parent.data.metrics
@@ -83,8 +83,8 @@ def test_a_study_in_which_all_fails_says_why_and_can_go_on(
             call(n_trials=2)
     parent, nested = runs(tmp_path)
     assert str(raised.value) == (
-        f"study={parent.data.tags['study']}: none of its 2 trials has completed, for: "
-        "RuntimeError: out of memory. They stay in the study; a greater n_trials searches on."
+        f"study={parent.data.tags['study']}: none of its 2 trials completed: "
+        "RuntimeError: out of memory. The study is kept; increase n_trials to continue."
     )
     assert (parent.info.status, parent.data.tags["failure"]) == ("FAILED", str(raised.value))
     assert states(nested) == [("FAILED", "failed")] * 2
@@ -114,6 +114,18 @@ def test_a_pruned_trial_is_no_failed_run(
     assert parent.data.metrics["trials_pruned"] == 1
     assert "failure" not in nested[1].data.tags
     assert "1 pruned" in text(parent, "tune/summary.md")
+
+
+def test_the_monitored_metric_chooses_the_best_trial(call: Call, tmp_path: Path) -> None:
+    result = call(monitor="val_macro_f1")
+    assert result is not None
+    _, nested = runs(tmp_path)
+    for column, metric in (("score", "val_macro_f1"), ("val_accuracy", "val_accuracy")):
+        best = [r.data.metrics[f"best_{metric}"] for r in nested]
+        assert list(result.trials[column]) == pytest.approx(best)
+    top = result.trials.sort_values(["score", "val_loss"], ascending=[False, True]).iloc[0]
+    assert result.scores["best_val_accuracy"] == pytest.approx(top["val_accuracy"])
+    assert result.scores["best_val_macro_f1"] == pytest.approx(top["score"])
 
 
 def test_patience_ends_a_trial_that_is_complete_all_the_same(call: Call) -> None:
@@ -216,7 +228,7 @@ def test_architectures_are_compared_in_a_table(call: Call, tmp_path: Path) -> No
     parent, nested = runs(tmp_path)
     assert [r.data.params["model"] for r in nested] == list(result.trials["model"])
     lines = text(parent, "tune/summary.md").splitlines()
-    head = lines.index("| model | trials | complete | best validation accuracy | its trial |")
+    head = lines.index("| model | trials | complete | best validation accuracy | trial |")
     for line, name in zip(lines[head + 2 : head + 4], ("cnn", "mnasnet0_5"), strict=True):
         mine = result.trials[result.trials["model"] == name]
         top = mine.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import CatalogError
+from .csv_rows import Row, read_rows
+from .file_kinds import not_csv, other_separator
 
 REQUIRED = ("image", "label_group")
 COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
 CSV_NAME = "train.csv"
 IMAGES_NAME = "train_images"
 
+_START_BYTES = 4096
 # In bytes; titles of a few hundred letters are long.
 _LONGEST_LINE = 2**20
 _MOST_FIELDS = 1000
@@ -23,6 +27,10 @@ _PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
 # Half of the bytes of a UTF-16 file, such as spreadsheets save, are zeros.
 _NOT_UTF8 = (_UNDECODABLE, "\0")
+# C0 but the tab, DEL and C1: they would break a line of a table, or be obeyed by a terminal.
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|json)(\.\w+)?$", re.IGNORECASE)
+_FILE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 
 
 def find_catalog(data: str, images: str | None = None) -> tuple[Path, Path]:
@@ -54,9 +62,12 @@ def find_csv(data: str) -> Path:
                 f"with {CSV_NAME} and {IMAGES_NAME}/, or a CSV file."
             )
         if not csv.is_file():
+            tables = sorted(file.name for file in place.iterdir() if _TABLE.search(file.name))[:5]
             raise CatalogError(
-                f"data={data}: the folder holds no {CSV_NAME}. If the catalogue has another name, "
-                "name the CSV file itself in data and its photos in images."
+                f"data={data}: the folder holds no {CSV_NAME}"
+                + (f", but {', '.join(tables)}" if tables else "")
+                + ". If the catalogue has another name, name the CSV file itself in data and its "
+                "photos in images."
             )
         return csv
 
@@ -74,48 +85,80 @@ def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.Data
     """Read a catalogue as text: a frame with the columns of :data:`COLUMNS` that are there.
 
     A byte-order mark, any line ends and quoted commas are understood. Values are stripped;
-    labels stay text, so ``007`` and ``7`` are two groups.
+    labels stay text, so ``007`` and ``7`` are two groups. Titles may hold line breaks. Other
+    values may not, nor other control characters: labels and names are written into tables,
+    manifests and logs, which must read back equal.
 
-    :raises CatalogError: when it cannot be read, is empty or lacks a required column.
+    :raises CatalogError: when it cannot be read, is empty, lacks a required column, or has rows
+        that cannot be read in one way only; with the numbers of their lines.
     """
     path = Path(csv)
     try:
+        _check_start(path)
         _check_lines(path)
-        parts = list(_read_parts(path, required))
+        rows = read_rows(path)
+        header = next(rows, None)
+        if header is None:
+            raise CatalogError(f"{path}: the file is empty; {_wanted()}")
+        names = [name.strip() for name in header.values]
+        _check_columns(path, names, required)
+        places = {name: names.index(name) for name in COLUMNS if name in names}
+        parts = [_as_frame(path, part, places, required) for part in _in_parts(rows)]
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except pd.errors.EmptyDataError as error:
-        raise CatalogError(f"{path}: the file is empty; {_wanted()}") from error
-    except (pd.errors.ParserError, ValueError) as error:
-        raise CatalogError(f"{path}: is no valid CSV ({str(error).strip()}).") from error
+    if not parts:
+        raise CatalogError(f"{path}: has a header and no row; {_wanted()}")
     return pd.concat(parts, ignore_index=True)
 
 
-def _read_parts(path: Path, required: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """The rows in parts, so that no more than one part is in memory with the columns that nobody
-    needs, and as the reader has it."""
-    with pd.read_csv(
-        path,
-        dtype=str,
-        keep_default_na=False,
-        skipinitialspace=True,
-        encoding="utf-8-sig",
-        encoding_errors="replace",
-        compression=None,
-        chunksize=_PART_ROWS,
-    ) as reader:
-        for part in reader:
-            part = part.rename(columns=lambda name: str(name).strip())
-            part = part.loc[:, ~part.columns.duplicated()]
-            _check_columns(path, part, required)
-            present = [name for name in COLUMNS if name in part]
-            part = part[present].fillna("").apply(lambda column: column.str.strip())
-            for name in required:
-                if part[name].str.contains(_UNDECODABLE, regex=False).any():
-                    raise CatalogError(
-                        f"{path}: column {name} is not UTF-8; save the file as UTF-8."
-                    )
-            yield part
+def unused_columns(csv: Path | str) -> list[str]:
+    """Names of a catalogue's columns that :func:`read_catalog` does not return, in their order."""
+    header = next(read_rows(Path(csv)), None)
+    names = [name.strip() for name in header.values] if header else []
+    return [name for name in dict.fromkeys(names) if name and name not in COLUMNS]
+
+
+def _in_parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Lists of rows, so that no more than one list is in memory as the reader has it."""
+    while part := list(islice(rows, _PART_ROWS)):
+        yield part
+
+
+def _as_frame(
+    path: Path, rows: list[Row], places: dict[str, int], required: Sequence[str]
+) -> pd.DataFrame:
+    columns = {}
+    for name, place in places.items():
+        values = [row.values[place].strip() if place < len(row.values) else "" for row in rows]
+        columns[name] = pd.Series(values, dtype=str)
+        if name in required and columns[name].str.contains(_UNDECODABLE, regex=False).any():
+            raise CatalogError(f"{path}: column {name} is not UTF-8; save the file as UTF-8.")
+        if name != "title":
+            _check_controls(path, name, rows, values)
+    return pd.DataFrame(columns)
+
+
+def _check_controls(path: Path, name: str, rows: list[Row], values: list[str]) -> None:
+    """Refuse control characters but tabs, and name their lines."""
+    if not _CONTROLS.search("".join(values)):
+        return
+    lines = [row.line for row, value in zip(rows, values, strict=True) if _CONTROLS.search(value)]
+    few = ", ".join(f"{line:,}" for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
+    broken = any("\n" in value or "\r" in value for value in values)
+    what = "a line break or another control character" if broken else "a control character"
+    quotes = " A quote that opens in one row and closes in a later one looks like that."
+    raise CatalogError(
+        f"{path}: column {name} holds {what} in the {'row' if len(lines) == 1 else 'rows'} of "
+        f"line {few}; remove it.{quotes if broken else ''}"
+    )
+
+
+def _check_start(path: Path) -> None:
+    """Refuse a file that is known by its first bytes to be something else than a CSV."""
+    with path.open("rb") as file:
+        kind = not_csv(path, file.read(_START_BYTES))
+    if kind:
+        raise CatalogError(f"{path}: {kind}")
 
 
 def _check_fields(path: Path, header: bytes) -> None:
@@ -147,20 +190,39 @@ def _check_lines(path: Path) -> None:
             length = len(block) - 1 - last if last >= 0 else length + len(block)
 
 
-def _check_columns(path: Path, frame: pd.DataFrame, required: Sequence[str]) -> None:
-    if not isinstance(frame.index, pd.RangeIndex):
-        # pandas takes the surplus for row names and would shift every column.
-        raise CatalogError(f"{path}: is no valid CSV (rows have more fields than the header).")
-    missing = [name for name in required if name not in frame]
-    if missing and any(mark in name for name in frame.columns for mark in _NOT_UTF8):
+def _check_columns(path: Path, names: list[str], required: Sequence[str]) -> None:
+    missing = [name for name in required if name not in names]
+    if missing and any(mark in name for name in names for mark in _NOT_UTF8):
         raise CatalogError(f"{path}: the header is not UTF-8; save the file as UTF-8.")
     if missing:
-        found = ", ".join(repr(name) for name in list(frame.columns)[:10]) or "none"
+        found = ", ".join(repr(name) for name in names[:10]) or "none"
+        advice = _header_advice(path, names, missing)
         raise CatalogError(
-            f"{path}: column {' and '.join(missing)} is missing; found: {found}. {_wanted()}"
+            f"{path}: column {' and '.join(missing)} is missing; found: {found}. {advice}"
         )
-    if frame.empty:
-        raise CatalogError(f"{path}: has a header and no row; {_wanted()}")
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        raise CatalogError(
+            f"{path}: the header names {' and '.join(twice)} more than once; rename or remove all "
+            "but one, since only one of them can be meant."
+        )
+
+
+def _header_advice(path: Path, names: list[str], missing: Sequence[str]) -> str:
+    """What helps against a header without the required columns."""
+    if separator := other_separator(path, names[0]):
+        return separator
+    plain = {name.strip("'\"` ").lower(): name for name in names}
+    if all(name in plain for name in missing):
+        if any(name.startswith("'") for name in names):
+            return "Its values stand in single quotes; a CSV has double quotes or none."
+        renamed = ", ".join(f"{plain[name]!r} to {name}" for name in missing)
+        return f"Rename {renamed} in the header."
+    if names[0].startswith("#"):
+        return "Remove the comment: the first line must name the columns."
+    if any(_FILE_NAME.search(name) for name in names):
+        return f"The header is missing: the first line must name the columns; {_wanted()}"
+    return _wanted()
 
 
 def _wanted() -> str:

@@ -99,6 +99,7 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
         files,
         list(frame["content"]),
         config.image_size,
+        resize=config.resize,
         cache=config.cache,
         workers=config.workers,
         progress=watch("decoding photos"),

@@ -1,33 +1,51 @@
-"""A photo file becomes pixels: RGB, right way up, uint8. The one path for training and serving."""
+"""Decode photo files: 8-bit sRGB pixels, upright. Training and serving share these functions."""
 
 from __future__ import annotations
 
+import importlib
 import io
+import stat
 import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError
+from .image_checks import (
+    JPEG_START,
+    MAX_PIXELS,
+    PNG_START,
+    check_scans,
+    check_size,
+    has_deep_colour,
+    unreadable_reason,
+    without_metadata,
+)
+from .image_colours import LARGE_PIXELS, check_deep_colour, flatten, to_srgb
 
 # Only raster formats that shops use: no EPS or PDF, whose decoders run other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-# Larger than any camera's photo; above it a small file could fill the memory.
-MAX_PIXELS = 120_000_000
-
 # Changes whenever the same file would give other pixels, so that stale caches are noticed.
-RECIPE = "draft2x-bilinear-white-v2"
+RECIPE = "draft2x-bilinear-white-srgb-v3"
 
-_WHITE = (255, 255, 255)
+_HEAD_BYTES = 4096
+_MOST_SCANNED_BYTES = 256 * 1024 * 1024
 _FILTERS = threading.Lock()
+# Large images are decoded one at a time, so that their number does not multiply the memory.
+_LARGE = threading.RLock()
+_FULL_SIZE = "full_size"
 
 # Pillow's decoders answer damaged files with these, besides OSError.
 _DAMAGE = (
@@ -54,50 +72,80 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
-def read_pixels(source: Path | bytes, size: int) -> np.ndarray:
-    """Decode one photo and resize it to a square, the sides squeezed as the original did.
+def read_pixels(source: Path | bytes, size: int, resize: str = "stretch") -> np.ndarray:
+    """Decode one photo and resize it to a square.
 
     JPEG files are decoded at a reduced scale, to no less than twice the size asked for; a
-    bilinear filter with antialiasing does the rest.
+    bilinear filter with antialiasing does the rest. Colours are converted to sRGB by the photo's
+    ICC profile. Greys of more than 8 bits are scaled to 0..255
+    (:func:`~shopee_mlflow.data.image_colours.value_range`).
 
     :param source: a file, or the file's bytes.
     :param size: side in pixels.
-    :returns: (size, size, 3) uint8, RGB, EXIF rotation applied, transparency over white.
+    :param resize: ``stretch`` changes the photo's proportions to a square; ``pad`` keeps them and
+        centres the whole photo on white.
+    :returns: (size, size, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
     :raises ImageError: with the reason, when it is no photo that can be decoded whole.
     """
-    with open_photo(source) as image:
-        image.draft(None, (2 * size, 2 * size))
-        small = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
-        # Asked for after decoding: Pillow turns TIFF files itself then, and takes the mark away.
+    with open_photo(source, size) as image:
+        width, height = image.info.get(_FULL_SIZE, image.size)
+        sides = _resized_sides(width, height, size, resize)
+        small = _to_rgb(image, size).resize(sides, Image.Resampling.BILINEAR)
+        small = to_srgb(small, image.info.get("icc_profile"))
+        # Read after decoding: Pillow rotates TIFF files itself then, and removes the tag.
         turn = _TURNS.get(_orientation(image))
-    return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
+    return _on_square(small if turn is None else small.transpose(turn), size)
+
+
+def _resized_sides(width: int, height: int, size: int, resize: str) -> tuple[int, int]:
+    """Width and height after resizing; ``ProductClassifier.preprocess`` computes the same."""
+    if resize == "stretch":
+        return size, size
+    if resize != "pad":
+        raise ImageError(f"resize={resize}: must be stretch or pad")
+    longest = max(width, height)
+    return max(1, round(width * size / longest)), max(1, round(height * size / longest))
+
+
+def _on_square(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: the image, centred on white where it is smaller than the square."""
+    if image.size == (size, size):
+        return np.asarray(image, dtype=np.uint8)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(square, dtype=np.uint8)
 
 
 def read_thumbnail(source: Path | bytes, size: int) -> np.ndarray:
     """Decode one photo and scale it down to fit into a square, its sides in proportion.
 
     :param size: longest side in pixels; smaller photos keep their size.
-    :returns: (H, W, 3) uint8, RGB, EXIF rotation applied, transparency over white.
+    :returns: (H, W, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
     :raises ImageError: with the reason, when it is no photo that can be decoded whole.
     """
-    with open_photo(source) as image:
-        image.draft(None, (2 * size, 2 * size))
+    with open_photo(source, size) as image:
         small = upright_rgb(image)
         small.thumbnail((size, size), Image.Resampling.BILINEAR)
         return np.asarray(small, dtype=np.uint8)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened photo as a new 8-bit RGB image at its own size, EXIF rotation applied."""
-    image.load()
-    rgb = _to_rgb(image)
+    """Convert an opened photo to a new 8-bit sRGB image, EXIF rotation applied."""
+    rgb = to_srgb(_to_rgb(image), image.info.get("icc_profile"))
     turn = _TURNS.get(_orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened photo as stored in the file, EXIF rotation applied."""
+    width, height = image.info.get(_FULL_SIZE, image.size)
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> np.ndarray:
     """Resize a decoded photo, (H, W, 3) or (H, W) uint8, by the same filter as a photo file.
 
     :raises ImageError: for another shape or type.
@@ -109,35 +157,129 @@ def pixels_from_array(array: np.ndarray, size: int) -> np.ndarray:
             raise ImageError(f"an array must hold uint8 values 0..255, not {array.dtype}")
         array = array.astype(np.uint8)
     image = Image.fromarray(array).convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+    sides = _resized_sides(*image.size, size, resize)
+    return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
 
 
 @contextmanager
-def open_photo(source: Path | bytes) -> Iterator[Image.Image]:
-    """Open a photo for reading; whatever goes wrong inside is an ImageError with the reason."""
+def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
+    """Open a photo for reading; whatever goes wrong inside is an ImageError with the reason.
+
+    :param side: decode JPEG files at a reduced scale, to no less than twice this many pixels a
+        side; 0 reduces only those that are too large for the memory.
+    :raises ImageError: its ``transient`` is True where the same bytes may decode another time.
+    """
+    head = b""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with _without_warnings():
-            image = Image.open(file, formats=FORMATS)
-        with image:
-            _check_size(image)
-            if image.format == "TIFF":
-                # Its tags, which Pillow warns about, are read again while it is decoded.
-                with _without_warnings():
-                    image.load()
-            yield image
+        with _open_stream(source) as stream:
+            head = stream.read(_HEAD_BYTES)
+            stream.seek(0)
+            with _open_image(stream, head) as image:
+                check_size(image)
+                _scale_down(image, stream, side)
+                # Large images are decoded one at a time.
+                with _LARGE if _is_large(image) else nullcontext():
+                    yield _decoded(image, stream, head)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels") from error
+        raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"no {', '.join(FORMATS[:4])} image") from error
+        reason, transient = unreadable_reason(head, FORMATS)
+        raise ImageError(reason, transient=transient) from error
     except MemoryError as error:
-        raise ImageError("not enough memory to decode it") from error
+        raise ImageError("not enough memory to decode it", transient=True) from error
     except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
+        # Decoders raise OSError without a number, for damage and for want of memory.
+        transient = error.errno is not None or "memory" in str(error)
+        raise ImageError(error.strerror or str(error), transient=transient) from error
     except _DAMAGE as error:
         raise ImageError(f"damaged file ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _open_stream(source: Path | bytes) -> Iterator[IO[bytes]]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    mode = source.stat().st_mode
+    # Opening a pipe would wait for a writer.
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError("not a regular file")
+    with source.open("rb") as stream:
+        yield stream
+
+
+def _open_image(stream: IO[bytes], head: bytes) -> Image.Image:
+    with _without_warnings():
+        try:
+            return Image.open(stream, formats=_formats())
+        except Image.DecompressionBombError:
+            if not head.startswith(JPEG_START):
+                raise
+            # Pillow's limit is meant for decoding at full size.
+            stream.seek(0)
+            return JpegImageFile(stream)
+        except (ValueError, Image.UnidentifiedImageError):
+            if not head.startswith(PNG_START):
+                raise
+            return _open_without_metadata(stream)
+
+
+def _open_without_metadata(stream: IO[bytes]) -> Image.Image:
+    """A PNG file whose texts are broken, or exceed what Pillow is ready to read."""
+    stream.seek(0)
+    return Image.open(io.BytesIO(without_metadata(stream.read())), formats=("PNG",))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are read: HEIF as well where the package pillow-heif is installed."""
+    if find_spec("pillow_heif") is None:
+        return FORMATS
+    heif: Any = importlib.import_module("pillow_heif")
+    heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def _scale_down(image: Image.Image, stream: IO[bytes], side: int) -> None:
+    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size, and refuse endless ones."""
+    if not isinstance(image, JpegImageFile):
+        return
+    width, height = image.size
+    position = stream.tell()
+    stream.seek(0)
+    check_scans(stream.read(_MOST_SCANNED_BYTES), width * height)
+    stream.seek(position)
+    scale = max(1, min(width, height) // (2 * side)) if side else 1
+    while width * height > MAX_PIXELS * scale**2:
+        scale *= 2
+    image.info[_FULL_SIZE] = (width, height)
+    image.draft(None, (max(1, width // scale), max(1, height // scale)))
+
+
+def _is_large(image: Image.Image) -> bool:
+    # Decoders of progressive JPEG files hold the whole image, whatever the scale.
+    size = image.info.get(_FULL_SIZE) if image.info.get("progressive") else None
+    width, height = size or image.size
+    return bool(width * height > LARGE_PIXELS)
+
+
+def _decoded(image: Image.Image, stream: IO[bytes], head: bytes) -> Image.Image:
+    """The image, decoded already where decoding reads metadata or warns."""
+    if image.format == "TIFF":
+        with _without_warnings():
+            image.load()
+    elif image.format == "PNG":
+        try:
+            image.load()
+        except ValueError:
+            with _without_warnings():
+                image = _open_without_metadata(stream)
+            image.load()
+    if has_deep_colour(image, head):
+        check_deep_colour(image)
+    return image
 
 
 @contextmanager
@@ -151,35 +293,10 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} px: more than {MAX_PIXELS:,} pixels")
-    if width < 1 or height < 1:
-        raise ImageError("it has no pixels")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit values scaled, not clipped; what is transparent becomes white."""
-    if image.mode.startswith(("I", "F")):
-        return _from_deep(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _over_white(image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _from_deep(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    # 16-bit greys are the only deep photos that shops send; smaller ranges are 8-bit already.
-    scale = 257.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
-    grey = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-    return grey.convert("RGB")
-
-
-def _over_white(rgba: Image.Image) -> Image.Image:
-    canvas = Image.new("RGB", rgba.size, _WHITE)
-    canvas.paste(rgba, mask=rgba.getchannel("A"))
-    return canvas
+def _to_rgb(image: Image.Image, side: int = 0) -> Image.Image:
+    """8 bits a channel, transparency over white; :func:`to_srgb` has to follow."""
+    image.load()
+    return flatten(image, side)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,10 @@
-"""Photos that look almost alike: phashes few bits apart, and the clusters that they form.
+"""Near copies of photos: phashes few bits apart, and the clusters they form.
 
 No n x n matrix is made. A phash has eight bytes; where at most six of its 64 bits differ, at least
-two of the eight bytes are equal. So each pair is met in one of 28 tables, sorted by two bytes.
+two of the eight bytes are equal. So each pair is found in one of 28 tables, sorted by two bytes.
+
+A file can be made whose phashes nearly all share bytes, or are nearly all near one another. So the
+comparisons and the pairs are limited, and the result says whether a limit was reached.
 """
 
 from __future__ import annotations
@@ -11,23 +14,33 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 
-# Two photos whose phashes differ in so many bits or fewer are called near copies here.
+# Two photos whose phashes differ in at most so many bits are near copies.
 NEAR_BITS = 6
+# The most pairs that are returned.
+MOST_PAIRS = 500_000
+# The most comparisons in each of the 28 tables, and the same for each phash where that is more.
+# Evenly spread phashes need n / 131,072 each: 8 of a million.
+_COMPARISONS, _COMPARISONS_EACH = 300_000, 50
 _BYTES = 8
+_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
 class NearPairs:
     """Pairs of values that differ in few bits, each pair once.
 
-    :ivar left: positions (int64); ``right`` the other ones, always the larger.
-    :ivar bits: how many bits differ (uint8).
+    :ivar left: (P,) int64, indices of the first values; ``right`` those of the second, always
+        larger.
+    :ivar bits: (P,) uint8, how many bits differ.
+    :ivar complete: whether these are all pairs; False where a limit was reached.
     """
 
     left: np.ndarray
     right: np.ndarray
     bits: np.ndarray
+    complete: bool = True
 
     def __len__(self) -> int:
         return len(self.left)
@@ -38,11 +51,14 @@ def parse_phashes(phashes: Sequence[str]) -> np.ndarray:
     return np.array([int(text, 16) for text in phashes], dtype=np.uint64)
 
 
-def near_pairs(values: np.ndarray, most: int = NEAR_BITS) -> NearPairs:
-    """All pairs of values that differ in 1 to ``most`` bits, by position.
+def near_pairs(values: np.ndarray, most: int = NEAR_BITS, limit: int = MOST_PAIRS) -> NearPairs:
+    """Find the pairs of values that differ in 1 to ``most`` bits.
+
+    Time and memory grow with the number of values, not with its square: see ``NearPairs.complete``.
 
     :param values: uint64, no two equal.
     :param most: 1 to 6; for more, two bytes need not be equal.
+    :param limit: the most pairs returned.
     """
     if not 1 <= most <= _BYTES - 2:
         raise ValueError(f"most={most}: must be 1 to {_BYTES - 2}")
@@ -50,56 +66,58 @@ def near_pairs(values: np.ndarray, most: int = NEAR_BITS) -> NearPairs:
     if len(np.unique(values)) != len(values):
         raise ValueError("values must differ from one another")
     octets = values.view(np.uint8).reshape(-1, _BYTES)
-    found = [
-        _pairs_in_table(values, octets, table, most) for table in combinations(range(_BYTES), 2)
-    ]
+    comparisons = max(_COMPARISONS, _COMPARISONS_EACH * len(values))
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
+    total, complete = 0, True
+    for table in combinations(range(_BYTES), 2):
+        compared = 0
+        for one, other in _pairs_of_equal_keys(octets[:, table[0]], octets[:, table[1]]):
+            if compared >= comparisons or total > limit:
+                complete = False
+                break
+            compared += len(one)
+            found.append(_near_of(values, one, other, table, most))
+            total += len(found[-1][0])
     left, right, bits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if total > limit:
+        left, right, bits, complete = left[:limit], right[:limit], bits[:limit], False
     order = np.lexsort((right, left))
-    return NearPairs(left[order], right[order], bits[order])
+    return NearPairs(left[order], right[order], bits[order], complete)
 
 
-def connected(count: int, pairs: NearPairs) -> np.ndarray:
-    """Number the clusters of positions 0..count-1 that pairs tie together, through any chain.
+def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Number the connected components of a graph with nodes 0..count-1.
 
+    :param left: (E,) int, one end of each edge; ``right`` (E,) int, the other one.
     :returns: (count,) int64, numbers 0, 1, ... in order of first appearance.
     """
-    parent = np.arange(count)
-    while True:
-        ends = np.stack([parent[pairs.left], parent[pairs.right]])
-        low, high = ends.min(axis=0), ends.max(axis=0)
-        if (low == high).all():
-            break
-        np.minimum.at(parent, high, low)
-        while not np.array_equal(parent, parent[parent]):
-            parent = parent[parent]
-    # A cluster's smallest position stands for it, so sorted is in order of appearance.
-    return np.unique(parent, return_inverse=True)[1]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
+    components = connected_components(edges, directed=False)[1]
+    return np.asarray(pd.factorize(components)[0], dtype=np.int64)
 
 
-def _pairs_in_table(
-    values: np.ndarray, octets: np.ndarray, table: tuple[int, int], most: int
+def _near_of(
+    values: np.ndarray, one: np.ndarray, other: np.ndarray, table: tuple[int, int], most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Near pairs that are equal in two given bytes, and in no two bytes that come before them."""
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
-    for one, other in _pairs_of_equal_keys(octets[:, table[0]], octets[:, table[1]]):
-        differing = values[one] ^ values[other]
-        bits = np.bitwise_count(differing)
-        near = bits <= most
-        one, other, bits = one[near], other[near], bits[near]
-        equal = differing[near].view(np.uint8).reshape(-1, _BYTES) == 0
-        first = equal.argmax(axis=1)
-        equal[np.arange(len(first)), first] = False
-        here = (first == table[0]) & (equal.argmax(axis=1) == table[1])
-        left, right = np.minimum(one, other)[here], np.maximum(one, other)[here]
-        found.append((left, right, bits[here]))
-    left, right, bits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return left, right, bits
+    """Those of the given pairs that are near, and whose first two equal bytes are the table's."""
+    differing = values[one] ^ values[other]
+    bits = np.bitwise_count(differing)
+    near = bits <= most
+    one, other, bits = one[near], other[near], bits[near]
+    equal = differing[near].view(np.uint8).reshape(-1, _BYTES) == 0
+    first = equal.argmax(axis=1)
+    equal[np.arange(len(first)), first] = False
+    here = (first == table[0]) & (equal.argmax(axis=1) == table[1])
+    return np.minimum(one, other)[here], np.maximum(one, other)[here], bits[here]
 
 
 def _pairs_of_equal_keys(
     high: np.ndarray, low: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of all pairs with equal keys: neighbours in sorted order, then next but one, ..."""
+    """Indices of all pairs with equal keys: neighbours in sorted order, then next but one, ..."""
     keys = high.astype(np.uint16) << 8 | low
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -109,5 +127,7 @@ def _pairs_of_equal_keys(
         here = here[keys[here] == keys[here + step]]
         if not len(here):
             return
-        yield order[here], order[here + step]
+        for start in range(0, len(here), _CHUNK):
+            part = here[start : start + _CHUNK]
+            yield order[part], order[part + step]
         step += 1

@@ -1,7 +1,8 @@
-"""Photos are decoded once: a file of uint8 pixels in the cache folder, mapped into memory.
+"""Decode photos once: uint8 pixels in the cache folder, mapped into memory.
 
-The file's name is a digest of the photos' contents and of everything that shapes the pixels,
-so other photos, another size or another decoder never meet a stale file.
+The array's name is a digest of the photos' contents and of everything that shapes the pixels, so
+other photos, another size or another decoder never find a stale array. Photos are decoded from the
+very bytes that have this digest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from ..errors import ImageError
-from .array_cache import load_or_build
+from .array_cache import RETRY, load_or_build
 from .images import RECIPE, open_photo, read_pixels
 
 Progress = Callable[[int, int], None]
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]
 _Out = TypeVar("_Out")
 
 _MOST_A_TASK = 16
-# Items that tasks are made of at once: a task that waits takes memory, too.
+# Items that are split into tasks at once, since waiting tasks take memory.
 _ROUND = 16_384
 
 
@@ -37,7 +38,7 @@ class Pixels:
     """Decoded photos, in the order of the files asked for.
 
     :ivar values: (N, size, size, 3) uint8, RGB; zeros where a photo does not decode.
-    :ivar bad: position of a photo that does not decode -> the reason.
+    :ivar bad: position of a photo without pixels -> the reason.
     """
 
     values: np.ndarray
@@ -49,33 +50,47 @@ def load_pixels(
     contents: Sequence[str],
     size: int,
     *,
+    resize: str = "stretch",
     cache: bool = True,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Pixels:
-    """Decode photos in parallel threads, or map them from the cache where they are already.
+    """Map the photos' pixels from the cache; decode them first, in threads, where they are missing.
 
-    :param contents: digest of each file's bytes, as :func:`hash_files` gives them.
+    Photos that do not decode are cached as such. Photos that could not be read, changed after
+    ``contents`` was computed, or lacked memory are in ``bad`` too, but decoded again next time.
+
+    :param contents: digest of each file's bytes, from :func:`hash_files`.
     :param size: side in pixels.
+    :param resize: ``stretch`` or ``pad``, see :func:`~shopee_mlflow.data.images.read_pixels`.
     :raises CatalogError: when the disk of the cache folder is too small.
     """
     if not cache:
         values = np.zeros((len(files), size, size, 3), np.uint8)
-        return Pixels(values, _decode_into(values, files, workers, progress))
+        return Pixels(
+            values, _reasons(_decode_into(values, files, contents, resize, workers, progress))
+        )
 
     def fill(values: np.ndarray, start: int) -> dict[str, Any]:
-        part = files[start : start + len(values)]
-        bad = _decode_into(values, part, workers, _from(start, len(files), progress))
-        return {"bad": {str(start + row): reason for row, reason in bad.items()}}
+        part = slice(start, start + len(values))
+        whole = _from(start, len(files), progress)
+        errors = _decode_into(values, files[part], contents[part], resize, workers, whole)
+        about = {"bad": {str(start + row): reason for row, reason in _reasons(errors).items()}}
+        transient = {str(start + row): True for row, error in errors.items() if error.transient}
+        return {**about, RETRY: transient} if transient else about
 
     shape = (len(files), size, size, 3)
-    name = f"pixels-{pixel_key(contents, size)}"
+    name = f"pixels-{pixel_key(contents, size, resize)}"
     stored, about = load_or_build(name, shape, np.uint8, fill, "the decoded photos")
     return Pixels(stored, {int(row): reason for row, reason in about["bad"].items()})
 
 
+def _reasons(errors: dict[int, ImageError]) -> dict[int, str]:
+    return {row: str(error) for row, error in errors.items()}
+
+
 def _from(start: int, total: int, progress: Progress | None) -> Progress | None:
-    """The progress of a part, told as that of the whole."""
+    """A callback for a part that reports the progress of the whole."""
     if progress is None:
         return None
     return lambda done, _: progress(start + done, total)
@@ -90,7 +105,7 @@ def hash_file(file: Path) -> str:
     """Digest (BLAKE2b, 128 bit, hexadecimal) of a file's bytes; "" where it cannot be read."""
     try:
         with file.open("rb") as stream:
-            return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            return hashlib.file_digest(stream, _new_digest).hexdigest()
     except OSError:
         return ""
 
@@ -113,32 +128,61 @@ def compute_phashes(
 def phash_of(image: Image.Image) -> str:
     """``imagehash.phash`` of an opened photo, 16 hexadecimal digits."""
     image.load()
-    # It has no part in the hash, and Pillow would warn that it gets lost.
+    # It does not affect the hash, and Pillow would warn that it is lost.
     image.info.pop("transparency", None)
     return str(imagehash.phash(image))
 
 
-def pixel_key(contents: Sequence[str], size: int) -> str:
-    """A digest of all that shapes the pixels of these photos: contents, size, decoder."""
-    parts = [RECIPE, pillow_version, str(size), *contents]
+def pixel_key(contents: Sequence[str], size: int, resize: str = "stretch") -> str:
+    """A digest of all that shapes the pixels of these photos: contents, size, resize, decoder."""
+    shape = str(size) if resize == "stretch" else f"{size} {resize}"
+    parts = [RECIPE, pillow_version, shape, *contents]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
 
 
+def _new_digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
 def _decode_into(
-    values: np.ndarray, files: Sequence[Path], workers: int, progress: Progress | None
-) -> dict[int, str]:
-    """Fill ``values`` row by row; returns the rows that do not decode with their reasons."""
+    values: np.ndarray,
+    files: Sequence[Path],
+    contents: Sequence[str],
+    resize: str,
+    workers: int,
+    progress: Progress | None,
+) -> dict[int, ImageError]:
+    """Fill ``values`` row by row; returns the rows that have no pixels with their errors."""
     size = values.shape[1]
 
-    def decode(row: int) -> str | None:
+    def decode(row: int) -> ImageError | None:
         try:
-            values[row] = read_pixels(files[row], size)
+            values[row] = read_pixels(_read_verified(files[row], contents[row]), size, resize)
         except ImageError as error:
-            return str(error)
+            return error
         return None
 
-    reasons = _in_threads(decode, range(len(files)), workers, progress)
-    return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+    errors = _in_threads(decode, range(len(files)), workers, progress)
+    return {row: error for row, error in enumerate(errors) if error is not None}
+
+
+def _read_verified(file: Path, content: str) -> bytes:
+    """The bytes of a file that have this digest.
+
+    :param content: "" where the file could not be read when digests were computed. It stays left
+        out, since pixels of unknown bytes must not be cached.
+    """
+    try:
+        photo = file.read_bytes()
+    except OSError as error:
+        raise ImageError(error.strerror or str(error), transient=bool(content)) from error
+    except MemoryError as error:
+        raise ImageError("not enough memory to read it", transient=True) from error
+    digest = _new_digest()
+    digest.update(photo)
+    if digest.hexdigest() != content:
+        raise ImageError("it changed while the catalogue was read", transient=bool(content))
+    return photo
 
 
 def _in_threads(
@@ -148,14 +192,14 @@ def _in_threads(
     progress: Progress | None = None,
 ) -> list[_Out]:
     threads = workers or os.cpu_count() or 1
-    # Several a task, where there are enough for all threads: a task costs as much as a small file.
+    # Several items a task, if there are enough for all threads: tasks cost as much as a small file.
     run = min(_MOST_A_TASK, max(1, len(items) // (threads * _MOST_A_TASK)))
     results: list[_Out] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(items), _ROUND):
             part = items[start : start + _ROUND]
             runs = [part[i : i + run] for i in range(0, len(part), run)]
-            # Left by an error or Ctrl-C, map cancels what has not begun.
+            # On an error or Ctrl-C, map cancels the tasks that have not begun.
             for some in pool.map(lambda some: [work(item) for item in some], runs):
                 for result in some:
                     results.append(result)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
 
 from ..errors import CatalogError
+from .near_copies import connected
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 MODES = ("leak_free", "random")
@@ -27,21 +27,16 @@ def tie_copies(frame: pd.DataFrame) -> pd.Series:
     :param frame: columns ``content`` and ``image_phash``; an empty value ties nothing.
     :returns: for each row the number of its set, 0, 1, ... in order of first appearance.
     """
-    parent = list(range(len(frame)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
+    ends = []
     for column in ("content", "image_phash"):
-        first: dict[Hashable, int] = {}
-        for row, value in enumerate(frame[column]):
-            if value:
-                parent[root(row)] = root(first.setdefault(value, row))
-    roots = [root(row) for row in range(len(frame))]
-    return pd.Series(pd.factorize(np.array(roots))[0], index=frame.index, dtype="int64")
+        value = pd.factorize(frame[column])[0]
+        rows = np.flatnonzero(frame[column].astype(bool))
+        # Rows with one value are a chain: each is tied to the next one.
+        rows = rows[np.argsort(value[rows], kind="stable")]
+        tied = value[rows[1:]] == value[rows[:-1]]
+        ends.append((rows[:-1][tied], rows[1:][tied]))
+    left, right = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+    return pd.Series(connected(len(frame), left, right), index=frame.index)
 
 
 def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> pd.Series:

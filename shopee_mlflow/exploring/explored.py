@@ -1,12 +1,14 @@
-"""All that is known of a catalogue, in one piece, and the tables that keep it."""
+"""Everything known about a catalogue: facts, tables, and the parts its page is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from ..config import ExploreConfig
+from ..reports.pages import Gallery, Picture, Table
 from .photo_survey import PhotoSurvey
 from .selection import Selection
 from .survey import KINDS, TITLE, Survey, cluster_table
@@ -19,16 +21,17 @@ TABLES = (
     *("near_pairs.csv", "near_clusters.csv", "escaped_titles.csv"),
     *("kept_groups.csv", "cleaning.csv", "splits.csv", "photos.csv"),
 )
+_MOST_ROWS = 12
 
 
 @dataclass(frozen=True)
 class Explored:
-    """All that is known of a catalogue.
+    """Everything known about a catalogue.
 
-    :ivar name: what to call it on the page.
-    :ivar selection: None where nothing could be selected; ``no_selection`` tells why.
-    :ivar photos: None where there is no folder of photos.
-    :ivar folder: where photos were looked for.
+    :ivar name: the catalogue's name on the page.
+    :ivar selection: None where nothing could be selected; ``no_selection`` is the reason.
+    :ivar photos: None without a folder of photos.
+    :ivar folder: the folder in which photos were looked for.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Explored:
         return facts | (self.photos.facts() if self.photos else {})
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """File name -> the table that the page is drawn from; those that can be made."""
+        """File name -> a table of the page, those that the catalogue has."""
         survey = self.survey
         tables = {
             "facts.csv": pd.DataFrame(self.facts().items(), columns=["fact", "number"]),
@@ -70,3 +73,36 @@ class Explored:
         if self.photos is not None:
             tables["photos.csv"] = self.photos.table
         return tables
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: numbers, sentences, points, figures, tables, photos, in this order.
+
+    :ivar small: tables shown side by side where there is room.
+    """
+
+    anchor: str
+    title: str
+    sentences: Sequence[str] = ()
+    numbers: Sequence[tuple[str, str]] = ()
+    points: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    small: Sequence[Table] = ()
+    galleries: Sequence[Gallery] = ()
+
+
+def first_rows(title: str, caption: str, frame: pd.DataFrame, few: int = _MOST_ROWS) -> Table:
+    """The first rows of a table; the whole table is in a file beside the page."""
+    return Table(title, caption, frame.head(few), max(0, len(frame) - few))
+
+
+def percent(part: float, whole: float) -> str:
+    """A part of a whole: 37.0%."""
+    return f"{part / whole:.1%}" if whole else "0.0%"
+
+
+def ratio(part: int, whole: int, noun: str = "") -> str:
+    """A part of a whole with both counts: 30 of 81 label groups (37.0%)."""
+    return f"{part:,} of {whole:,}{noun and ' '}{noun} ({percent(part, whole)})"

@@ -1,4 +1,4 @@
-"""Photos side by side: what is alike in a catalogue, and what contradicts itself."""
+"""Photos side by side: those that look alike, and those with contradictory labels."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from ..data.cleaning import inside_folder
 from ..data.images import read_thumbnail
 from ..errors import ImageError
 from ..reports.pages import Gallery, Tile, photo_picture
-from .grammar import SINGULAR, counted
+from .explored import Section
 from .photo_survey import PhotoSurvey
 from .survey import GROUP, IMAGE, KINDS, PHASHES, TITLE, Survey
 
 _MOST_TILES = 12
 _TILES_OF_GROUP = 3
 _MOST_GROUPS = 4
-# How many of each kind are shown, where there are so many.
+# At most so many galleries of each kind.
 _CONFLICTS = {IMAGE: 2, PHASHES: 1, TITLE: 1}
 _PIXELS = 220
 
 
-def galleries(survey: Survey, photos: PhotoSurvey) -> list[Gallery]:
-    """The largest group and cluster, a title with several photos, contradictory labels.
+def gallery_section(survey: Survey, photos: PhotoSurvey | None) -> Section | None:
+    """The largest label group and cluster, a title with several photos, contradictory labels.
 
-    Each shows photos that are there; one for which there are none is left out.
+    Only photos that decode are shown; a gallery without one is left out.
+
+    :returns: None without any gallery.
     """
-    good = set(photos.good[IMAGE])
-    rows = survey.rows[survey.rows[IMAGE].isin(good)]
+    if photos is None:
+        return None
+    rows = survey.rows[survey.rows[IMAGE].isin(set(photos.good[IMAGE]))]
     found = [
         _largest_group(survey, rows, photos.folder),
         _largest_cluster(survey, rows, photos.folder),
         _one_title(rows, photos.folder),
         *_conflicts(survey, rows, photos.folder),
     ]
-    return [gallery for gallery in found if gallery is not None and gallery.tiles]
+    shown = [gallery for gallery in found if gallery is not None and gallery.tiles]
+    return Section("galleries", "Side by side", galleries=shown) if shown else None
 
 
 def _largest_group(survey: Survey, rows: pd.DataFrame, folder: Path) -> Gallery | None:
@@ -47,14 +51,13 @@ def _largest_group(survey: Survey, rows: pd.DataFrame, folder: Path) -> Gallery 
     ranked = [str(label) for label in survey.groups.index if label in there]
     if not ranked:
         return None
-    label, size = ranked[0], int(survey.groups[ranked[0]])
+    label = ranked[0]
     part = rows[rows[GROUP] == label].drop_duplicates(IMAGE)
-    which = "" if size == survey.groups.max() else " of which photos are here"
     caption = (
-        f"Label group {label}: {counted(size, 'row')}, {counted(len(part), 'photo')} that can be "
-        "shown. All should be the same product."
+        f"Label group {label}. Rows: {survey.groups[label]:,}. Photos: {len(part):,}. All should "
+        "show the same product."
     )
-    return _gallery(f"The largest label group{which}", caption, part, folder, (TITLE, IMAGE))
+    return _gallery("The largest label group with photos", caption, part, folder, (TITLE, IMAGE))
 
 
 def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Gallery | None:
@@ -69,15 +72,11 @@ def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Galler
     # Of equally large ones always the same.
     chosen = min(sizes.index[sizes == sizes.iloc[0]])
     part = part[cluster == chosen].sort_values([PHASHES, IMAGE])
-    caption = (
-        f"{counted(len(part), 'file')} whose phashes are equal or near, through any chain, with "
-        f"{counted(part[PHASHES].nunique(), 'phash', 'phashes')}"
-    )
+    caption = f"Connected phashes: {part[PHASHES].nunique():,}. Files: {len(part):,}."
     if GROUP in part:
-        groups = counted(part[GROUP].nunique(), "label group")
-        caption += f" of {groups}"
-    title = "The largest cluster of phashes among these photos"
-    return _gallery(title, f"{caption}.", part, folder, (GROUP, TITLE, PHASHES))
+        caption += f" Label groups: {part[GROUP].nunique():,}."
+    title = "The largest cluster of near phashes with photos"
+    return _gallery(title, caption, part, folder, (GROUP, TITLE, PHASHES))
 
 
 def _one_title(rows: pd.DataFrame, folder: Path) -> Gallery | None:
@@ -91,9 +90,7 @@ def _one_title(rows: pd.DataFrame, folder: Path) -> Gallery | None:
         return None
     title = str(counts.index[counts == counts.max()].min())
     part = there[there[TITLE] == title].drop_duplicates(IMAGE)
-    caption = (
-        f"“{title}” has {counted(len(part), 'photo')} here: what a title alone cannot tell apart."
-    )
+    caption = f"Title: {title}. Photos: {len(part):,}. The title alone cannot tell them apart."
     return _gallery("One title, different photos", caption, part, folder, (GROUP, IMAGE))
 
 
@@ -103,25 +100,22 @@ def _conflicts(survey: Survey, rows: pd.DataFrame, folder: Path) -> list[Gallery
     for column, table in survey.conflicts.items():
         there = rows[rows[column].isin(set(table["value"])) & (rows[GROUP] != "")]
         about = there.groupby(column).agg(groups=(GROUP, "nunique"), files=(IMAGE, "nunique"))
-        # Another file first: that a phash contradicts itself in one file is told by the file.
+        # Several files first: the gallery of files shows a phash that contradicts itself in one.
         about = about[about["groups"] > 1].sort_values("files", ascending=False, kind="stable")
-        name = SINGULAR[KINDS[column]]
         for value in about.index[: _CONFLICTS[column]]:
             part = _beside_each_other(rows, column, str(value))
-            often = counted(len(table), f"such {name}", f"such {KINDS[column]}")
             caption = (
-                f"{name.capitalize()} {value} stands under {about['groups'][value]:,} label groups "
-                "here. Photos that have it come first in each group, others of the group follow. "
-                f"{f'One of {often}.' if len(table) > 1 else f'The only {name} of this kind.'}"
+                f"{column}={value}. Label groups with photos: {about['groups'][value]:,}. In each, "
+                f"photos with this value come first. {KINDS[column].capitalize()} of this kind: "
+                f"{len(table):,}."
             )
-            title = f"Contradictory labels: one {name}, several label groups"
-            lines = (GROUP, TITLE, IMAGE)
-            found.append(_gallery(title, caption, part, folder, lines))
+            title = f"Contradictory labels: one {column}, several label groups"
+            found.append(_gallery(title, caption, part, folder, (GROUP, TITLE, IMAGE)))
     return found
 
 
 def _beside_each_other(rows: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """A few rows of each label group that a value stands under, those with the value first."""
+    """A few rows of each label group that has a value, those with the value first."""
     groups = sorted(set(rows.loc[rows[column] == value, GROUP]) - {""})
     parts = []
     for group in groups[:_MOST_GROUPS]:
@@ -157,5 +151,5 @@ def _thumbnail(folder: Path, name: str) -> np.ndarray | None:
     try:
         return None if file is None else read_thumbnail(file, _PIXELS)
     except ImageError:
-        # It did decode a moment ago; somebody is at work in the folder.
+        # It decoded a moment ago: the file has changed since.
         return None

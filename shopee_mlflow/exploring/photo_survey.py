@@ -1,4 +1,4 @@
-"""What the photos of a catalogue tell: each is opened once, in threads, and let go again."""
+"""Survey the photos of a catalogue. Each is opened once, in threads; none is kept in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.cleaning import PHASH, inside_folder, is_file
-from ..data.images import open_photo, upright_rgb
+from ..data.images import open_photo, upright_rgb, upright_size
 from ..data.pixel_cache import Progress, hash_file, phash_of
 from ..errors import ImageError
 
@@ -28,21 +28,21 @@ _LEVELS = 256
 _NUMBERS = ("bytes", "width", "height", "phash_bits")
 _MEANS = ("red", "green", "blue")
 _TEXTS = ("image", "state", "reason", "format", "mode", "content", "phash", "listed_phash")
-# Photos that wait for a thread; more would only fill the memory of a large catalogue.
+# Bounds the results that wait in memory.
 _AHEAD = 1000
 
 
 @dataclass(frozen=True)
 class PhotoSurvey:
-    """What the photos tell.
+    """The state and properties of a catalogue's photos.
 
-    :ivar folder: where they were looked for.
-    :ivar table: one row a file name of the catalogue, sorted. Columns image; state, one of
-        ``STATES``; reason why it does not decode; bytes; format; mode, as it is stored; width and
-        height, right way up; red, green, blue, the means 0..255; content, the digest of the bytes;
-        phash; listed_phash, the catalogue's; phash_bits, in which the two differ.
+    :ivar folder: the folder of photos.
+    :ivar table: one row for each file name of the catalogue, sorted. Columns image; state, one of
+        ``STATES``; reason for a decoding error; bytes; format; mode, as stored; width and height,
+        upright; red, green, blue, the means 0..255; content, the digest of the bytes;
+        phash; listed_phash, the catalogue's; phash_bits, the number of bits that differ.
     :ivar levels: (3, 256) float, for red, green and blue the mean share of pixels at each level;
-        each photo counts the same.
+        each photo has the same weight.
     """
 
     folder: Path
@@ -54,13 +54,18 @@ class PhotoSurvey:
         return int((self.table["state"] == state).sum())
 
     @property
+    def present(self) -> int:
+        """How many files are in the folder."""
+        return len(self.table) - self.count(MISSING) - self.count(OUTSIDE)
+
+    @property
     def good(self) -> pd.DataFrame:
         """The rows of photos that decode."""
         return self.table[self.table["state"] == OK]
 
     @property
     def complete(self) -> bool:
-        """Whether every photo that is there was looked at."""
+        """Whether every photo that is present was opened."""
         return self.count(LEFT_OUT) == 0
 
     def phashes(self) -> dict[str, str]:
@@ -88,11 +93,11 @@ def survey_photos(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> PhotoSurvey:
-    """Look at the photos that a catalogue names.
+    """Survey the photos that a catalogue names.
 
-    :param rows: column image, and image_phash where there is one.
-    :param most: how many to open at most, chosen by ``seed``; 0: all. Whether a file is there is
-        known of each.
+    :param rows: column image, and optionally image_phash.
+    :param most: how many to open at most, chosen by ``seed``; 0: all. Whether a file is present is
+        checked for all.
     """
     listed = _listed_phashes(rows)
     names = sorted(name for name in set(rows["image"]) if name)
@@ -110,8 +115,8 @@ def survey_photos(
     chosen = _choose(sorted(files), most, seed)
     levels = np.zeros((3, _LEVELS))
     opened = 0
-    looks = _looks([files[name] for name in chosen], workers, progress)
-    for name, (about, shares) in zip(chosen, looks, strict=True):
+    inspected = _inspect_all([files[name] for name in chosen], workers, progress)
+    for name, (about, shares) in zip(chosen, inspected, strict=True):
         records[name].update(about)
         if shares is not None:
             opened += 1
@@ -122,24 +127,25 @@ def survey_photos(
 def _choose(names: list[str], most: int, seed: int) -> list[str]:
     if not most or len(names) <= most:
         return names
-    places = np.random.default_rng(seed).choice(len(names), most, replace=False)
-    return [names[place] for place in sorted(places)]
+    chosen = np.random.default_rng(seed).choice(len(names), most, replace=False)
+    return [names[index] for index in sorted(chosen)]
 
 
-def _looks(
+def _inspect_all(
     files: list[Path], workers: int, progress: Progress | None
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
-    """:func:`_look` at each file, in their order, few ahead of what is taken."""
+    """Inspect the files in order, a bounded number ahead of the caller."""
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for start in range(0, len(files), _AHEAD):
-            for place, found in enumerate(pool.map(_look, files[start : start + _AHEAD]), start):
+            results = pool.map(_inspect, files[start : start + _AHEAD])
+            for done, found in enumerate(results, start + 1):
                 yield found
                 if progress:
-                    progress(place + 1, len(files))
+                    progress(done, len(files))
 
 
-def _look(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What one photo tells, and the share of its pixels at each level, (3, 256)."""
+def _inspect(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Properties of one photo, and the share of its pixels at each level, (3, 256)."""
     about: dict[str, Any] = {"content": hash_file(file), "bytes": _size(file)}
     try:
         with open_photo(file) as image:
@@ -149,7 +155,8 @@ def _look(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
             shares = counts / counts.sum(axis=1, keepdims=True)
             means = shares @ np.arange(_LEVELS)
             about |= dict(zip(_MEANS, (float(mean) for mean in means), strict=True))
-            about |= {"width": rgb.width, "height": rgb.height, "phash": phash_of(image)}
+            width, height = upright_size(image)
+            about |= {"width": width, "height": height, "phash": phash_of(image)}
     except ImageError as error:
         return {**about, "state": BAD, "reason": str(error)}, None
     return {**about, "state": OK}, shares

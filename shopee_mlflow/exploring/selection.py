@@ -199,7 +199,7 @@ def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:
 def _count_clusters(frame: pd.DataFrame) -> int:
     """How many phashes there are where near ones count as one."""
     _, count, pairs = _near(frame["image_phash"][frame["image_phash"] != ""])
-    return len(np.unique(connected(count, pairs)))
+    return len(np.unique(connected(count, pairs.left, pairs.right)))
 
 
 def _distinct_phashes(frame: pd.DataFrame) -> int:

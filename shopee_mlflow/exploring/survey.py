@@ -15,6 +15,8 @@ from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
 from .titles import count_bytes_literals, escaped_titles
 
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
+# The most pairs of near phashes in a table for people.
+MOST_LISTED = 100_000
 # What may come back in several rows, and stand under several label groups.
 KINDS = {IMAGE: "files", PHASHES: "phashes", TITLE: "titles"}
 
@@ -54,9 +56,9 @@ class NearCopies:
     """Phashes few bits apart.
 
     :ivar phashes: every distinct phash, sorted.
-    :ivar pairs: positions in ``phashes``.
+    :ivar pairs: pairs of indices of ``phashes``.
     :ivar same_group: for each pair whether some label group has both; None without labels.
-    :ivar cluster: for each phash the number of its cluster; most have but one phash.
+    :ivar cluster: for each phash the number of its cluster; most clusters have one phash.
     """
 
     phashes: list[str]
@@ -75,18 +77,22 @@ class NearCopies:
         return int(np.bincount(self.cluster).max()) if len(self.cluster) else 0
 
     def pair_table(self) -> pd.DataFrame:
-        """Pairs, the nearest first: columns image_phash, other_phash, bits, same_group."""
+        """The nearest pairs, at most ``MOST_LISTED`` of them.
+
+        :returns: columns image_phash, other_phash, bits, same_group.
+        """
+        nearest = np.argsort(self.pairs.bits, kind="stable")[:MOST_LISTED]
         names = np.array(self.phashes, dtype=object)
         table = pd.DataFrame(
             {
-                PHASHES: names[self.pairs.left],
-                "other_phash": names[self.pairs.right],
-                "bits": self.pairs.bits.astype(int),
+                PHASHES: names[self.pairs.left[nearest]],
+                "other_phash": names[self.pairs.right[nearest]],
+                "bits": self.pairs.bits[nearest].astype(int),
             }
         )
         if self.same_group is not None:
-            table["same_group"] = self.same_group
-        return table.sort_values("bits", kind="stable").reset_index(drop=True)
+            table["same_group"] = self.same_group[nearest]
+        return table
 
 
 @dataclass(frozen=True)
@@ -266,4 +272,4 @@ def _near_copies(rows: pd.DataFrame) -> NearCopies:
         groups = [labels.get(phash, set()) for phash in phashes]
         ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
         same = np.array([not groups[a].isdisjoint(groups[b]) for a, b in ends], dtype=bool)
-    return NearCopies(phashes, pairs, same, connected(len(phashes), pairs))
+    return NearCopies(phashes, pairs, same, connected(len(phashes), pairs.left, pairs.right))

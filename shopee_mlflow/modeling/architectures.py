@@ -17,6 +17,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 from ..config import PRETRAINED
 from ..errors import ModelError
 from .models import ProductClassifier, SmallCNN
+from .state_files import load_file, unwrap
 
 _log = logging.getLogger(__name__)
 
@@ -41,14 +42,20 @@ def check_architecture(name: str) -> None:
 
 
 def build_model(
-    name: str, classes: Sequence[str], image_size: int = 256, weights: Path | str | None = None
+    name: str,
+    classes: Sequence[str],
+    image_size: int = 256,
+    weights: Path | str | None = None,
+    resize: str = "stretch",
 ) -> ProductClassifier:
     """Build a classifier; ``*_pretrained`` starts from torchvision's newest ImageNet weights.
 
     :param name: ``cnn``, ``effnet``, or a torchvision classifier, the latter two with or without
         ``_pretrained``.
     :param classes: label groups in logit order.
-    :param weights: state-dict file to start from, instead of the download.
+    :param weights: state-dict file to start from, instead of the download: in torchvision's
+        layout, or saved from a :class:`ProductClassifier` of the same architecture.
+    :param resize: how photos become squares: ``stretch`` or ``pad``.
     :raises ModelError: for an unknown name, a size it cannot take, or weights that do not fit.
     """
     check_architecture(name)
@@ -56,16 +63,22 @@ def build_model(
     if base == "cnn":
         backbone: nn.Module = SmallCNN(image_size)
         head: nn.Module = nn.Linear(SmallCNN.features_out, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
         if weights:
             _load_own(model, weights)
     else:
         network = _torchvision_network(_ALIASES.get(base, base), image_size)
+        state = {}
         if weights or name.endswith(PRETRAINED):
             state = read_state(weights) if weights else download_state(_ALIASES.get(base, base))
-            _load_state(network, state, str(weights or "the downloaded weights"))
+        own = bool(state) and all(key.startswith(("backbone.", "head.")) for key in state)
+        source = str(weights or "the downloaded weights")
+        if state and not own:
+            _load_state(network, state, source)
         backbone, head = _replace_head(network, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name)
+        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
+        if own:
+            _load_state(model, state, source)
     _check_size(model)
     return model
 
@@ -73,23 +86,26 @@ def build_model(
 def read_state(path: Path | str) -> dict[str, Tensor]:
     """Read a state dict, never executing what a pickle may hold (``weights_only=True``).
 
+    Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
+    unwrapped; a line in the log says how.
+
     :raises ModelError: when the file is no state dict or asks for code to be run.
     """
-    try:
-        state = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ModelError(f"weights={path}: cannot be read ({error.strerror}).") from error
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    state, taken = unwrap(load_file(path))
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        found = ""
+        if isinstance(state, Mapping) and state:
+            found = f" Its keys: {', '.join(str(key) for key in list(state)[:_LISTED])}."
         raise ModelError(
-            f"weights={path}: is no state dict that can be read safely ({reason}). Save one with "
+            f"weights={path}: holds no state dict (name -> tensor).{found} Save one with "
             "torch.save(model.state_dict(), path)."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"weights={path}: holds no state dict (name -> tensor).")
+        )
+    if taken:
+        _log.info("weights=%s: %s.", path, "; ".join(taken))
     return dict(state)
 
 
@@ -221,9 +237,20 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> No
         more = len(problems) - _LISTED
         listed = "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
         raise ModelError(
-            f"weights={source}: {len(problems)} keys do not fit this architecture:\n  {listed}"
+            f"weights={source}: {len(problems)} keys do not fit this architecture"
+            f"{_other_names(state, wanted)}:\n  {listed}"
         )
     network.load_state_dict(kept, strict=False)
+
+
+def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """A hint where hardly any name fits, as for weights of another library."""
+    unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
+    if not unknown or len(missing) < 0.9 * len(wanted):
+        return ""
+    theirs = next(key for key in state if key in unknown)
+    ours = next(key for key in wanted if key in missing)
+    return f" (names are like {theirs}, wanted are names like {ours})"
 
 
 def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:

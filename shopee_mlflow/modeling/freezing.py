@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..config import AUTO
-from ..data.array_cache import Window, as_tensor, has_room, is_built, load_or_build
+from ..data.array_cache import Window, as_tensor, has_room, load_or_build
 from ..data.batches import Source
 from ..data.transforms import PLAIN, Draws, FiniteTransform, on_device
 from ..errors import ModelError
@@ -163,7 +163,7 @@ def _channels_last(values: Tensor) -> Tensor:
 
 def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: str) -> bool:
     known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and (is_built(name) or has_room(name, shape, dtype))
+    return known and has_room(name, shape, dtype)
 
 
 def _file_dtype(wanted: str, shape: tuple[int, ...]) -> _Real:

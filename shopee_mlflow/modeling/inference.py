@@ -1,20 +1,140 @@
-"""Fast inference: convolutions and batch norms merged, photos in channels-last memory order."""
+"""Inference: photos are decoded in threads ahead of the network, which answers batch by batch."""
 
 from __future__ import annotations
 
 import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from ..errors import ImageError
 from .models import ProductClassifier
+
+BATCH = 32
+# Batches in memory: one in the network, the others being decoded.
+_BATCHES_HELD = 3
+
+_Photo = TypeVar("_Photo")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label groups of one photo, or the reason why there are none.
+
+    :ivar labels: label groups, the most probable first; empty where the photo cannot be read.
+    :ivar probabilities: of these label groups.
+    :ivar error: why the photo cannot be read; None where it was.
+    """
+
+    labels: Sequence[str] = ()
+    probabilities: Sequence[float] = ()
+    error: str | None = None
+
+
+class Predictor:
+    """A classifier ready for inference: a stream of photos in, a stream of predictions out.
+
+    Memory holds a few batches of pixels, however many photos there are.
+
+    :param model: a :class:`ProductClassifier`, or an exported program of one.
+    :param classes: label groups in logit order.
+    """
+
+    def __init__(
+        self, model: nn.Module, classes: Sequence[str], device: torch.device | str = "cpu"
+    ) -> None:
+        self.network = FastClassifier(model, device)
+        self.classes = list(classes)
+
+    def predict(
+        self,
+        photos: Iterable[_Photo],
+        decode: Callable[[_Photo], np.ndarray],
+        *,
+        top_k: int = 1,
+        workers: int = 0,
+    ) -> Iterator[list[Prediction]]:
+        """Predictions of all photos in their order, in lists of :data:`BATCH` (the last: fewer).
+
+        :param decode: photo -> (S, S, 3) uint8; it runs in threads, and may raise ImageError.
+        :param top_k: how many label groups to name for each photo.
+        :param workers: threads; 0: one per core.
+        """
+        for pixels in decode_ahead(photos, decode, workers):
+            logits = self._logits([one for one in pixels if isinstance(one, np.ndarray)])
+            best = iter(self._most_probable(logits, top_k))
+            yield [
+                next(best) if isinstance(one, np.ndarray) else Prediction(error=str(one))
+                for one in pixels
+            ]
+
+    def logits(self, photos: Iterable[_Photo], decode: Callable[[_Photo], np.ndarray]) -> Tensor:
+        """Logits (N, classes) float32 of all photos.
+
+        :raises ImageError: for a photo that cannot be read.
+        """
+        parts = []
+        for pixels in decode_ahead(photos, decode):
+            for one in pixels:
+                if isinstance(one, ImageError):
+                    raise one
+            parts.append(self._logits([one for one in pixels if isinstance(one, np.ndarray)]))
+        return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+
+    def _logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        if not pixels:
+            return torch.empty(0, len(self.classes))
+        return self.network(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+
+    def _most_probable(self, logits: Tensor, k: int) -> Iterator[Prediction]:
+        # Stable, so that label groups of equal probability always come in the same order.
+        ranked = logits.double().softmax(1).sort(dim=1, descending=True, stable=True)
+        values, order = ranked.values[:, :k].tolist(), ranked.indices[:, :k].tolist()
+        for probabilities, positions in zip(values, order, strict=True):
+            yield Prediction([self.classes[i] for i in positions], probabilities)
+
+
+def decode_ahead(
+    photos: Iterable[_Photo], decode: Callable[[_Photo], np.ndarray], workers: int = 0
+) -> Iterator[list[np.ndarray | ImageError]]:
+    """Batches of decoded photos, in order; threads decode later ones while a batch is used.
+
+    :param decode: photo -> pixels; an ImageError that it raises takes the pixels' place.
+    """
+
+    def pixels_or_error(photo: _Photo) -> np.ndarray | ImageError:
+        try:
+            return decode(photo)
+        except ImageError as error:
+            return error
+
+    waiting: deque[list[Future[np.ndarray | ImageError]]] = deque()
+    remaining = iter(photos)
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        while True:
+            while len(waiting) < _BATCHES_HELD and (part := list(islice(remaining, BATCH))):
+                waiting.append([pool.submit(pixels_or_error, photo) for photo in part])
+            if not waiting:
+                return
+            yield [future.result() for future in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def fuse_layers(layers: nn.Module) -> nn.Module:
     """A copy in eval mode with batch norms merged into convolutions; same values to ~1e-5.
 
-    As it is where the graph cannot be traced.
+    The module itself where its graph cannot be traced.
     """
     try:
         return fuse(layers.eval())
@@ -23,7 +143,7 @@ def fuse_layers(layers: nn.Module) -> nn.Module:
 
 
 class FastClassifier(nn.Module):
-    """A classifier made ready for answering: photos -> logits.
+    """A classifier prepared for fast inference: layers fused, channels-last memory format.
 
     :param model: a :class:`ProductClassifier`, or an exported program of one.
     """

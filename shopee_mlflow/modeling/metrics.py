@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-# Two-sided 95 % of the normal distribution.
-_Z95 = 1.959963984540054
+# scipy and scikit-learn are imported where they are used: each takes about a second.
 
 # What a training logs when it has ended: of its best epoch, and of the test split by score().
 FINAL_METRICS = (
     *("best_val_accuracy", "best_epoch"),
     *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
+    *("test_macro_f1", "test_top5_accuracy"),
 )
 
 
-def wilson_interval(correct: int, total: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion, 95 % by default.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
     Journal of the American Statistical Association 22 (1927), 209-212.
@@ -28,42 +26,43 @@ def wilson_interval(correct: int, total: int, z: float = _Z95) -> tuple[float, f
     :returns: lower and upper bound, 0..1.
     :raises ValueError: unless 0 <= correct <= total and total > 0.
     """
+    from scipy.stats import binomtest
+
     if total <= 0 or not 0 <= correct <= total:
         raise ValueError(f"{correct} correct of {total}: needs 0 <= correct <= total, total > 0")
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # At 0 and at all correct the bound is exact; rounding must not pass it.
-    low = 0.0 if correct == 0 else (centre - spread) / scale
-    high = 1.0 if correct == total else (centre + spread) / scale
-    return low, high
+    interval = binomtest(int(correct), int(total)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) logits -> probabilities, in float64."""
-    shifted = np.exp(np.float64(logits) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    from scipy.special import softmax as scipy_softmax
+
+    probabilities: np.ndarray = scipy_softmax(np.float64(logits), axis=1)
+    return probabilities
 
 
 def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Accuracy with its 95 % Wilson interval, and cross entropy, over every photo given.
+    """Accuracy with its 95 % Wilson interval, cross entropy, macro F1 and top-5 accuracy.
 
-    :param labels: (N,) int, positions of the true classes.
+    :param labels: (N,) int, indices of the true classes.
     :param logits: (N, C) float.
-    :returns: accuracy, accuracy_low, accuracy_high, loss.
+    :returns: accuracy, accuracy_low, accuracy_high, loss, macro_f1, top5_accuracy.
     """
-    correct = int((logits.argmax(axis=1) == labels).sum())
+    from scipy.special import log_softmax
+
+    predicted = logits.argmax(axis=1)
+    correct = int((predicted == labels).sum())
     low, high = wilson_interval(correct, len(labels))
-    # log-sum-exp form: a probability that underflows to 0 must not make the loss infinite
-    shifted = np.float64(logits) - logits.max(axis=1, keepdims=True)
-    log_total = np.log(np.exp(shifted).sum(axis=1))
-    loss = float((log_total - shifted[np.arange(len(labels)), labels]).mean())
+    # From the logits: a probability that underflows to 0 must not make the loss infinite.
+    log_probabilities = log_softmax(np.float64(logits), axis=1)[np.arange(len(labels)), labels]
     return {
         "accuracy": correct / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "loss": loss,
+        "loss": -float(log_probabilities.mean()),
+        "macro_f1": macro_f1(labels, predicted),
+        "top5_accuracy": top_k_accuracy(labels, logits, 5),
     }
 
 
@@ -73,15 +72,48 @@ def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Macro F1 as scikit-learn's: the mean F1 of the classes that occur in either array, 0..1.
+    """Unweighted mean of the F1 scores of the classes, 0..1, as scikit-learn defines it.
+
+    The mean is over classes that occur in ``labels`` or ``predicted``. A class with neither a
+    photo nor a prediction is left out; one without photos that is predicted counts as 0.
 
     It takes 0.01 ms for 83 photos, where scikit-learn's function takes 7 ms, and a whole epoch with
     frozen layers 30 ms.
+
+    :param labels: (N,) int, indices of the true classes; ``predicted`` (N,) int.
     """
     size = max(labels.max(), predicted.max()) + 1
     correct = np.bincount(labels[labels == predicted], minlength=size)
     total = np.bincount(labels, minlength=size) + np.bincount(predicted, minlength=size)
     return float((2 * correct / np.maximum(total, 1))[total > 0].mean())
+
+
+def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Unweighted mean of the recalls of the classes, 0..1, as scikit-learn defines it.
+
+    A class without photos is left out, whether it is predicted or not.
+
+    :param labels: (N,) int, indices of the true classes; ``predicted`` (N,) int.
+    """
+    total = np.bincount(labels)
+    correct = np.bincount(labels[labels == predicted], minlength=len(total))
+    return float((correct[total > 0] / total[total > 0]).mean())
+
+
+def top_k_accuracy(labels: np.ndarray, logits: np.ndarray, k: int) -> float:
+    """Share of photos whose true class is among the ``k`` largest logits, 0..1.
+
+    Of equal logits the first one counts as larger, as in ``argmax``. With ``k`` or fewer classes
+    it is 1.
+
+    :param labels: (N,) int, indices of the true classes.
+    :param logits: (N, C) float.
+    """
+    true = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    # A NaN is not <= anything, so it is never counted as right.
+    rank = (~(logits <= true) | ((logits == true) & earlier)).sum(axis=1)
+    return float((rank < k).mean())
 
 
 def scores_of_test(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -102,11 +134,13 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[
     :param labels: (N,) int, true classes; ``first`` and ``second`` (N,) int, predicted ones.
     :returns: photos that only the first gets right, only the second, and the two-sided p value.
     """
+    from scipy.stats import binomtest
+
     right, other = first == labels, second == labels
     only_first, only_second = int((right & ~other).sum()), int((~right & other).sum())
     differ = only_first + only_second
-    tail = sum(math.comb(differ, k) for k in range(min(only_first, only_second) + 1))
-    return only_first, only_second, min(1.0, 2 * tail / 2**differ)
+    p = float(binomtest(only_first, differ, 0.5).pvalue) if differ else 1.0
+    return only_first, only_second, p
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -119,32 +153,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
     return adjusted
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """How often the model is right where it claims a probability, in bins of equal width.
+    """Accuracy by predicted probability, in bins of equal width.
 
     :param labels: (N,) int; ``logits`` (N, C) float.
-    :returns: a row a bin that has photos: low, high, photos, confidence (mean claimed
-        probability of the predicted class), accuracy.
+    :returns: a row for each bin that has photos: low, high, photos, confidence (mean probability
+        of the predicted class), accuracy.
     """
     probabilities = softmax(logits)
-    claimed = probabilities.max(axis=1)
+    confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    place = np.minimum((claimed * bins).astype(int), bins - 1)
+    number = np.minimum((confidence * bins).astype(int), bins - 1)
     rows = [
         {
             "low": b / bins,
             "high": (b + 1) / bins,
-            "photos": int((place == b).sum()),
-            "confidence": float(claimed[place == b].mean()),
-            "accuracy": float(right[place == b].mean()),
+            "photos": int((number == b).sum()),
+            "confidence": float(confidence[number == b].mean()),
+            "accuracy": float(right[number == b].mean()),
         }
-        for b in np.unique(place)
+        for b in np.unique(number)
     ]
     return pd.DataFrame(rows)
 
@@ -171,35 +205,36 @@ def chance_calibration_error(table: pd.DataFrame) -> float:
 
     :param table: as :func:`calibration` gives it; a bin's photos count as claiming its mean.
     """
-    pairs = zip(table["photos"], table["confidence"], strict=True)
-    return sum(_mean_deviation(int(n), float(p)) for n, p in pairs) / int(table["photos"].sum())
+    from scipy.stats import binom
+
+    photos, p = table["photos"].to_numpy(dtype=int), table["confidence"].to_numpy(dtype=float)
+    # E|X - np| of a binomial X is 2 m (1 - p) P(X = m) with m = floor(np) + 1.
+    m = np.floor(photos * p) + 1
+    deviation = 2 * m * (1 - p) * binom.pmf(m, photos, p)
+    return float(deviation.sum() / photos.sum())
 
 
-def _mean_deviation(trials: int, chance: float) -> float:
-    """E|X - np| of a binomial X: 2 m C(n, m) p^m (1 - p)^(n - m + 1) with m = floor(np) + 1."""
-    m = math.floor(trials * chance) + 1
-    if not 0 < chance < 1 or m > trials:
-        return 0.0
-    ways = math.lgamma(trials + 1) - math.lgamma(m + 1) - math.lgamma(trials - m + 1)
-    return 2 * m * math.exp(ways + m * math.log(chance) + (trials - m + 1) * math.log1p(-chance))
+def class_report(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each class, and their averages, as in scikit-learn.
 
+    :returns: columns label_group, precision, recall, f1-score, support. A row for each class, in
+        the order of ``classes``, then the two rows ``macro avg`` and ``weighted avg``. A label
+        group may have such a name, too, so tell the averages by their position.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
 
-def class_report(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    """scikit-learn's classification report: precision, recall, f1-score and support by class."""
-    # Here, since it takes a second to import and is needed at the end of a training only.
-    from sklearn.metrics import classification_report
-
-    report: dict[str, Any] = classification_report(
-        labels,
-        predicted,
-        labels=range(len(classes)),
-        target_names=classes,
-        output_dict=True,
-        zero_division=0.0,
+    values = np.array(
+        precision_recall_fscore_support(
+            labels, predicted, labels=range(len(classes)), zero_division=0.0
+        )
+    ).T
+    averages = np.stack([values.mean(axis=0), np.average(values, axis=0, weights=values[:, 3])])
+    averages[:, 3] = values[:, 3].sum()
+    table = pd.DataFrame(
+        np.concatenate([values, averages]), columns=["precision", "recall", "f1-score", "support"]
     )
-    report.pop("accuracy", None)
-    report.pop("micro avg", None)
-    return pd.DataFrame(report).T.rename_axis("label_group").reset_index()
+    table.insert(0, "label_group", [*classes, "macro avg", "weighted avg"])
+    return table
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:

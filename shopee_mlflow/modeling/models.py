@@ -22,15 +22,18 @@ class ProductClassifier(nn.Module):
 
     :ivar classes: label groups as text, in the order of the logits.
     :ivar image_size: side in pixels to which photos are resized inside.
+    :ivar resize: how they become squares: ``stretch`` changes their proportions, ``pad`` keeps
+        them and centres the whole photo on white.
     :ivar architecture: the name it was built by.
-    :ivar tta: in eval mode, answer for a photo and its mirror image together (test-time
-        augmentation); the time is twice as long.
+    :ivar tta: test-time augmentation: in eval mode, predictions for a photo and its mirror image
+        are averaged, which takes twice the time.
     """
 
     mean: Tensor
     std: Tensor
-    # Of the class as well: models logged before there was such a thing do not have their own.
+    # Class attributes, since models logged by earlier versions lack them.
     tta = False
+    resize = "stretch"
 
     def __init__(
         self,
@@ -39,10 +42,14 @@ class ProductClassifier(nn.Module):
         classes: Sequence[str],
         image_size: int,
         architecture: str = "",
+        resize: str = "stretch",
     ) -> None:
+        if resize not in ("stretch", "pad"):
+            raise ValueError(f"resize={resize}: must be stretch or pad")
         super().__init__()
         self.classes = [str(name) for name in classes]
         self.image_size = image_size
+        self.resize = resize
         self.architecture = architecture
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -64,8 +71,23 @@ class ProductClassifier(nn.Module):
             images = images.to(self.mean.dtype) / 255
         side = self.image_size
         if images.shape[2] != side or images.shape[3] != side:
-            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+            images = self._square(images)
         return (images - self.mean) / self.std
+
+    def _square(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float 0..1 -> (N, 3, S, S); the same geometry as for photo files."""
+        side, (height, width) = self.image_size, images.shape[2:]
+        if self.resize == "stretch":
+            size = (side, side)
+        else:
+            longest = max(height, width)
+            size = (max(1, round(height * side / longest)), max(1, round(width * side / longest)))
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        if size == (side, side):
+            return images
+        top, left = (side - size[0]) // 2, (side - size[1]) // 2
+        margins = (left, side - size[1] - left, top, side - size[0] - top)
+        return F.pad(images, margins, value=1.0)
 
     def embed(self, images: Tensor) -> Tensor:
         """Photos, as :meth:`forward` takes them -> (N, features) float, the input of the head."""
@@ -74,7 +96,7 @@ class ProductClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Photos -> (N, classes) float logits.
 
-        With ``tta``, in eval mode, logarithms of the mean of both images' probabilities.
+        With ``tta``, in eval mode, the logarithm of the mean of both images' probabilities.
 
         :param images: (N, 3, H, W), uint8 0..255 or float 0..1, any H and W.
         """
@@ -82,7 +104,7 @@ class ProductClassifier(nn.Module):
         if not self.tta or self.training:
             return logits
         mirrored = self.head(self.embed(images.flip(-1)))
-        # In half precision log 2 would leave a rest of itself.
+        # float32, since log 2 is not exact in half precision.
         both = torch.stack([both.float().log_softmax(1) for both in (logits, mirrored)])
         return both.logsumexp(0) - math.log(2)
 

@@ -83,7 +83,7 @@ def training_page(facts: TrainingFacts, look: ExplainFn) -> str:
         ),
         pairs=_confused_pairs(facts.counts),
         class_figure=figure_picture(
-            f1_figure(facts.class_scores),
+            f1_figure(_per_class(facts)),
             "F1 score of each label group, the lowest first.",
             _classes_in_words(facts),
         ),
@@ -175,7 +175,8 @@ def _confused_pairs(counts: pd.DataFrame) -> Table:
 
 
 def _per_class(facts: TrainingFacts) -> pd.DataFrame:
-    return facts.class_scores[facts.class_scores["label_group"].isin(list(facts.classes))]
+    """The report without its averages, which stand at the end."""
+    return facts.class_scores.head(len(facts.classes))
 
 
 def _classes_in_words(facts: TrainingFacts) -> str:

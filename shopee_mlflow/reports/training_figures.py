@@ -161,14 +161,13 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def f1_figure(report: pd.DataFrame) -> Figure:
+def f1_figure(scores: pd.DataFrame) -> Figure:
     """F1 score of each label group, the lowest first; named while names can be read.
 
-    :param report: columns label_group, f1-score, support; averages are left out, and so are label
-        groups without photos, which have no score.
+    :param scores: a row for each label group: label_group, f1-score, support. Label groups without
+        photos have no score and are left out.
     """
-    table = report[~report["label_group"].isin(["macro avg", "weighted avg"])]
-    table = table[table["support"] > 0]
+    table = scores[scores["support"] > 0]
     table = table.sort_values("f1-score", kind="stable")
     named = len(table) <= _NAMED_CLASSES
     figure = Figure(

@@ -77,6 +77,7 @@ def save_model(
     about = {
         "classes": portable.classes,
         "image_size": portable.image_size,
+        "resize": portable.resize,
         "architecture": portable.architecture,
         "tta": portable.tta,
         "probe": _probe_logits(portable, portable.image_size),
@@ -163,7 +164,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ph
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
     model = mlflow.pytorch.load_model(str(Path(path).parent))
     device = (model_config or {}).get("device") or "cpu"
-    return PhotoClassifier(model, about["classes"], about["image_size"], device)
+    # Models logged by earlier versions do not say how they resize: they stretch.
+    resize = about.get("resize", "stretch")
+    return PhotoClassifier(model, about["classes"], about["image_size"], resize, device)
 
 
 def check_probe(uri: str) -> None:

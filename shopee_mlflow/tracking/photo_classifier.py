@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ import torch
 
 from ..data.images import pixels_from_array, read_pixels
 from ..errors import ImageError
-from ..modeling.inference import FastClassifier
+from ..modeling.inference import Prediction, Predictor
 
-_BATCH = 32
 _LONGEST_PATH = 4096
 # Columns of the answer; the second ones where more than the best is asked for.
 _ANSWER, _BEST = ("label_group", "probability"), ("label_groups", "probabilities")
@@ -28,11 +25,16 @@ class PhotoClassifier:
     """Photos in any of their forms -> label groups with probabilities, one row a photo."""
 
     def __init__(
-        self, model: torch.nn.Module, classes: Sequence[str], image_size: int, device: str = "cpu"
+        self,
+        model: torch.nn.Module,
+        classes: Sequence[str],
+        image_size: int,
+        resize: str = "stretch",
+        device: str = "cpu",
     ) -> None:
-        self.network = FastClassifier(model, device)
-        self.classes = list(classes)
+        self.predictor = Predictor(model, classes, device)
         self.image_size = image_size
+        self.resize = resize
 
     def predict(
         self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -46,66 +48,55 @@ class PhotoClassifier:
             ``label_groups`` and ``probabilities``, the best first. A photo that cannot be read
             has the reason in ``error`` and None elsewhere; the others have their answers.
         """
-        k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.classes))
-        rows: list[dict[str, Any]] = []
-        with ThreadPoolExecutor() as pool:
-            for part in _in_batches(_column(model_input), _BATCH):
-                pixels = list(pool.map(self._pixels_or_error, part))
-                rows += self._classify(pixels, k)
+        k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
+        photos = _column(model_input)
+        batches = self.predictor.predict(photos, self._decode, top_k=k)
+        rows = [_row(one) for predictions in batches for one in predictions]
         return _frame(rows, [*_ANSWER, *(_BEST if k > 1 else ()), "error"], model_input.index)
 
-    def _pixels_or_error(self, photo: Any) -> np.ndarray | str:
-        try:
-            return read_photo(photo, self.image_size)
-        except ImageError as error:
-            return str(error)
-
-    def _classify(self, pixels: Sequence[np.ndarray | str], k: int) -> list[dict[str, Any]]:
-        good = [p for p in pixels if isinstance(p, np.ndarray)]
-        answers = iter(self._answers(good, k) if good else [])
-        return [next(answers) if isinstance(p, np.ndarray) else {"error": p} for p in pixels]
-
-    def _answers(self, pixels: Sequence[np.ndarray], k: int) -> Iterator[dict[str, Any]]:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        probabilities = torch.softmax(self.network(images).double(), dim=1)
-        values, positions = (part.tolist() for part in probabilities.topk(k, dim=1))
-        for value, position in zip(values, positions, strict=True):
-            names = [self.classes[i] for i in position]
-            yield {
-                "label_group": names[0],
-                "probability": value[0],
-                "label_groups": names,
-                "probabilities": value,
-            }
+    def _decode(self, photo: Any) -> np.ndarray:
+        return read_photo(photo, self.image_size, self.resize)
 
 
-def read_photo(photo: Any, size: int) -> np.ndarray:
+def _row(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"error": prediction.error}
+    labels, probabilities = list(prediction.labels), list(prediction.probabilities)
+    return {
+        "label_group": labels[0],
+        "probability": probabilities[0],
+        "label_groups": labels,
+        "probabilities": probabilities,
+    }
+
+
+def read_photo(photo: Any, size: int, resize: str = "stretch") -> np.ndarray:
     """One photo in any form that callers send -> (size, size, 3) uint8, by the project's one path.
 
     :param photo: a file path, the file's bytes, its base64 text, or an array (H, W, 3) uint8.
     :raises ImageError: when it is none of these, or does not decode.
     """
     if isinstance(photo, (bytes, bytearray, memoryview)):
-        return read_pixels(bytes(photo), size)
+        return read_pixels(bytes(photo), size, resize)
     if isinstance(photo, (np.ndarray, list)):
         try:
             array = np.asarray(photo)
         except ValueError:
             raise ImageError("an array must have rows of equal length") from None
-        return pixels_from_array(array, size)
+        return pixels_from_array(array, size, resize)
     if isinstance(photo, Path):
-        return read_pixels(photo, size)
+        return read_pixels(photo, size, resize)
     if not isinstance(photo, str) or not photo:
         raise ImageError(f"an image is a path, bytes, base64 text or an array, not {photo!r:.60}")
     if _is_file(photo):
-        return read_pixels(Path(photo), size)
+        return read_pixels(Path(photo), size, resize)
     try:
         # Line breaks are what the command base64 puts into its output.
         content = base64.b64decode("".join(photo.split()), validate=True)
     except (binascii.Error, ValueError):
         raise ImageError(f"no such file, and no base64 text: {photo:.60}") from None
     try:
-        return read_pixels(content, size)
+        return read_pixels(content, size, resize)
     except ImageError as error:
         raise ImageError(f"no such file, and as base64 text: {error} ({photo:.60})") from error
 
@@ -136,9 +127,3 @@ def _column(frame: Any) -> list[Any]:
         return frame["image"].tolist()
     found = list(frame.columns) if isinstance(frame, pd.DataFrame) else type(frame).__name__
     raise ValueError(f"predict takes a DataFrame with a column 'image'; got {found}")
-
-
-def _in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

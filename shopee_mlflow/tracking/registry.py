@@ -43,6 +43,7 @@ class LoadedModel:
     module: torch.nn.Module
     classes: list[str]
     image_size: int
+    resize: str
     identity: str
 
 
@@ -63,7 +64,8 @@ def load_classifier(uri: str) -> LoadedModel:
         ) from error
     module, about = load_folder(folder, uri)
     identity = Model.load(str(folder)).model_uuid or uri
-    return LoadedModel(module, about["classes"], about["image_size"], str(identity))
+    resize = about.get("resize", "stretch")
+    return LoadedModel(module, about["classes"], about["image_size"], resize, str(identity))
 
 
 @dataclass(frozen=True)

@@ -317,8 +317,10 @@ def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
 
 
 def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
-    wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'RUNNING'"
-    return list(MlflowClient().search_runs([experiment_id], wanted, max_results=50_000))
+    running = "attributes.status = 'RUNNING'"
+    found = MlflowClient().search_runs([experiment_id], running, max_results=50_000)
+    # Not in the filter, where an apostrophe in the value would end the string.
+    return [run for run in found if run.data.tags.get(tag) == value]
 
 
 def find_run(run_id: str) -> Run:

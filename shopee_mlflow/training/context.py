@@ -73,11 +73,13 @@ class TrainingContext:
 
         Equal models are built once and copied, which is faster.
         """
-        key = (config.model, config.weights, config.image_size, config.seed)
+        key = (config.model, config.weights, config.image_size, config.resize, config.seed)
         if key not in self._models:
             torch.manual_seed(config.seed)
             weights = None if config.weights == AUTO else config.weights
-            model = build_model(config.model, self.dataset.classes, config.image_size, weights)
+            model = build_model(
+                config.model, self.dataset.classes, config.image_size, weights, config.resize
+            )
             while len(self._models) >= _CACHED_MODELS:
                 del self._models[next(iter(self._models))]
             self._models[key] = model.to(memory_format=torch.channels_last)
@@ -180,7 +182,7 @@ class TrainingContext:
         """A digest of all that shapes the activations: photos, layers, weights, arithmetic."""
         digest = hashlib.blake2b(digest_size=12)
         facts = [
-            pixel_key(list(self.dataset.frame["content"]), config.image_size),
+            pixel_key(list(self.dataset.frame["content"]), config.image_size, config.resize),
             str(augmented.tolist()),
             _RECIPE,
             config.augment,

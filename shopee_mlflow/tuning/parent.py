@@ -1,4 +1,4 @@
-"""The run that stands for a whole study, and the runs of trials whose processes are no more."""
+"""The run of a whole study, and the runs of trials whose processes have died."""
 
 from __future__ import annotations
 
@@ -30,56 +30,53 @@ _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 @contextmanager
 def parent_run(search: Search) -> Iterator[RunLog]:
-    """The run of the whole study: a new one, the one gone on with, or one that another process
-    holds open, whose end is then that process's to tell."""
+    """Open the run of the whole study: a new one, the resumed one, or the one that another process
+    holds open and will end."""
     config = search.plan.config
     name = search.name if config.run_name == AUTO else config.run_name
     mine = {PROCESS_TAG: process_name(), STUDY_TAG: search.name}
-    parent = None if search.created else search.await_parent() or _left_behind(search)
-    if parent is None:
-        with open_run(name, config.experiment, tags=mine) as run:
-            search.parent = run.run_id
-            yield run
-    elif _is_held(parent):
-        say(f"joining the study {search.name}, which another process has begun")
+    parent = None if search.created else search.await_parent() or _orphaned_run(search)
+    if parent and _is_held(parent):
+        say(f"joining study {search.name}, started by another process")
         with join_run(parent, lambda: _is_held(parent) and not _is_over(search)) as run:
             yield run
-    else:
-        say(f"going on with the study {search.name} in run {parent}")
-        with open_run(name, config.experiment, resume=parent, tags=mine) as run:
-            search.parent = parent
-            yield run
+        return
+    if parent:
+        say(f"resuming study {search.name} in run {parent}")
+    with open_run(name, config.experiment, resume=parent, tags=mine) as run:
+        search.keep_parent(run.run_id)
+        yield run
 
 
 @contextmanager
 def lost_runs_closed(search: Search, run: RunLog) -> Iterator[None]:
-    """Before the block and after it, however it is left, no run of a lost trial stays open."""
+    """End the runs of lost trials before the block and after it, even after an error."""
     _close_lost_runs(search, run)
+    hidden: tuple[type[BaseException], ...] = (ShopeeError, *STORE_ERRORS)
     try:
         yield
-    except BaseException:
-        with suppress(ShopeeError, *STORE_ERRORS):
+        hidden = ()
+    finally:
+        with suppress(*hidden):  # by the error that ended the block
             _close_lost_runs(search, run)
-        raise
-    _close_lost_runs(search, run)
 
 
 def _is_held(run_id: str) -> bool:
-    """Whether the process that has opened a run is still there, as far as can be seen."""
+    """Whether the process that opened a run may still be alive."""
     run = find_run(run_id)
     holder = run.data.tags.get(PROCESS_TAG)
     return run.info.status == "RUNNING" and holder is not None and not is_gone(holder)
 
 
 def _is_over(search: Search) -> bool:
-    """Whether the study has its total: then whoever leaves last, of several, ends the run."""
+    """Whether the study has its total; then the last process to leave ends the run."""
     with suppress(ShopeeError):
         return search.finished() >= search.plan.config.n_trials
     return False
 
 
-def _left_behind(search: Search) -> str | None:
-    """The run of a study whose creator was ended before it could write down which one it is."""
+def _orphaned_run(search: Search) -> str | None:
+    """The run of a study whose creator died before it could record the run's id."""
     for run in running_runs(search.plan.config.experiment, STUDY_TAG, search.name):
         holder = run.data.tags.get(PROCESS_TAG)
         if holder is not None and is_gone(holder):
@@ -88,14 +85,12 @@ def _left_behind(search: Search) -> str | None:
 
 
 def _close_lost_runs(search: Search, run: RunLog) -> None:
-    """End the runs of trials whose processes were ended from outside, as their trials have."""
-    search.queue.take_up_lost()
+    """Give the runs of ended trials their trial's state."""
+    search.queue.requeue_lost()
     for child in child_runs(run):
         number = child.data.tags.get(TRIAL_TAG)
         state, why = search.state_of(int(number or -1))
         if state == "running":
             continue
-        tags = {STATE_TAG: state}
-        if why:
-            tags[FAILURE_TAG] = why
+        tags = {STATE_TAG: state, **({FAILURE_TAG: why} if why else {})}
         close_run(child.info.run_id, _STATUS.get(state, "KILLED"), tags)

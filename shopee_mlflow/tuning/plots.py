@@ -14,15 +14,15 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as drawing
 
 _MEASURE = "validation accuracy"
-# So many names of trials fit beside a plot.
-_NAMED_TRIALS = 12
+# A longer legend does not fit beside a plot.
+_MAX_LEGEND = 12
 
 
 def _plot_epochs(study: optuna.Study) -> None:
     axes: Axes = drawing.plot_intermediate_values(study)
     axes.set(title="Trials by epoch", xlabel="epoch", ylabel=_MEASURE)
     legend = axes.get_legend()
-    if legend and len(legend.get_texts()) > _NAMED_TRIALS:
+    if legend and len(legend.get_texts()) > _MAX_LEGEND:
         legend.remove()
 
 
@@ -36,7 +36,7 @@ _PLOTS: dict[str, Callable[[optuna.Study], object]] = {
 
 
 def draw_plots(study: optuna.Study) -> Iterator[tuple[str, Figure | str]]:
-    """Each plot by name; where there is too little to draw, the reason instead."""
+    """Yield each plot by name, or the reason why it cannot be drawn."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     for name, plot in _PLOTS.items():
         if len(complete) < 2 and name != "history":
@@ -47,7 +47,7 @@ def draw_plots(study: optuna.Study) -> Iterator[tuple[str, Figure | str]]:
             try:
                 yield name, _draw(plot, study)
             except (ValueError, RuntimeError) as error:
-                # Importances, for one, need values that differ.
+                # For example, importances need different values.
                 yield name, str(error).splitlines()[0]
 
 

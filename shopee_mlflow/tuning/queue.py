@@ -1,10 +1,25 @@
-"""The trials of a study as a queue that any number of workers empty together, and may die at.
+"""The trials of a study as a queue that workers share; any worker may be killed at any time.
 
-A study has a total of trials. Which worker runs the next one is decided by the storage alone: the
-number that it gives a trial is unique, so each worker can tell whether its trial is within the
-total. A trial whose worker is gone does not count; its values are queued again, and keep its place
-in the total. Whoever sees one that has not been queued again does that, so none is lost with the
-worker that should have; where several did it at once, the first counts.
+A study has a total of trials. The storage gives each trial a unique number, so each worker can
+tell on its own whether its trial is within the total. A trial whose process was ended from outside
+is interrupted: it is not part of the total, its values are queued again, and its slot stays
+reserved for the retry. Every worker requeues what it finds interrupted; of several retries of one
+trial, the first is used.
+
+Optuna's heartbeats are used (``record_heartbeat``, ``fail_stale_trials``). Three other parts of
+Optuna 5 were tried with real SIGKILLs and do not hold:
+
+- ``Study.optimize`` with ``MaxTrialsCallback`` checks the total only after a trial, so each call
+  and each further worker adds one: 9 instead of 6 trials after five kills
+  (``test_killed_five_times_nothing_is_lost``, ``test_two_workers_share_the_total``). It ends with
+  an AssertionError when another worker has retried its trial
+  (``test_a_late_result_of_a_retried_trial_is_ignored``).
+- ``RetryHeartbeatStaleTrialCallback`` needs heartbeats, which a file does not have. In a database,
+  trials are lost when a worker is killed between failing a trial and the callback
+  (``test_an_interrupted_trial_that_was_not_requeued_is_requeued``) or before the first heartbeat
+  (``test_the_first_heartbeat_comes_before_the_owner``).
+- ``HeartbeatThread`` ends at the first write that fails, and the trial is then retried although it
+  runs (``test_heartbeats_continue_after_a_failed_write_until_the_trial_ends``).
 """
 
 from __future__ import annotations
@@ -15,12 +30,12 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -30,59 +45,40 @@ from .storage import FAULTS, reachable
 
 _log = logging.getLogger(__name__)
 
-# What a trial remembers of itself, beside what Optuna keeps.
+# User attributes of a trial.
 FAILURE, OWNER, PLANNED, REPEATS, CRASHES = "failure", "owner", "planned", "repeats", "crashes"
 _SURPLUS = "surplus"
-_COPIED = ("baseline", "fixed", CRASHES)
-# A trial that has ended two processes of a machine is not given to a third.
-_MOST_CRASHES = 2
-_WAIT_SECONDS = 1.0
-# Between a trial's start and its owner's name lie milliseconds.
-_NAMELESS = timedelta(seconds=60)
+_KEPT_IN_RETRIES = ("baseline", "fixed", CRASHES)
+_MAX_CRASHES = 2
+_POLL_SECONDS = 1.0
+# Milliseconds pass between a trial's start and the record of its owner.
+OWNERLESS = timedelta(seconds=60)
 
 
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of the total: all but those cut short from outside.
-
-    A trial that failed by itself says why; one whose process was ended cannot.
-    """
-    return trial.state != TrialState.FAIL or FAILURE in trial.user_attrs
+def is_interrupted(trial: FrozenTrial) -> bool:
+    """Whether a trial's process was ended from outside; one that failed by itself says why."""
+    return trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs
 
 
-def is_final(trial: FrozenTrial) -> bool:
-    """Whether a trial counts and has ended."""
-    return counts(trial) and trial.state.is_finished()
-
-
-def counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Those of a study's trials that count."""
-    return [t for t in _without_doubles(trials) if counts(t)]
-
-
-def _without_doubles(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """All but those beyond the total, and those that repeat what an earlier one repeats."""
-    repeated = set()
+def _unique(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """All trials but those beyond the total and second retries of one trial."""
+    retried = set()
     for trial in trials:
         number = trial.user_attrs.get(REPEATS)
-        if number not in repeated and _SURPLUS not in trial.user_attrs:
+        if number not in retried and _SURPLUS not in trial.user_attrs:
             yield trial
         if number is not None:
-            repeated.add(number)
+            retried.add(number)
 
 
-def _places(trials: Sequence[FrozenTrial]) -> int:
-    """How many of the total are taken: a trial that is repeated keeps its place."""
-    begun = (t for t in _without_doubles(trials) if REPEATS not in t.user_attrs)
-    return sum(counts(t) or _can_be_repeated(t) for t in begun)
+def _slots(trials: Sequence[FrozenTrial]) -> int:
+    """How many slots of the total are taken; a trial and its retries share one."""
+    first = (t for t in _unique(trials) if REPEATS not in t.user_attrs)
+    return sum(not is_interrupted(t) or _has_values(t) for t in first)
 
 
-def _process(trial: FrozenTrial) -> str:
-    """Host and id of a trial's process, without its start, which moves a little with the clock."""
-    return trial.user_attrs.get(OWNER, "").rpartition(":")[0]
-
-
-def _can_be_repeated(trial: FrozenTrial) -> bool:
-    """Without values nothing had been chosen yet, and nothing need be repeated."""
+def _has_values(trial: FrozenTrial) -> bool:
+    """Whether there is something to retry: any value was chosen or planned."""
     return bool(trial.params or trial.user_attrs.get(PLANNED)) or "baseline" in trial.user_attrs
 
 
@@ -90,134 +86,135 @@ def _can_be_repeated(trial: FrozenTrial) -> bool:
 class TrialQueue:
     """A study with a total of trials.
 
-    :ivar total: of trials that count, whoever ran them and when.
+    :ivar total: number of trials that are not interrupted, over all workers and calls.
+    :ivar owner: name of the process that takes trials from this queue.
     """
 
     study: optuna.Study
     storage: BaseStorage
     total: int
-
-    def __post_init__(self) -> None:
-        self._me = process_name()
+    owner: str = field(default_factory=process_name)
 
     def all_trials(self) -> list[FrozenTrial]:
-        """Every trial there is, in the order of their numbers."""
+        """Every trial of the study, ordered by number."""
         with reachable(self.study):
             return self.study.get_trials(deepcopy=False)
 
+    def counted(self) -> list[FrozenTrial]:
+        """The trials that are part of the total: all but interrupted and surplus ones."""
+        return [t for t in _unique(self.all_trials()) if not is_interrupted(t)]
+
+    def finished(self) -> list[FrozenTrial]:
+        """The trials of the total that have ended."""
+        return [t for t in self.counted() if t.state.is_finished()]
+
     def trials(self, deadline: float | None = None) -> Iterator[Trial]:
-        """Trials for this worker to run, until the total has ended, wherever it was run.
+        """Yield trials for this worker until the total has ended in any process.
 
-        While only others' trials are under way, waits: one of them may have to be taken up again.
+        While only other processes have running trials, waits: one may have to be retried.
 
-        :param deadline: in ``time.time()``; no trial is begun after it.
+        :param deadline: in ``time.time()``; no trial starts after it.
         """
-        told = False
+        announced = False
         while True:
-            self.take_up_lost()
-            trials = self.all_trials()
-            there = counting(trials)
+            self.requeue_lost()
             late = deadline is not None and time.time() >= deadline
-            running = [t for t in there if t.state == TrialState.RUNNING]
-            if sum(map(is_final, there)) >= self.total or (late and not running):
+            running = [t for t in self.counted() if t.state == TrialState.RUNNING]
+            if len(self.finished()) >= self.total or (late and not running):
                 return
-            # What was queued beyond the total stays queued, for a greater one.
-            begun = [t for t in trials if t.state != TrialState.WAITING]
-            waiting = [t for t in there if t.state == TrialState.WAITING]
-            repeats = any(REPEATS in t.user_attrs for t in waiting)
-            if not late and (repeats or _places(begun) < self.total):
-                trial = self._claim()
-                if trial is not None:
-                    with self._beating(trial):
+            if not late and self._has_work():
+                if trial := self.claim():
+                    with _heartbeat(self.storage, trial):
                         yield trial
                 continue
-            if running and not told:
+            if running and not announced:
                 names = [f"{t.number} of {t.user_attrs.get(OWNER, '?')}" for t in running]
                 say(f"waiting for trials of other processes: {', '.join(names)}")
-                told = True
-            time.sleep(_WAIT_SECONDS)
+                announced = True
+            time.sleep(_POLL_SECONDS)
 
-    def enqueue(self, values: Mapping[str, Any], **about: Any) -> None:
-        """Queue a trial with these values before all that the sampler will choose."""
+    def enqueue(self, values: Mapping[str, Any], **attrs: Any) -> None:
+        """Queue a trial with these values and user attributes."""
         with reachable(self.study):
-            self.study.enqueue_trial(dict(values), user_attrs={PLANNED: dict(values), **about})
+            self.study.enqueue_trial(dict(values), user_attrs={PLANNED: dict(values), **attrs})
 
     def end(
         self,
         trial: Trial,
-        state: TrialState,
-        value: float | None = None,
-        about: Mapping[str, Any] | None = None,
+        value: float | None,
+        attrs: Mapping[str, Any] | None = None,
+        state: TrialState = TrialState.COMPLETE,
     ) -> bool:
-        """Tell the study how a trial has ended; with ``failure`` in ``about``, by itself.
+        """End a trial. A failed one counts if ``attrs`` holds its ``failure``.
 
-        :returns: False when it was given to another process meanwhile, since this one was taken
-            for dead; what it found then does not count.
+        :returns: False if the trial was given to another process; the result is then ignored.
         """
         with reachable(self.study):
             try:
-                for name, value_of in (about or {}).items():
-                    trial.set_user_attr(name, value_of)
+                for name, attr in (attrs or {}).items():
+                    trial.set_user_attr(name, attr)
                 self.study.tell(trial, value, state=state)
             except (ValueError, UpdateFinishedTrialError):
                 return False
             return True
 
-    def complete(self, trial: Trial, value: float, about: Mapping[str, Any] | None = None) -> bool:
-        """Tell the study what a trial has found; see :meth:`end`."""
-        return self.end(trial, TrialState.COMPLETE, value, about)
+    def interrupt(self, trial: Trial | FrozenTrial, attrs: Mapping[str, Any] | None = None) -> None:
+        """End a trial as interrupted, unless it has ended, and queue its values again."""
+        with reachable(self.study), suppress(UpdateFinishedTrialError):
+            for name, value in (attrs or {}).items():
+                self.storage.set_trial_user_attr(trial._trial_id, name, value)
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        self.requeue_interrupted()
 
-    def interrupt(self, trial: Trial) -> None:
-        """Give a trial back that was cut short: it does not count, and is queued again."""
-        self._give_up(trial.number)
+    def requeue_lost(self) -> None:
+        """Queue the trials of dead processes again, and what this process left running.
 
-    def take_up_lost(self) -> None:
-        """Queue again what was under way in processes that are no more.
-
-        For a worker between two trials: one of its own that seems to run was cut short, too.
+        To be called between two trials of this process.
         """
         with reachable(self.study), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # On machines whose processes we cannot see, those whose heart has stopped.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Processes of other machines are known by their heartbeats alone.
             fail_stale_trials(self.study)
         for trial in self.all_trials():
             if trial.state == TrialState.RUNNING and self._is_lost(trial):
-                self._give_up(trial.number)
-        self.repeat_unrepeated()
+                self.interrupt(trial)
+        self.requeue_interrupted()
 
-    def repeat_unrepeated(self) -> None:
-        """Queue again what was cut short, unless that has been done."""
+    def requeue_interrupted(self) -> None:
+        """Queue interrupted trials again that nobody has queued yet."""
         trials = self.all_trials()
-        repeated = {t.user_attrs.get(REPEATS) for t in trials}
-        for trial in _without_doubles(trials):
-            if not counts(trial) and trial.number not in repeated and _can_be_repeated(trial):
+        retried = {t.user_attrs.get(REPEATS) for t in trials}
+        for trial in _unique(trials):
+            if is_interrupted(trial) and trial.number not in retried and _has_values(trial):
                 self._queue_again(trial, **{REPEATS: trial.number})
 
     def crashed(self, owner: str) -> None:
-        """A worker process of ours has ended by itself: its trial gets one more chance."""
+        """A worker process has died by itself: its trial is retried once, then fails."""
         for trial in self.all_trials():
-            if trial.state == TrialState.RUNNING and _process(trial) == owner.rpartition(":")[0]:
+            # The start time in a process's name moves a little with the clock.
+            same = trial.user_attrs.get(OWNER, "").rpartition(":")[0] == owner.rpartition(":")[0]
+            if trial.state == TrialState.RUNNING and same:
                 crashes = trial.user_attrs.get(CRASHES, 0) + 1
-                reason = f"its process ended {crashes} times; out of memory, perhaps"
-                failure = {FAILURE: reason} if crashes >= _MOST_CRASHES else {}
-                self._give_up(trial.number, {CRASHES: crashes, **failure})
+                reason = f"its process died {crashes} times, possibly out of memory"
+                failure = {FAILURE: reason} if crashes >= _MAX_CRASHES else {}
+                self.interrupt(trial, {CRASHES: crashes, **failure})
 
-    def _claim(self) -> Trial | None:
-        """A trial of our own, or None when others have taken the last one meanwhile."""
+    def claim(self) -> Trial | None:
+        """Start a trial, or return None if other workers have taken the last one meanwhile."""
         with reachable(self.study), suppress(UpdateFinishedTrialError):
             with warnings.catch_warnings():
-                # That heartbeats are for Study.optimize; ours are in _beating.
+                # "Heartbeat is supposed to be used with Study.optimize"; see _heartbeat.
                 warnings.simplefilter("ignore", UserWarning)
                 trial = self.study.ask()
             if isinstance(self.storage, RDBStorage):
-                # Before it has an owner, who might be on a machine that goes off now.
+                # Before the owner, whose machine may go down now.
                 self.storage.record_heartbeat(trial._trial_id)
-            trial.set_user_attr(OWNER, self._me)
+            trial.set_user_attr(OWNER, self.owner)
             trials = self.all_trials()
             if REPEATS in trial.user_attrs:
-                within = trial.number in (t.number for t in _without_doubles(trials))
+                within = trial.number in (t.number for t in _unique(trials))
             else:
-                within = _places(trials[: trial.number]) < self.total
+                within = _slots(trials[: trial.number]) < self.total
             if within:
                 return trial
             trial.set_user_attr(_SURPLUS, True)
@@ -226,50 +223,44 @@ class TrialQueue:
                 self._queue_again(trial)
         return None
 
-    def _queue_again(self, trial: FrozenTrial | Trial, **more: Any) -> None:
-        about = {name: value for name, value in trial.user_attrs.items() if name in _COPIED}
-        values = {**trial.user_attrs.get(PLANNED, {}), **trial.params}
-        self.enqueue(values, **about, **more)
+    def _has_work(self) -> bool:
+        """Whether a trial may start; what is queued beyond the total waits for a larger one."""
+        trials = self.all_trials()
+        waiting = [t for t in _unique(trials) if t.state == TrialState.WAITING]
+        started = [t for t in trials if t.state != TrialState.WAITING]
+        return any(REPEATS in t.user_attrs for t in waiting) or _slots(started) < self.total
 
-    def _give_up(self, number: int, about: Mapping[str, Any] | None = None) -> None:
-        """End a trial as cut short, unless another worker was faster; queue it again."""
-        trial_id = self.all_trials()[number]._trial_id
-        with reachable(self.study), suppress(UpdateFinishedTrialError):
-            for name, value in (about or {}).items():
-                self.storage.set_trial_user_attr(trial_id, name, value)
-            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        self.repeat_unrepeated()
+    def _queue_again(self, trial: FrozenTrial | Trial, **more: Any) -> None:
+        attrs = {k: v for k, v in trial.user_attrs.items() if k in _KEPT_IN_RETRIES}
+        self.enqueue({**trial.user_attrs.get(PLANNED, {}), **trial.params}, **attrs, **more)
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(OWNER)
         if owner is not None:
-            return owner == self._me or is_gone(owner)
+            return owner == self.owner or is_gone(owner)
         started = trial.datetime_start
-        return started is not None and datetime.now() - started > _NAMELESS
+        return started is not None and datetime.now() - started > OWNERLESS
 
-    @contextmanager
-    def _beating(self, trial: Trial) -> Iterator[None]:
-        """While a trial runs, tell a storage that machines share that this one is alive."""
-        storage = self.storage
-        if not isinstance(storage, RDBStorage):
-            yield
-            return
-        over = threading.Event()
-        interval = storage.get_heartbeat_interval() or 0
 
-        def beat() -> None:
-            while True:
-                try:
-                    storage.record_heartbeat(trial._trial_id)
-                except FAULTS as error:  # the database may be back for the next beat
-                    _log.warning("No heartbeat of trial %s: %s", trial.number, error)
-                if over.wait(interval):
-                    return
+@contextmanager
+def _heartbeat(storage: BaseStorage, trial: Trial) -> Iterator[None]:
+    """Record heartbeats of a trial while the block runs, where the storage has them."""
+    if not isinstance(storage, RDBStorage):
+        yield
+        return
+    over = threading.Event()
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(interval)
+    def beat() -> None:
+        while not over.wait(storage.get_heartbeat_interval()):
+            try:
+                storage.record_heartbeat(trial._trial_id)
+            except FAULTS as error:  # the database may be back for the next one
+                _log.warning("No heartbeat of trial %s: %s", trial.number, error)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(storage.get_heartbeat_interval())

@@ -1,4 +1,4 @@
-"""How values are chosen, and when a trial is given up: Optuna's samplers and pruners of a plan."""
+"""Optuna's samplers and pruners for a search plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .space import Choice, Range, SearchPlan
 
 
 def suggest(trial: Trial, name: str, where: Range | Choice) -> Any:
-    """A value for one option, of the trial's own or the sampler's choice."""
+    """The value of one option: fixed in the trial, or chosen by the sampler."""
     if not isinstance(where, Range):
         return trial.suggest_categorical(name, list(where.values))
     if where.whole:
@@ -29,10 +29,10 @@ def suggest(trial: Trial, name: str, where: Range | Choice) -> Any:
 def make_sampler(plan: SearchPlan, seed: int) -> BaseSampler:
     """The sampler that the plan names.
 
-    :raises ConfigError: when it does not take its settings.
+    :raises ConfigError: if it does not accept its settings.
     """
     if "seed" in plan.sampler_settings:
-        raise ConfigError(["sampler_settings: seed: stands among the options, as seed"])
+        raise ConfigError(["sampler_settings: seed: use the option seed instead"])
     kinds = {"tpe": TPESampler, "random": RandomSampler}
     return _make(kinds[plan.config.sampler], "sampler_settings", plan.sampler_settings, seed=seed)
 
@@ -40,7 +40,7 @@ def make_sampler(plan: SearchPlan, seed: int) -> BaseSampler:
 def make_pruner(plan: SearchPlan) -> BasePruner:
     """The pruner that the plan names.
 
-    :raises ConfigError: when it does not take its settings.
+    :raises ConfigError: if it does not accept its settings.
     """
     if plan.config.pruner == NONE:
         return NopPruner()
@@ -58,5 +58,5 @@ def _make(kind: Any, section: str, settings: Mapping[str, Any], **ours: Any) -> 
             return kind(**{**settings, **ours})
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            [f"{section}: {kind.__name__} of Optuna does not take {dict(settings)}: {error}"]
+            [f"{section}: Optuna's {kind.__name__} does not accept {dict(settings)}: {error}"]
         ) from error

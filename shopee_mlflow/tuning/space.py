@@ -1,8 +1,8 @@
-"""What a search tries: options, ranges and the trials it begins with. Knows no Optuna.
+"""The plan of a search: fixed options, search space and first trials. Does not use Optuna.
 
-An option that is searched stands in the YAML file's section ``space``, either as a range
-(``{low: 0.0001, high: 0.1, log: true}``) or as a list of values. All others are options like
-those of ``train``, the same for every trial.
+Searched options are in the section ``space`` of the YAML file, each as a range
+(``{low: 0.0001, high: 0.1, log: true}``) or a list of values. All other options are those of
+``train`` and are the same in every trial.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ ORIGINAL: Mapping[str, Any] = {
     "label_smoothing": 0.0,
     "clip_norm": 0.0,
 }
-# Of a YAML file; all else in it are options.
+# Sections of a YAML file; everything else in it is an option.
 SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
 _RANGE_KEYS = {"low", "high", "log", "step"}
+# File systems allow 255, of which the suffixes of the journal and its lock take some.
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search, checked: fixed options, the space, and the values of the baseline.
+    """A checked search: fixed options, the space, and the values of the baseline.
 
-    :ivar cli_options: options as a person wrote them.
+    :ivar cli_options: options as typed.
     """
 
     config: TuneConfig
@@ -102,11 +104,11 @@ class SearchPlan:
     cli_options: Mapping[str, str] = field(default_factory=dict)
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
-        """The training that tries these values of the searched options.
+        """The training with these values of the searched options.
 
-        ``weights`` stands for a download, so that architectures that start from nothing get none.
+        ``weights`` replaces a download, so architectures without pretrained weights ignore it.
 
-        :raises ConfigError: when the values contradict each other.
+        :raises ConfigError: if the values contradict each other.
         """
         given = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(TrainConfig)}
         given |= {"register": False, "promote": False, "config": NONE, **values}
@@ -115,7 +117,7 @@ class SearchPlan:
         return TrainConfig(**given)
 
     def baselines(self) -> list[dict[str, Any]]:
-        """The trials to begin with: the original's settings, for every architecture there is."""
+        """The first trials: the original's settings, once for each architecture."""
         start = {name: self._start(name, where) for name, where in self.space.items()}
         models = self.space.get("model")
         if not isinstance(models, Choice):
@@ -123,7 +125,7 @@ class SearchPlan:
         return [{**start, "model": name} for name in models.values]
 
     def identity(self) -> dict[str, str]:
-        """What two calls must agree on to work on one study, data aside."""
+        """What all calls that share a study must have in common, except the data."""
         identifying = with_role(TuneConfig, Role.LEARNING, Role.DATA)
         facts = {
             f.name: as_text(getattr(self.config, f.name))
@@ -140,17 +142,17 @@ class SearchPlan:
         return facts
 
     def study_name(self) -> str:
-        """The name asked for; else one that the same search on the same files always gets."""
+        """The option ``study``, or a name that depends only on the search and its files."""
         if self.config.study != AUTO:
             return self.config.study
         files = {name: getattr(self.config, name) for name in ("data", "images")}
         text = json.dumps([self.identity(), files], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         many = isinstance(self.space.get("model"), Choice)
-        return f"{'models' if many else self.config.model}-{digest}"
+        return f"{'models' if many else self.config.model.replace('/', '-')}-{digest}"
 
     def _start(self, name: str, where: Range | Choice) -> Any:
-        """The original's value, in the space or not; else our default, if the space has it."""
+        """The original's value, even outside the space; else our default, if in the space."""
         if name in self.baseline:
             return self.baseline[name]
         default = getattr(TrainConfig, name)
@@ -160,7 +162,7 @@ class SearchPlan:
 def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
     """Defaults, then the YAML file (by default ``experiments/tune.yaml``), then ``cli_options``.
 
-    An option that is given in ``cli_options`` is no longer searched.
+    An option in ``cli_options`` is not searched.
 
     :raises ConfigError: with all problems of options and space.
     """
@@ -169,7 +171,7 @@ def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
     content = read_yaml(file)
     sections = {name: content.pop(name, None) or {} for name in SECTIONS}
     problems = [
-        f"{name}: must hold lines of 'name: value' (in {file})"
+        f"{name}: must contain lines of 'name: value' (in {file})"
         for name, section in sections.items()
         if not isinstance(section, dict)
     ]
@@ -177,8 +179,16 @@ def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
         raise ConfigError(problems)
     config = resolve(TuneConfig, given, content)
     space = {k: v for k, v in sections["space"].items() if k not in cli_options}
-    problems += _told_twice(cli_options, config, content, space, file)
+    problems += _check_name(config.study)
+    problems += [
+        f"{name}: is both fixed and searched; give it once (in {file})"
+        for name in space
+        if name in content
+    ]
     if config.models != AUTO:
+        if "model" in cli_options:
+            given_model = f"model={cli_options['model']}"
+            problems.append(f"{given_model}: models={config.models} overrides it; give one of them")
         space["model"] = [name.strip() for name in config.models.split(",") if name.strip()]
     parsed = {
         str(name): _in_words(problems, f"{file}, space", _read_where, name, where)
@@ -188,9 +198,9 @@ def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
     for name, value in sections["baseline"].items():
         baseline[name] = _in_words(problems, f"{file}, baseline", _read_value, name, value)
         if name in _searchable() and name not in {*sections["space"], *space}:
-            problems.append(f"{name}: has a baseline and is not searched (in {file}, baseline)")
+            problems.append(f"{name}: has a baseline but is not searched (in {file}, baseline)")
     if not space:
-        problems.append(f"space: nothing is left to search (in {file})")
+        problems.append(f"space: nothing to search (in {file})")
     if problems:
         raise ConfigError(problems)
     baseline = {name: value for name, value in baseline.items() if name in parsed}
@@ -206,28 +216,22 @@ def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
     return plan
 
 
-def _told_twice(
-    cli_options: Mapping[str, Any],
-    config: TuneConfig,
-    content: Mapping[str, Any],
-    space: Mapping[str, Any],
-    file: Path,
-) -> list[str]:
-    """What is both fixed and searched: one of the two would be dropped in silence."""
-    both = [name for name in space if name in content]
-    problems = [f"{name}: is fixed and searched, name it once (in {file})" for name in both]
-    if config.models != AUTO and "model" in cli_options:
-        problems.append(
-            f"model={cli_options['model']}: models={config.models} goes before it; name one"
-        )
-    return problems
+def _check_name(study: str) -> list[str]:
+    """A study's name becomes the name of a file, and is shown on terminals and pages."""
+    short = len(study.encode(errors="replace")) <= _MAX_NAME_BYTES
+    if short and study.isprintable() and not set(study) & set("/\\"):
+        return []
+    return [
+        f"study={study!r}: a name has at most {_MAX_NAME_BYTES} bytes and no slashes, "
+        "backslashes or control characters"
+    ]
 
 
 def _near(file: Path) -> Path:
-    """A path as seen from here where that is shorter: it is what runs log, on every machine."""
+    """A path relative to the working folder if possible, since runs log it on every machine."""
     if not file.is_file():
         raise ConfigError(
-            [f"config: {file} not found; run this in a checkout, or name a file with a space"]
+            [f"config: {file} not found; run this in a checkout, or give a file with a space"]
         )
     here = Path.cwd()
     return file.relative_to(here) if file.is_relative_to(here) else file
@@ -261,7 +265,7 @@ def _read_where(name: str, where: Any) -> Range | Choice:
         if not values:
             raise ValueError(f"{name}: the list is empty")
         if len(set(values)) < len(values):
-            raise ValueError(f"{name}: a value stands twice in {where}")
+            raise ValueError(f"{name}: a value is repeated in {where}")
         return Choice(values)
     kind = str(_searchable()[name].type)
     if not isinstance(where, dict) or kind not in ("int", "float"):
@@ -279,18 +283,20 @@ def _read_range(name: str, where: Mapping[str, Any], whole: bool) -> Range:
     if low >= high:
         raise ValueError(f"{name}: low {as_text(low)} must be below high {as_text(high)}")
     if not isinstance(log, bool):
-        raise ValueError(f"{name}: log must be true or false, and is {log}")
+        raise ValueError(f"{name}: log={log} must be true or false")
     if log and low <= 0:
-        raise ValueError(f"{name}: a log scale begins above 0, and low is {as_text(low)}")
+        raise ValueError(f"{name}: low {as_text(low)} must be above 0 on a log scale")
     if step is not None and (not whole or log or not isinstance(step, int) or step < 1):
-        raise ValueError(f"{name}: step={step} must be a whole number, for whole numbers, no log")
+        raise ValueError(
+            f"{name}: step={step} must be a whole number, for whole numbers without log"
+        )
     if step is not None and (high - low) % step:
-        raise ValueError(f"{name}: step {step} does not lead from low {low} to high {high}")
+        raise ValueError(f"{name}: high {high} must be low {low} plus a multiple of step {step}")
     return Range(low, high, log, step, whole)
 
 
 def _check_ends(plan: SearchPlan) -> None:
-    """Try every outermost value with the baseline: what contradicts itself is told before hours."""
+    """Combine every outermost value with the baseline, to find contradictions early."""
     problems: list[str] = []
     start = plan.baselines()[0]
     trials = [start, *({**start, k: end} for k, where in plan.space.items() for end in where.ends)]

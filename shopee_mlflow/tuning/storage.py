@@ -1,4 +1,4 @@
-"""Where a study is kept: a file for one machine, a database for many."""
+"""Storage of a study: a file for one machine, a database for several."""
 
 from __future__ import annotations
 
@@ -24,47 +24,48 @@ from ..config import AUTO
 from ..errors import ConfigError, StudyError
 
 _FOLDER = "studies"
-# With this each journal of Optuna begins.
+_EXAMPLE = "postgresql://user@host/name"
+# Every journal of Optuna starts with this.
 _FIRST_BYTES = b'{"op_code":'
-# Of a process on another machine nothing is known but its heartbeat.
-_HEARTBEAT_SECONDS = 15
-_DEAD_SECONDS = 60
+# A process on another machine is known by its heartbeat alone.
+HEARTBEAT_SECONDS = 15
+DEAD_SECONDS = 60
 _CONNECT_SECONDS = 20
 _TABLES_PAUSES = (0.5, 1.0)
-# How a storage says that it cannot be reached, or written.
+# Errors of a storage that cannot be reached or written.
 FAULTS = (StorageInternalError, SQLAlchemyError, OSError)
 
 
 def is_database(storage: str) -> bool:
-    """Whether the option names a database rather than a file."""
+    """Whether the option is the address of a database, not a file."""
     return "://" in storage
 
 
 def without_password(storage: str) -> str:
-    """The option's value as it may be shown and logged."""
+    """The option's value with the password masked."""
     return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", storage)
 
 
 def study_file(storage: str, name: str, folder: Path) -> Path:
-    """The file of a study, where it is kept in a file.
+    """The file of a study.
 
-    :param folder: of the tracking store, where ``auto`` puts it.
+    :param folder: of the tracking store, used by ``auto``.
     """
     return folder / _FOLDER / f"{name}.journal" if storage == AUTO else Path(storage).expanduser()
 
 
 def open_storage(storage: str, file: Path) -> BaseStorage:
-    """The storage that the option names: a database, or a journal in ``file``.
+    """Open the storage that the option names: a database, or a journal in ``file``.
 
-    :raises ConfigError: when it is of a kind that cannot serve.
-    :raises StudyError: when it cannot be reached.
+    :raises ConfigError: if this kind of storage is not supported.
+    :raises StudyError: if it cannot be reached.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials are reported by trials.py
     try:
         return _database(storage) if is_database(storage) else _journal(file)
     except ImportError as error:
-        raise ConfigError(
-            [f"storage={without_password(storage)}: needs a package: {error.__cause__ or error}"]
-        ) from error
+        where, why = without_password(storage), error.__cause__ or error
+        raise ConfigError([f"storage={where}: a package is missing: {why}"]) from error
     except FAULTS as error:
         where = without_password(storage) if is_database(storage) else str(file)
         raise StudyError(f"storage={where}: cannot be reached: {_first_line(error)}") from error
@@ -72,13 +73,13 @@ def open_storage(storage: str, file: Path) -> BaseStorage:
 
 @contextmanager
 def reachable(study: optuna.Study) -> Iterator[None]:
-    """Turn a storage that fails into an error for people; what it holds is not lost."""
+    """Turn errors of the storage into a :class:`StudyError`."""
     try:
         yield
     except FAULTS as error:
         raise StudyError(
-            f"The storage of study {study.study_name} does not answer: {_first_line(error)}. Its "
-            "trials so far are safe there; the same command goes on with it."
+            f"The storage of study {study.study_name} does not respond: {_first_line(error)}. Its "
+            "trials are safe; repeat the command to resume."
         ) from error
 
 
@@ -86,36 +87,28 @@ def _database(storage: str) -> RDBStorage:
     try:
         url = make_url(storage)
     except (ArgumentError, ValueError):  # the latter for a port that is no number
-        raise ConfigError(
-            [
-                f"storage={without_password(storage)}: is no database address such as "
-                "postgresql://user@host/name"
-            ]
-        ) from None
-    if url.get_backend_name() == "sqlite":
-        raise ConfigError(
-            [
-                f"storage={storage}: SQLite serves one process only; name a file, without "
-                "sqlite://, or a database such as postgresql://user@host/name"
-            ]
-        )
-    timeout = {"connect_timeout": _CONNECT_SECONDS}
-    postgres = url.get_backend_name() == "postgresql"
+        shown = without_password(storage)
+        raise ConfigError([f"storage={shown}: not a database address such as {_EXAMPLE}"]) from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        advice = f"give a file without sqlite://, or a database such as {_EXAMPLE}"
+        raise ConfigError([f"storage={storage}: SQLite serves one process only; {advice}"])
+    timeout = {"connect_timeout": _CONNECT_SECONDS} if backend == "postgresql" else {}
     if url.drivername == "postgresql":
-        # The driver that we install; SQLAlchemy's own choice depends on its version.
+        # The driver in our requirements; SQLAlchemy's default depends on its version.
         url = url.set(drivername="postgresql+psycopg2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return _with_tables(
             url.render_as_string(hide_password=False),
-            engine_kwargs={"pool_pre_ping": True, "connect_args": timeout if postgres else {}},
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            grace_period=_DEAD_SECONDS,
+            engine_kwargs={"pool_pre_ping": True, "connect_args": timeout},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=DEAD_SECONDS,
         )
 
 
 def _with_tables(address: str, **settings: Any) -> RDBStorage:
-    """Open a database; of several processes that make its tables at once, all but one fail."""
+    """Open a database; if several processes create its tables at once, all but one fail."""
     for pause in _TABLES_PAUSES:
         try:
             return RDBStorage(address, **settings)
@@ -127,15 +120,15 @@ def _with_tables(address: str, **settings: Any) -> RDBStorage:
 def _journal(file: Path) -> JournalStorage:
     file.parent.mkdir(parents=True, exist_ok=True)
     _check_journal(file)
-    # Each report of an epoch is a line; Optuna says so at every call that takes long.
+    # Optuna warns of every slow write.
     logging.getLogger("optuna.storages.journal").setLevel(logging.ERROR)
     return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file)))
 
 
 class _Lock(JournalFileOpenLock):
-    """A lock that the system takes from a process that dies; Optuna's own would stay behind.
+    """A lock that the system releases when its process dies; Optuna's lock file would remain.
 
-    Whoever gets it drops what such a process has left half written.
+    Acquiring it removes a half-written last line.
     """
 
     def __init__(self, file: Path) -> None:
@@ -146,7 +139,7 @@ class _Lock(JournalFileOpenLock):
     def acquire(self) -> bool:
         self._lock.acquire()
         try:
-            _drop_half_a_line(self._file)
+            _drop_partial_line(self._file)
         except BaseException:
             self._lock.release()
             raise
@@ -157,17 +150,17 @@ class _Lock(JournalFileOpenLock):
 
 
 def _check_journal(file: Path) -> None:
-    """:raises ConfigError: for a file of another kind, which must not be written into."""
+    """:raises ConfigError: if the file is not a journal; it must not be written to."""
     if not file.exists():
         return
     with file.open("rb") as journal:
         start = journal.read(len(_FIRST_BYTES))
     if not _FIRST_BYTES.startswith(start):
-        raise ConfigError([f"storage={file}: is a file of another kind; name a new one"])
+        raise ConfigError([f"storage={file}: not a journal of Optuna; choose a new file"])
 
 
-def _drop_half_a_line(file: Path) -> None:
-    """A power cut may leave half a line at the end, behind which nothing could be read any more."""
+def _drop_partial_line(file: Path) -> None:
+    """A power cut may leave a partial line, and nothing could be read after it."""
     with file.open("r+b") as journal:
         if not journal.seek(0, os.SEEK_END):
             return
@@ -179,5 +172,5 @@ def _drop_half_a_line(file: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__  # which says more
+        error = error.__cause__
     return (str(getattr(error, "orig", None) or error).strip() or repr(error)).splitlines()[0]

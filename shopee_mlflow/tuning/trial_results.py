@@ -1,7 +1,8 @@
-"""What the trials of a study found, read from its storage."""
+"""Results of a study's trials, read from its storage."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .queue import FAILURE, PLANNED
 
 BASELINE, FIXED, RUN_ID = "baseline", "fixed", "run_id"
-VAL_LOSS, BEST_EPOCH, SECONDS = "val_loss", "best_epoch", "seconds"
+VAL_ACCURACY, VAL_LOSS, BEST_EPOCH, SECONDS = "val_accuracy", "val_loss", "best_epoch", "seconds"
 NAMES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -24,24 +25,31 @@ NAMES = {
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial found, or how far it came.
+    """The result of a trial, or its progress.
 
     :ivar state: complete, pruned, failed, running or waiting.
     :ivar values: of the searched options.
-    :ivar val_accuracy: of its best epoch; of a pruned trial, of its last.
+    :ivar score: the monitored metric of its best epoch; of a pruned trial, of its last.
+    :ivar val_accuracy: of its best epoch, like ``val_loss``.
     """
 
     number: int
     state: str
     values: Mapping[str, Any]
+    score: float | None
     val_accuracy: float | None
     val_loss: float | None
     best_epoch: int | None
     epochs: int
     seconds: float | None
-    failure: str
     baseline: bool
+    failure: str
     run_id: str | None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What complete trials are compared by: score, then negative loss."""
+        return self.score or 0.0, -(self.val_loss or 0.0)
 
 
 def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
@@ -49,40 +57,30 @@ def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
 
     :param names: of the searched options.
     """
-    about = trial.user_attrs
-    values = {**about.get(PLANNED, {}), **trial.params, **about.get(FIXED, {})}
+    attrs = trial.user_attrs
+    values = {**attrs.get(PLANNED, {}), **trial.params, **attrs.get(FIXED, {})}
     ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     return TrialResult(
         number=trial.number,
         state=NAMES[trial.state],
         values={name: values.get(name) for name in names},
-        val_accuracy=trial.value if ended else None,
-        val_loss=about.get(VAL_LOSS),
-        best_epoch=about.get(BEST_EPOCH),
+        score=trial.value if ended else None,
+        val_accuracy=attrs.get(VAL_ACCURACY),
+        val_loss=attrs.get(VAL_LOSS),
+        best_epoch=attrs.get(BEST_EPOCH),
         epochs=len(trial.intermediate_values),
-        seconds=about.get(SECONDS),
-        failure=about.get(FAILURE, ""),
-        baseline=BASELINE in about,
-        run_id=about.get(RUN_ID),
+        seconds=attrs.get(SECONDS),
+        baseline=BASELINE in attrs,
+        failure=attrs.get(FAILURE, ""),
+        run_id=attrs.get(RUN_ID),
     )
 
 
 def as_table(results: Sequence[TrialResult]) -> pd.DataFrame:
-    """A row a trial."""
-    rows = [
-        {
-            "trial": t.number,
-            "state": t.state,
-            **t.values,
-            "val_accuracy": t.val_accuracy,
-            "val_loss": t.val_loss,
-            "best_epoch": t.best_epoch,
-            "epochs": t.epochs,
-            "seconds": t.seconds,
-            "baseline": t.baseline,
-            "failure": t.failure,
-            "run_id": t.run_id,
-        }
-        for t in results
-    ]
+    """One row a trial, the searched values after its state."""
+    rows = []
+    for result in results:
+        row = dataclasses.asdict(result)
+        values = row.pop("values")
+        rows.append({"trial": row.pop("number"), "state": row.pop("state"), **values, **row})
     return pd.DataFrame(rows)

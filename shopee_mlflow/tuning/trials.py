@@ -1,4 +1,4 @@
-"""One trial: a training whose epochs are reported to the study, in a run of its own."""
+"""One trial: a training that reports its epochs to the study and logs to a run of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..console import duration, say, watch
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
+from ..tracking.names import PROCESS_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.store import SILENCE
@@ -22,31 +23,30 @@ from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
 from .storage import reachable
 from .study import Search
-from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_LOSS
+from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
 
 WEIGHTS_FILE = "trial/weights.pt"
 HISTORY_FILE = "trial/history.csv"
 STATE_TAG, TRIAL_TAG, REPEATS_TAG = "state", "trial", "repeats"
-_OVERTAKEN = "taken for dead, and repeated by another process"
+_OVERTAKEN = "presumed dead and repeated by another process"
 
 
 def run_trial(
     search: Search, context: TrainingContext, parent: RunLog, trial: Trial, values: dict[str, Any]
 ) -> None:
-    """Train with these values and tell the study what came of it.
+    """Train with these values and report the result to the study.
 
-    What goes wrong in the training itself (a loss that is no number, a lack of memory, a crash)
-    is recorded and the study goes on. What ends the whole search (a signal, a store that is gone)
-    gives the trial back to be repeated. Where that was done already, since this process was taken
-    for dead, what it found does not count.
+    Errors of the training itself (a NaN loss, out of memory) fail the trial, and the study
+    continues. What ends the whole search (a signal, an unreachable store) interrupts the trial,
+    which is then repeated. The result is ignored if the study has given the trial to another
+    process meanwhile.
     """
     started = time.monotonic()
-    number = trial.number
-    repeated = trial.user_attrs.get(REPEATS)
-    tags = {TRIAL_TAG: str(number), "process": trial.user_attrs[OWNER]}
-    if repeated is not None:
-        tags[REPEATS_TAG] = str(repeated)
-    name = f"trial {number}" + (" (original)" if BASELINE in trial.user_attrs else "")
+    attrs = trial.user_attrs
+    tags = {TRIAL_TAG: str(trial.number), PROCESS_TAG: attrs[OWNER]}
+    if REPEATS in attrs:
+        tags[REPEATS_TAG] = str(attrs[REPEATS])
+    name = f"trial {trial.number}" + (" (original)" if BASELINE in attrs else "")
     with open_run(name, parent=parent, tags=tags, measure=False) as run:
         try:
             with reachable(search.study):
@@ -58,7 +58,7 @@ def run_trial(
         except (StudyError, TrackingError, *SILENCE):
             _give_back(search, run, trial)
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this trial
+        except Exception as error:  # noqa: BLE001 - any error of the training fails the trial
             _record_failure(search, run, trial, values, error)
         except BaseException:
             _give_back(search, run, trial)
@@ -111,14 +111,16 @@ def _record(
 ) -> None:
     best, monitor = session.best.found, session.config.monitor
     run.log_metrics(session.best.scores())
-    about = {VAL_LOSS: best["val_loss"], BEST_EPOCH: best.number, SECONDS: round(seconds, 2)}
+    attrs = {
+        VAL_ACCURACY: best["val_accuracy"],
+        VAL_LOSS: best["val_loss"],
+        BEST_EPOCH: best.number,
+        SECONDS: round(seconds, 2),
+    }
     state = "pruned" if session.pruned else "complete"
-    if session.pruned:
-        told = search.queue.end(trial, TrialState.PRUNED, about=about)
-    else:
-        told = search.queue.complete(trial, best[monitor], about)
-    if not told:
-        return _leave(run, trial, values)
+    how = (None, attrs, TrialState.PRUNED) if session.pruned else (best[monitor], attrs)
+    if not search.queue.end(trial, *how):
+        return _ignore(run, trial, values)
     # After the study has it, so that the run never claims more than the study knows.
     run.log_tags({STATE_TAG: state, "weights_kept": as_text(kept)})
     after = f"after {len(session.history)} epochs" if session.pruned else f"in {duration(seconds)}"
@@ -135,9 +137,9 @@ def _record_failure(
     reason = str(error)
     if not isinstance(error, ShopeeError):
         reason = f"{type(error).__name__}: {reason}"
-    if not search.queue.end(trial, TrialState.FAIL, about={FAILURE: reason}):
-        # That is what went wrong: the study takes no more reports of it.
-        return _leave(run, trial, values)
+    if not search.queue.end(trial, None, {FAILURE: reason}, TrialState.FAIL):
+        # The error may come from the study itself, which accepts no more reports.
+        return _ignore(run, trial, values)
     run.log_tags({STATE_TAG: "failed"})
     run.end_as("FAILED", reason)
     say(f"{_title(trial, values)}: failed: {reason.splitlines()[0]}")
@@ -146,7 +148,7 @@ def _record_failure(
 
 def _give_back(search: Search, run: RunLog, trial: Trial) -> None:
     state = "interrupted"
-    # Where the storage is silent itself, the next session finds the trial lost.
+    # If the storage is unreachable, the next call finds the trial lost.
     with suppress(StudyError):
         search.queue.interrupt(trial)
         state, _ = search.state_of(trial.number)
@@ -154,7 +156,7 @@ def _give_back(search: Search, run: RunLog, trial: Trial) -> None:
         run.log_tags({STATE_TAG: state})
 
 
-def _leave(run: RunLog, trial: Trial, values: dict[str, Any]) -> None:
+def _ignore(run: RunLog, trial: Trial, values: dict[str, Any]) -> None:
     run.log_tags({STATE_TAG: "interrupted"})
     run.end_as("KILLED", _OVERTAKEN)
     say(f"{_title(trial, values)}: {_OVERTAKEN}")

@@ -1,4 +1,4 @@
-"""Workers: who runs trials, in this process or in several on this machine."""
+"""Workers: run trials in this process, or in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ from .space import SearchPlan
 from .study import Search
 from .trials import run_trial
 
-_STOPPING_SECONDS = 60.0
+_STOP_SECONDS = 60.0
 _INTERRUPTED = 130
-# One after the other, without a trial that ended meanwhile.
-_MOST_DEATHS = 5
+# Deaths in a row without a finished trial in between.
+_MAX_DEATHS = 5
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker process is told.
+    """What a worker process needs to know.
 
     :ivar folder: of the tracking store, where the study may be kept.
-    :ivar parent: id and experiment of the run of the whole study.
+    :ivar run: id and experiment of the run of the whole study.
     :ivar deadline: in ``time.time()``, or None.
+    :ivar parent_pid: the worker stops when this process is gone.
     """
 
     plan: SearchPlan
     folder: Path
-    parent: tuple[str, str]
+    run: tuple[str, str]
     deadline: float | None
     threads: int
-    boss: int
+    parent_pid: int
 
 
 def work(search: Search, context: TrainingContext, parent: RunLog, deadline: float | None) -> None:
@@ -62,65 +63,60 @@ def work(search: Search, context: TrainingContext, parent: RunLog, deadline: flo
 def work_in_processes(
     search: Search, folder: Path, parent: RunLog, deadline: float | None, jobs: int
 ) -> None:
-    """The same in several processes, among which the machine's threads are shared out.
+    """Run trials in several processes, which share the machine's threads.
 
-    One that ends by itself (killed by the system for its memory, say) is replaced; what it was at
-    is tried once more.
+    A process that dies by itself, for example out of memory, is replaced, and its trial is retried
+    once.
 
-    :raises StudyError: when workers cannot work.
+    :raises StudyError: if workers cannot work.
     """
     threads = max(1, torch.get_num_threads() // jobs)
-    assignment = Assignment(
-        search.plan, folder, (parent.run_id, parent.experiment_id), deadline, threads, os.getpid()
-    )
-    context = multiprocessing.get_context("spawn")
+    run = (parent.run_id, parent.experiment_id)
+    assignment = Assignment(search.plan, folder, run, deadline, threads, os.getpid())
+    spawn = multiprocessing.get_context("spawn")
     names: dict[BaseProcess, str] = {}
-
-    def start() -> None:
-        process = context.Process(target=_work_alone, args=(assignment,))
-        process.start()
-        names[process] = process_name(process.pid)
-
-    say(f"{jobs} processes with {threads} thread{'s' * (threads > 1)} each")
     deaths, finished = 0, search.finished()
+    say(f"{jobs} processes with {threads} thread{'s' * (threads > 1)} each")
     try:
         for _ in range(jobs):
-            start()
+            _start(spawn.Process(target=_work_alone, args=(assignment,)), names)
         while names:
             wait([process.sentinel for process in names])
             for process in [p for p in names if not p.is_alive()]:
-                process.join()
-                if process.exitcode == 0:
-                    del names[process]
-                    continue
-                before, finished = finished, search.finished()
-                deaths = deaths + 1 if finished == before else 1
-                _bury(process, search, names.pop(process), deaths)
-                start()
+                name = names.pop(process)
+                if process.exitcode != 0:
+                    before, finished = finished, search.finished()
+                    deaths = deaths + 1 if finished == before else 1
+                    search.queue.crashed(name)
+                    _check_death(name, process.exitcode, deaths)
+                    _start(spawn.Process(target=_work_alone, args=(assignment,)), names)
     finally:
-        _stop(names)
+        _stop(list(names))
 
 
-def _bury(process: BaseProcess, search: Search, name: str, deaths: int) -> None:
-    """Give back the trial of a worker that ended by itself.
+def _start(process: BaseProcess, names: dict[BaseProcess, str]) -> None:
+    process.start()
+    names[process] = process_name(process.pid)
 
-    :raises StudyError: where another in its place would end the same way.
-    """
-    search.queue.crashed(name)
-    code = process.exitcode
-    if code in (ShopeeError.exit_code, _INTERRUPTED) or deaths > _MOST_DEATHS:
+
+def _check_death(name: str, code: int | None, deaths: int) -> None:
+    """:raises StudyError: if a replacement would end the same way."""
+    how = f"exit code {code}"
+    with suppress(ValueError):  # not a signal, or one without a name
+        how = f"signal {signal.Signals(-(code or 0)).name}"
+    if code in (ShopeeError.exit_code, _INTERRUPTED) or deaths > _MAX_DEATHS:
         raise StudyError(
-            f"A worker has ended with {_exit_in_words(code)}; its message stands above. The "
-            "trials so far are safe, and the same command goes on with them."
+            f"A worker ended with {how}; see its message above. The trials are safe; repeat the "
+            "command to resume."
         )
-    say(f"worker {name} has ended with {_exit_in_words(code)}; another takes its place")
+    say(f"worker {name} ended with {how}; starting a replacement")
 
 
-def _stop(processes: dict[BaseProcess, str]) -> None:
-    """Ask all that are left to give their trials back; wait for that."""
+def _stop(processes: list[BaseProcess]) -> None:
+    """Ask the processes to give their trials back, and wait for that."""
     for process in processes:
         process.terminate()
-    until = time.monotonic() + _STOPPING_SECONDS
+    until = time.monotonic() + _STOP_SECONDS
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))
         if process.is_alive():
@@ -133,32 +129,25 @@ def _work_alone(assignment: Assignment) -> None:
     code = _exit_code(assignment)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python would tidy up all that torch has loaded, for seconds that the main process waits.
+    # Skip the interpreter's cleanup, which takes seconds with torch loaded.
     os._exit(code)
 
 
 def _exit_code(assignment: Assignment) -> int:
-    """Work until there is nothing left to do, or a reason to end."""
+    """Work until nothing is left to do; returns the exit code."""
     show_log_messages()
     quieten()
     torch.set_num_threads(assignment.threads)
     plan = assignment.plan
     try:
-        with stop_on_signals(parent=psutil.Process(assignment.boss)):
+        with stop_on_signals(parent=psutil.Process(assignment.parent_pid)):
             search = Search(plan, assignment.folder)
             machine = choose_machine(plan.config.device, plan.config.precision)
             context = TrainingContext(load_dataset(plan.config), machine)
-            work(search, context, MlflowRunLog(*assignment.parent), assignment.deadline)
+            work(search, context, MlflowRunLog(*assignment.run), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, psutil.NoSuchProcess):  # or the one that started us is gone already
+    except (KeyboardInterrupt, psutil.NoSuchProcess):  # or the parent is gone already
         return _INTERRUPTED
     return 0
-
-
-def _exit_in_words(code: int | None) -> str:
-    if code is not None and code < 0:
-        with suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"

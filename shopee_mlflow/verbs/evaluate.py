@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
@@ -17,15 +16,13 @@ from ..data.dataset import locate_catalog
 from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
 from ..errors import CatalogError
-from ..modeling.inference import FastClassifier
+from ..modeling.inference import Predictor
 from ..modeling.metrics import class_report, confusion, scores_of_test, softmax
 from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run, read_manifest
-
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def evaluate(
         _check_labels(frame, loaded)
         frame, pixels = _decode(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
-        logits = predict_pixels(loaded.module, pixels)
+        logits = Predictor(loaded.module, loaded.classes).logits(pixels, np.asarray).numpy()
         scores = scores_of_test(labels, logits)
         predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
         say(
@@ -74,16 +71,6 @@ def evaluate(
             f"(run {log.run_id})"
         )
     return Evaluation(log.run_id, scores, predictions)
-
-
-def predict_pixels(module: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """Logits (N, C) float32 of decoded photos (N, S, S, 3) uint8."""
-    network = FastClassifier(module)
-    parts = [
-        network(torch.from_numpy(np.ascontiguousarray(pixels[i : i + _BATCH])).permute(0, 3, 1, 2))
-        for i in range(0, len(pixels), _BATCH)
-    ]
-    return torch.cat(parts).numpy()
 
 
 def _catalogue(data: str, images: str) -> pd.DataFrame:
@@ -135,7 +122,13 @@ def _check_labels(frame: pd.DataFrame, loaded: LoadedModel) -> None:
 def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.ndarray]:
     files = list(frame["file"])
     contents = list(frame["content"]) if "content" in frame else hash_files(files)
-    decoded = load_pixels(files, contents, loaded.image_size, progress=watch("decoding photos"))
+    decoded = load_pixels(
+        files,
+        contents,
+        loaded.image_size,
+        resize=loaded.resize,
+        progress=watch("decoding photos"),
+    )
     cleaning = Cleaning(rows=len(frame))
     frame = drop_bad_images(frame, decoded.bad, "skip", cleaning)
     if frame.empty:

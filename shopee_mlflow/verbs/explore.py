@@ -16,12 +16,12 @@ from ..data.catalog_csv import IMAGES_NAME, REQUIRED, find_csv, read_catalog
 from ..data.dataset import locate_catalog
 from ..errors import CatalogError
 from ..exploring import TABLES, Explored, explore_page
+from ..exploring.catalog_sections import conflicts_line, coverage_line
+from ..exploring.photo_sections import states_line
 from ..exploring.photo_survey import survey_photos
-from ..exploring.photo_words import states_in_words
 from ..exploring.selection import select_photos
 from ..exploring.survey import survey_catalog
 from ..exploring.titles import without_formulas
-from ..exploring.words import coverage_in_words, noise_in_words
 from ..tracking.environment import machine_tags
 from ..tracking.runs import open_run
 
@@ -148,13 +148,13 @@ def summary(explored: Explored) -> list[str]:
     ]
     lines = [", ".join(counts)]
     if explored.photos is None:
-        lines.append(f"no folder of photos at {explored.folder}: told from the CSV alone")
+        lines.append(f"No folder of photos at {explored.folder}: the report comes from the CSV.")
     else:
-        lines.append(states_in_words(explored.photos))
+        lines.append(states_line(explored.photos))
     if explored.survey.conflicts:
-        lines.append(noise_in_words(explored.survey).split(". ")[0])
+        lines.append(conflicts_line(explored.survey))
     if explored.selection is not None:
-        lines.append(coverage_in_words(explored.selection))
+        lines.append(coverage_line(explored.selection))
     return lines
 
 

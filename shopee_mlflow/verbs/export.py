@@ -27,8 +27,9 @@ _TOLERANCE = 1e-3
 def export(model: str, out: Path) -> Path:
     """Write a model as ONNX: ``images`` (N, 3, S, S) uint8 -> ``logits`` (N, classes) float32.
 
-    The file's metadata holds ``classes`` (JSON list, in the order of the logits), ``image_size``
-    and ``mlflow_model``. Photos are resized to S before; N is free.
+    The file's metadata holds ``classes`` (JSON list, in the order of the logits), ``image_size``,
+    ``resize`` (how photos must be brought to S x S: stretch, or pad on white) and
+    ``mlflow_model``. N is free.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :raises ShopeeError: when the model is not there, packages are missing, the model cannot be
@@ -81,6 +82,7 @@ def _write(loaded: LoadedModel, file: Path) -> None:
     about = {
         "classes": json.dumps(loaded.classes, ensure_ascii=False),
         "image_size": str(side),
+        "resize": loaded.resize,
         "mlflow_model": loaded.identity,
     }
     onnx.helper.set_model_props(network, about)

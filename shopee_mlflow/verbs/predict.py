@@ -1,42 +1,27 @@
-"""Predict: any number of photos in, a CSV of label groups out, as a stream."""
+"""Predict: classify any number of photos into a CSV of label groups, as a stream."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import os
+import io
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import torch
+from filelock import Timeout
 
 from ..console import say, watch
-from ..data.catalog_csv import IMAGES_NAME, read_catalog
-from ..data.cleaning import inside_folder
-from ..data.images import SUFFIXES, read_pixels
-from ..errors import CatalogError, ImageError
-from ..modeling.inference import FastClassifier
-from ..modeling.metrics import softmax
+from ..data.array_cache import locked
+from ..data.photo_sources import Photo, PhotoSource, find_photos
+from ..errors import CatalogError
+from ..modeling.inference import BATCH, Prediction, Predictor
 from ..tracking.registry import LoadedModel, load_classifier
-
-_BATCH = 32
-# Batches that are decoded ahead of the network.
-_AHEAD = 3
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo to classify: what it is called in the answer, and its file (None: refused)."""
-
-    name: str
-    file: Path | None
 
 
 def predict(
@@ -48,50 +33,45 @@ def predict(
     top_k: int = 1,
     workers: int = 0,
 ) -> int:
-    """Classify photos and write a CSV, a row a photo in the order of the source.
+    """Classify photos and write a CSV, one row for each photo, in the order of the source.
 
-    Memory holds a few batches whatever the number of photos. While it is under way the answers
-    stand in a file beside ``out``; interrupted, the same call goes on where that ends.
+    Memory holds a few batches whatever the number of photos. Until all are done, the rows are in
+    a file beside ``out``; after an interruption the same call resumes there, unless photos or the
+    model have changed.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
         column ``image``.
-    :param images: the folder of a CSV's photos; None: train_images beside it.
-    :param top_k: how many of the best label groups to give for each photo.
+    :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
+        on, else ``train_images`` beside the CSV.
+    :param top_k: how many of the most probable label groups to write for each photo.
     :returns: the number of photos that could not be read; their rows hold the reason.
-    :raises ShopeeError: when the model or the source is not there.
+    :raises ShopeeError: when the model or the source is not there, when no photo can be read, or
+        when another process is writing ``out``.
     """
-    photos, key = find_photos(source, images)
+    found = find_photos(source, images)
     _check_place(out, source)
-    loaded = load_classifier(model)
-    k = min(top_k, len(loaded.classes))
-    partial = out.with_name(f"{out.name}.{_fingerprint(loaded.identity, key, k, photos)}.partial")
-    header = [key, "label_group", "probability", *_more_columns(k), "error"]
-    done, bad = _resume(partial, header, photos)
-    if done:
-        say(
-            f"{done:,} of {len(photos):,} photos are in {partial.name} already; going on from there"
+    if found.passed_over:
+        say(found.passed_over_in_words())
+    with _only_writer(out):
+        loaded = load_classifier(model)
+        written = _write(found, loaded, out, min(top_k, len(loaded.classes)), workers)
+    total, bad = written.done, written.bad
+    if bad == total:
+        raise CatalogError(
+            f"None of the {total:,} photos could be read: {written.reason}. They were looked "
+            f"for in {found.place}; {out} holds the reason for each."
         )
-    progress = watch("classifying photos")
-    with partial.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if not partial.stat().st_size:
-            writer.writerow(header)
-        for rows in _answers(photos[done:], loaded, k, workers):
-            writer.writerows(rows)
-            file.flush()
-            done += len(rows)
-            bad += sum(row[-1] != "" for row in rows)
-            progress(done, len(photos))
-    partial.replace(out)
-    say(f"{done:,} photos in {out}" + (f", {bad:,} of them could not be read" if bad else ""))
+    say(f"{total:,} photos in {out}" + (f", {bad:,} of them could not be read" if bad else ""))
     return bad
 
 
 def _check_place(out: Path, source: str) -> None:
-    """Before any photo is classified: can the answers be put there?"""
+    """Check that the output can be written, before any photo is classified."""
     if out.is_dir():
         raise CatalogError(f"out={out}: is a folder; name a file, such as {out / 'answers.csv'}.")
+    if out.exists() and not out.is_file():
+        raise CatalogError(f"out={out}: is not a regular file.")
     if out.exists() and out.resolve() == Path(source).expanduser().resolve():
         raise CatalogError(f"out={out}: is the source itself; name another file.")
     try:
@@ -102,84 +82,111 @@ def _check_place(out: Path, source: str) -> None:
         raise CatalogError(f"out={out}: cannot be written ({error.strerror or error}).") from error
 
 
-def find_photos(source: str, images: str | None = None) -> tuple[list[Photo], str]:
-    """The photos that ``source`` names, in a fixed order, and the name of their column.
-
-    :raises CatalogError: when there are none.
-    """
-    place = Path(source).expanduser()
-    key = "image"
-    if place.is_dir():
-        files = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES)
-        photos = [Photo(_text(f.relative_to(place).as_posix()), f) for f in files]
-    elif place.suffix.lower() == ".csv":
-        photos, key = _from_csv(place, images)
-    elif place.is_file():
-        photos = [Photo(_text(source), place)]
-    elif has_magic(source):
-        names = sorted(glob(str(place), recursive=True))  # noqa: PTH207 - from any folder
-        photos = [Photo(_text(name), Path(name)) for name in names if Path(name).is_file()]
-    else:
-        raise CatalogError(f"{source}: no such photo, folder or CSV, looked for from {Path.cwd()}.")
-    if not photos:
-        raise CatalogError(f"{source}: holds no photo ({', '.join(SUFFIXES)}).")
-    return photos, key
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Let one process at a time write a file; the system frees the lock of one that dies."""
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        with locked(lock, wait=False):
+            try:
+                yield
+            finally:
+                # While it is held: another process notices that its lock file is gone.
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise CatalogError(
+            f"out={out}: another predict is writing this file. Wait until it has ended, or name "
+            "another file."
+        ) from error
 
 
-def _text(name: str) -> str:
-    """File names need not be UTF-8, the answers are."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+@dataclass
+class _Progress:
+    """Rows that were written, how many of them with an error, and the first error."""
+
+    done: int = 0
+    bad: int = 0
+    reason: str = ""
+
+    def add(self, rows: list[list[str]]) -> None:
+        errors = [row[-1] for row in rows if row[-1]]
+        self.done += len(rows)
+        self.bad += len(errors)
+        self.reason = self.reason or next(iter(errors), "")
 
 
-def _from_csv(path: Path, images: str | None) -> tuple[list[Photo], str]:
-    frame = read_catalog(path, required=("image",))
-    folder = Path(images).expanduser() if images else path.parent / IMAGES_NAME
-    if not folder.is_dir():
-        raise CatalogError(f"images={folder}: no such folder of photos; name it with images.")
-    key = "posting_id" if "posting_id" in frame else "image"
-    root = folder.resolve()
-    files = (inside_folder(root, name) for name in frame["image"])
-    return [Photo(name, file) for name, file in zip(frame[key], files, strict=True)], key
+def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: int) -> _Progress:
+    photos = found.photos
+    partial = out.with_name(f"{out.name}.{_fingerprint(loaded.identity, found, k)}.partial")
+    header = [found.key, "label_group", "probability", *_more_columns(k), "error"]
+    show = watch("classifying photos")
+    with partial.open("a+b") as file:
+        progress = _resume(file, header, photos)
+        if progress.done:
+            say(
+                f"{progress.done:,} of {len(photos):,} photos are in {partial.name}; resuming there"
+            )
+        else:
+            file.write(_as_csv([header]))
+        remaining = photos[progress.done :]
+        for predictions in _predictions(remaining, loaded, k, workers):
+            part = photos[progress.done : progress.done + len(predictions)]
+            rows = [_row(*pair, k) for pair in zip(part, predictions, strict=True)]
+            file.write(_as_csv(rows))
+            file.flush()
+            progress.add(rows)
+            show(progress.done, len(photos))
+    partial.replace(out)
+    return progress
 
 
 def _more_columns(k: int) -> Iterator[str]:
-    for place in range(2, k + 1):
-        yield from (f"label_group_{place}", f"probability_{place}")
+    for rank in range(2, k + 1):
+        yield from (f"label_group_{rank}", f"probability_{rank}")
 
 
-def _fingerprint(model: str, key: str, k: int, photos: Iterable[Photo]) -> str:
-    """Changes when the answers would: a partial file of another call is never gone on with."""
-    sha = hashlib.sha256(f"{model}\n{key}\n{k}\n".encode())
-    for photo in photos:
-        sha.update(_text(f"{photo.name}\0{photo.file}\n").encode())
+def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
+    """Changes when the output would, so that a partial file of other photos is not resumed."""
+    sha = hashlib.sha256(repr((model, found.key, k)).encode())
+    for photo in found.photos:
+        sha.update(repr((photo.name, str(photo.file), photo.state())).encode())
     return sha.hexdigest()[:12]
 
 
-def _resume(partial: Path, header: list[str], photos: list[Photo]) -> tuple[int, int]:
-    """How many photos the partial file answers, and how many of them with an error.
+def _resume(file: IO[bytes], header: list[str], photos: list[Photo]) -> _Progress:
+    """What a partial file holds already; what follows its last whole batch is cut off.
 
-    What follows the last whole batch is taken out of the file: a batch of other photos can round
-    an answer differently, and the file is to be the one of a call that nobody interrupted.
+    Only whole batches count, since probabilities can be rounded differently in a batch of other
+    photos, and the output is to be the same as without the interruption.
     """
-    if not partial.is_file():
-        return 0, 0
-    done = bad = 0
-    whole = partial.with_suffix(".whole")
-    with (
-        partial.open(encoding="utf-8", errors="replace", newline="") as old,
-        whole.open("w", encoding="utf-8", newline="") as new,
-    ):
-        writer = csv.writer(new, lineterminator="\n")
-        # A last line without its end was cut off in writing.
-        rows = csv.reader(line for line in old if line.endswith("\n"))
-        if next(rows, None) == header:
-            writer.writerow(header)
-            while batch := _whole_batch(rows, photos[done : done + _BATCH], len(header)):
-                writer.writerows(batch)
-                done += len(batch)
-                bad += sum(row[-1] != "" for row in batch)
-    whole.replace(partial)
-    return done, bad
+    file.seek(0)
+    kept, progress = 0, _Progress()
+    lines = _Lines(file)
+    reader = csv.reader(lines)
+    if next(reader, None) == header:
+        while batch := _whole_batch(
+            reader, photos[progress.done : progress.done + BATCH], len(header)
+        ):
+            progress.add(batch)
+            kept = lines.bytes_read
+    file.truncate(kept)
+    return progress
+
+
+class _Lines:
+    """Whole lines of a file as text; counts the bytes of those that were taken."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.bytes_read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            # A last line without its end was cut off while it was written.
+            if not line.endswith(b"\n"):
+                return
+            self.bytes_read += len(line)
+            yield line.decode("utf-8", "replace")
 
 
 def _whole_batch(
@@ -191,61 +198,30 @@ def _whole_batch(
     return batch if fits and names == [photo.name for photo in photos] else None
 
 
-def _answers(
+def _predictions(
     photos: list[Photo], loaded: LoadedModel, k: int, workers: int
-) -> Iterator[list[list[str]]]:
-    """Rows of the CSV, a batch at a time; photos are decoded in threads while the network works."""
-    network = FastClassifier(loaded.module)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+) -> Iterator[list[Prediction]]:
+    def decode(photo: Photo) -> np.ndarray:
+        return photo.read(loaded.image_size, loaded.resize)
 
-        def decode(photo: Photo) -> np.ndarray | str:
-            """Pixels, or the reason in one line why there are none."""
-            if photo.file is None:
-                return "its path leaves the folder of photos"
-            try:
-                return read_pixels(photo.file, loaded.image_size)
-            except ImageError as error:
-                return " ".join(str(error).split())
-
-        for part, pixels in _ahead(pool, decode, photos):
-            yield _rows(part, pixels, network, loaded.classes, k)
+    predictor = Predictor(loaded.module, loaded.classes)
+    return predictor.predict(photos, decode, top_k=k, workers=workers)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[Photo], np.ndarray | str], photos: list[Photo]
-) -> Iterator[tuple[list[Photo], list[np.ndarray | str]]]:
-    waiting: deque[tuple[list[Photo], list[Future[np.ndarray | str]]]] = deque()
-    remaining = iter(photos)
-    while True:
-        while len(waiting) < _AHEAD and (part := list(islice(remaining, _BATCH))):
-            waiting.append((part, [pool.submit(decode, photo) for photo in part]))
-        if not waiting:
-            return
-        part, futures = waiting.popleft()
-        yield part, [future.result() for future in futures]
+def _row(photo: Photo, prediction: Prediction, k: int) -> list[str]:
+    if prediction.error is not None:
+        return [photo.name, *[""] * (2 * k), " ".join(prediction.error.split()) or "unreadable"]
+    best = zip(prediction.labels, prediction.probabilities, strict=True)
+    answer = [text for label, value in best for text in (label, f"{value:.6f}")]
+    return [photo.name, *answer, ""]
 
 
-def _rows(
-    photos: list[Photo],
-    pixels: list[np.ndarray | str],
-    network: FastClassifier,
-    classes: list[str],
-    k: int,
-) -> list[list[str]]:
-    good = [p for p in pixels if isinstance(p, np.ndarray)]
-    answers: Iterator[list[str]] = iter(())
-    if good:
-        logits = network(torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)).numpy()
-        answers = (_best(row, classes, k) for row in softmax(logits))
-    rows = []
-    for photo, result in zip(photos, pixels, strict=True):
-        if isinstance(result, str):
-            rows.append([photo.name, *[""] * (2 * k), result])
-        else:
-            rows.append([photo.name, *next(answers), ""])
-    return rows
-
-
-def _best(probabilities: np.ndarray, classes: list[str], k: int) -> list[str]:
-    order = np.argsort(-probabilities, kind="stable")[:k]
-    return [text for i in order for text in (classes[i], f"{probabilities[i]:.6f}")]
+def _as_csv(rows: list[list[str]]) -> bytes:
+    text = io.StringIO()
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        # csv leaves a carriage return unquoted, and readers take it for the end of the row.
+        writer = quoted if any("\r" in value for value in row) else plain
+        writer.writerow(row)
+    return text.getvalue().encode("utf-8", "backslashreplace")

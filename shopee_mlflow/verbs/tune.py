@@ -1,4 +1,4 @@
-"""Tune: search training options, keep the best model. The main function is the story."""
+"""Tune: search training options and keep the best model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext
 from ..training.results import log_data, log_results
-from ..training.session import TestResult
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import STUDY_TAG, lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
@@ -39,7 +38,7 @@ _NOTE = "mlflow.note.content"
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search gave.
+    """The result of a search.
 
     :ivar run_id: the parent run, which has the best model.
     :ivar best: values of the searched options in the best trial.
@@ -59,12 +58,12 @@ class TuneResult:
 def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     """Search the options of the YAML file and ``cli_options``; log, test, register the best model.
 
-    The same call goes on with the study that an earlier one has begun, in the same parent run, on
-    any machine that reaches the study's storage. Of several that work on one study, one does the
-    end.
+    The same call resumes the study of an earlier one in the same parent run, on any machine that
+    reaches the study's storage. If several processes share a study, one of them does the final
+    test.
 
     :param cli_options: options by name, values or text: those of ``train``, and those of a search.
-    :returns: the result, or None where another process has done the end.
+    :returns: the result, or None if another process did the final test.
     :raises ShopeeError: for what the user can mend.
     """
     plan = plan_search(cli_options)
@@ -76,13 +75,13 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     with stop_on_signals():
         search = Search(plan, local_folder())
-        # Data that do not fit a study that is there leave its run alone.
+        # Before the run is resumed, since other data must not change it.
         known = None if search.created else _read_data(search)
         with parent_run(search) as run:
             dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
             context = TrainingContext(dataset, machine)
-            _check_cuts(plan, context)
+            _check_stages(plan, context)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -95,14 +94,14 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
 
 
 def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneResult | None:
-    """Do the end, unless it has been done for these trials; others wait while one does it."""
+    """Do the final test once for these trials; other processes wait for it."""
     if not any(t.state == "complete" for t in search.results()):
         _log_table(search, run)
         reasons = sorted({t.failure.splitlines()[0] for t in search.results() if t.failure})
         raise TrainingError(
-            f"study={search.name}: none of its {search.finished()} trials has completed"
-            + (", for: " + "; ".join(reasons) if reasons else ", for want of time")
-            + f". They stay in the study; {_how_to_go_on(search)}."
+            f"study={search.name}: none of its {search.finished()} trials completed"
+            + (": " + "; ".join(reasons) if reasons else " before the timeout")
+            + f". The study is kept; {_resume_hint(search)}."
         )
     ending = search.finishing()
     for ticket in ending.trials():
@@ -111,16 +110,16 @@ def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneR
         except BaseException:
             ending.interrupt(ticket)
             raise
-        ending.complete(ticket, result.scores["test_accuracy"])
+        ending.end(ticket, result.scores["test_accuracy"])
         return result
     say(find_run(run.run_id).data.tags.get(_NOTE, ""))
-    say(f"nothing was left to do; {_how_to_go_on(search)}")
+    say(f"nothing left to do; {_resume_hint(search)}")
     return None
 
 
-def _how_to_go_on(search: Search) -> str:
+def _resume_hint(search: Search) -> str:
     whole = search.finished() >= search.plan.config.n_trials
-    return "a greater n_trials searches on" if whole else "the same command goes on with it"
+    return "increase n_trials to continue" if whole else "repeat the command to resume"
 
 
 def _read_data(search: Search) -> Dataset:
@@ -131,7 +130,7 @@ def _read_data(search: Search) -> Dataset:
 
 
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
-    """Test the best trial's kept weights and the original's settings; log, register, sum up."""
+    """Test the best trial and the original's settings; log the results, register the model."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
@@ -139,10 +138,9 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     best = score_trial(plan, context, found)
     same = original is not None and original.number == found.number
     baseline = score_trial(plan, context, original) if original and not same else None
-    tested = TestResult(best.labels, best.logits, best.scores)
-    log_results(run, context.dataset, best.model, best.config, best.history, tested)
+    log_results(run, context.dataset, best.model, best.config, best.history, best.test)
     if baseline:
-        run.log_metrics({f"original_{k}": v for k, v in baseline.scores.items()})
+        run.log_metrics({f"original_{k}": v for k, v in baseline.test.scores.items()})
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
     _log_table(search, run)
     skipped = []
@@ -152,21 +150,21 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
         else:
             run.log_figure(plot, f"tune/{name}.png")
     run.log_text(best_yaml(plan, best, run.run_id), "tune/best.yaml")
-    looks = search.count_look(found.number)
-    lines = [*summarize(search, best, best if same else baseline, looks), *skipped]
+    times = search.count_tested(found.number)
+    lines = [*summarize(search, best, best if same else baseline, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
     run.log_tags({_NOTE: "\n".join(lines)})
-    run.log_model(best.model, best.scores, config.serialization)
+    run.log_model(best.model, best.test.scores, config.serialization)
     say("", *lines)
     if config.register:
         register(run.run_id, promote=config.promote)
     return TuneResult(
-        run.run_id, search.name, dict(found.values), best.scores, search.table(), best.model
+        run.run_id, search.name, dict(found.values), best.test.scores, search.table(), best.model
     )
 
 
 def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
-    """Options, space and data of the whole search; what another call has logged stays."""
+    """Log options, space and data of the whole search, once."""
     plan = search.plan
     shown = {name: value for name, value in plan.cli_options.items() if name not in plan.space}
     params = {**as_params(plan.config), **shown}
@@ -192,7 +190,7 @@ def _opening(search: Search, run: RunLog) -> list[str]:
     space = ", ".join(f"{name} {where}" for name, where in search.plan.space.items())
     lines = [f"study {search.name} in run {run.run_id}: {space}"]
     if done:
-        lines.append(f"{done} of {search.plan.config.n_trials} trials have ended already")
+        lines.append(f"{done} of {search.plan.config.n_trials} trials have already ended")
     return lines
 
 
@@ -201,10 +199,10 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_cuts(plan: SearchPlan, context: TrainingContext) -> None:
-    """Build each architecture and cut it where it may be frozen: mistakes are told before hours.
+def _check_stages(plan: SearchPlan, context: TrainingContext) -> None:
+    """Build each architecture and split it at each frozen stage, to find mistakes early.
 
-    :raises ModelError: for weights that do not fit, or a stage that is none.
+    :raises ModelError: if weights do not fit, or a stage does not exist.
     """
     freeze = plan.space.get("freeze")
     stages = freeze.values if isinstance(freeze, Choice) else (plan.config.freeze,)

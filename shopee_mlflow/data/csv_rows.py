@@ -1,0 +1,134 @@
+"""Rows of a comma-separated file with their line numbers. Quotes that swallow rows are refused."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import CatalogError
+
+# In characters; a title or a description is shorter.
+_LONGEST_VALUE = 2**20
+# A field that ends like the name of a file: 15_red.jpg
+_FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,4}[\"']?\s*(?:,|$)")
+
+
+class Row(NamedTuple):
+    """The values of a row, as text, and the number of its first line, from 1."""
+
+    line: int
+    values: list[str]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a CSV file row by row, the header included; blank lines are left out.
+
+    Undecodable bytes become U+FFFD. A quoted value may hold line breaks where the row has one
+    meaning only: when several of its lines look like rows of their own, a quote was probably never
+    meant to open a value, and rows would vanish.
+
+    :raises CatalogError: naming the lines, when quotes are wrong or a row exceeds the header.
+    """
+    # Python's own limit is for the whole process; it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = _Lines(file)
+        reader = csv.reader(lines, skipinitialspace=True, strict=True)
+        width = 0
+        while True:
+            lines.taken.clear()
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                values = _read_leniently(path, lines, width, str(error))
+            if len(values) <= 1 and not "".join(values).strip():
+                continue
+            width = width or len(values)
+            if len(values) > width or len(lines.taken) > 1:
+                _check_row(path, lines, values, width)
+            yield Row(lines.first, values)
+
+
+class _Lines:
+    """The lines of a file, which remember those of the row that is being read."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self._file = iter(file)
+        self.number = 0
+        self.taken: list[str] = []
+        self.ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file, None)
+        if line is None:
+            self.ended = True
+            raise StopIteration
+        self.number += 1
+        self.taken.append(line)
+        return line
+
+    @property
+    def first(self) -> int:
+        return self.number - len(self.taken) + 1
+
+
+def _read_leniently(path: Path, lines: _Lines, width: int, problem: str) -> list[str]:
+    """Values of a row with stray quotes, where it ends with its line and has the header's width.
+
+    :raises CatalogError: for any other row.
+    """
+    if len(lines.taken) == 1 and not lines.ended:
+        values = next(csv.reader(lines.taken, skipinitialspace=True))
+        if len(values) == width or not width:
+            return values
+    if "field limit" in problem:
+        problem = f"a value is longer than {_LONGEST_VALUE:,} characters"
+    elif lines.ended:
+        problem = "a quote opens a value and never closes"
+    elif len(lines.taken) > 1:
+        problem = f"a quote opens a value and does not close before line {lines.number}"
+    else:
+        problem = "text follows a quoted value"
+    raise _invalid(path, lines.first, problem + _QUOTES)
+
+
+def _check_row(path: Path, lines: _Lines, values: list[str], width: int) -> None:
+    if len(values) > width:
+        surplus = any(value.strip() for value in values[width:])
+        raise _invalid(
+            path,
+            lines.first,
+            f"{len(values)} fields, but the header has {width}; "
+            + ("put quotes around values with commas" if surplus else "remove the last comma"),
+        )
+    if len(lines.taken) > 1 and _swallows_rows(lines.taken, width):
+        raise _invalid(
+            path,
+            lines.first,
+            f"a quote opens a value that reaches to line {lines.number}, and these lines look like "
+            f"rows of their own{_QUOTES}",
+        )
+
+
+def _swallows_rows(lines: list[str], width: int) -> bool:
+    """Whether several lines of one row look like rows: enough fields, and the name of a file."""
+    enough = [line.count(",") >= width - 1 for line in lines]
+    named = [bool(_FILE_NAME.search(line)) for line in lines]
+    if any(named):
+        return sum(named) > 1 and any(enough[1:])
+    return sum(enough) > 1
+
+
+_QUOTES = '; write a quote inside a quoted value twice, and one at the start of a value as """...'
+
+
+def _invalid(path: Path, line: int, problem: str) -> CatalogError:
+    return CatalogError(f"{path}: is no valid CSV (line {line}: {problem}).")

@@ -1,0 +1,265 @@
+"""Decoded pixels of any Pillow mode become 8-bit sRGB."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from ..errors import ImageError
+
+# Images above this size are converted in strips, so that no second full-size copy is made.
+LARGE_PIXELS = 16_000_000
+_STRIP_PIXELS = 4_000_000
+
+_WHITE = (255, 255, 255)
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+# Bit depths of cameras and scanners: the largest value of each.
+_DEPTHS = (255, 1023, 4095, 16383, 65535)
+
+# TIFF 6.0, section 8 and 19.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_MAX_SAMPLE, _SMAX_SAMPLE = 281, 341
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
+
+# Colour spaces of ICC profiles (ICC.1:2022, 7.2.6), and the modes that hold their values.
+_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+# Far above any profile of a display or a printer.
+_MAX_PROFILE_BYTES = 8 * 1024 * 1024
+# A profile that moves no colour by more than this is sRGB by another name.
+_SAME_COLOR = 3
+
+
+def flatten(image: Image.Image, side: int = 0) -> Image.Image:
+    """Convert a loaded image to 8 bits a channel without transparency, in its own colour space.
+
+    Transparent pixels become white. Values of 16-bit, 32-bit and float images are scaled to
+    0..255, see :func:`value_range`. Large images are reduced while they are converted.
+
+    :param side: reduce a large image, its sides in proportion, to no less than twice this many
+        pixels a side; 0 keeps the size.
+    :returns: mode L, RGB, or CMYK where a CMYK profile says what the inks look like;
+        :func:`to_srgb` does the rest.
+    """
+    convert = _deep_to_grey(image) if _is_deep(image) else _shallow_to_flat
+    if image.width * image.height <= LARGE_PIXELS or _is_flat(image):
+        return convert(image)
+    factor = max(1, min(image.size) // (2 * side)) if side else 1
+    size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
+    whole = Image.new(convert(image.crop((0, 0, 1, 1))).mode, size)
+    for top, strip in _strips(image, factor):
+        part = convert(strip)
+        whole.paste(part.reduce(factor) if factor > 1 else part, (0, top // factor))
+    return whole
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert a flattened image to sRGB by its ICC profile.
+
+    A profile that is broken, or belongs to another kind of image, is ignored: the values are
+    taken for sRGB, as they are without a profile.
+
+    :returns: mode RGB.
+    """
+    found = _profile_transform(profile) if profile else None
+    if found is None:
+        return image.convert("RGB")
+    mode, transform = found
+    if image.mode != mode:
+        image = image.convert("RGB")
+    if image.mode != mode:
+        return image
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # None is for conversion in place
+    return converted
+
+
+def value_range(image: Image.Image) -> tuple[float, float]:
+    """Which values of a 16-bit, 32-bit or float image are black and white.
+
+    - A TIFF file's MaxSampleValue, SMaxSampleValue or BitsPerSample below 16, if no pixel is
+      above it.
+    - Integers up to 65535: the smallest depth of 8, 10, 12, 14 and 16 bits that holds all values.
+      Cameras and scanners store 10 to 14 bits in 16 without saying so.
+    - Floats: 0..1 or 0..255, if they hold all values.
+    - Otherwise the smallest (for integers at most 0) and the largest finite value.
+    """
+    low, high = _extremes(image)
+    stated = _stated_maximum(image)
+    if stated and low >= 0 and high <= stated:
+        return 0.0, stated
+    limits = (1, 255) if image.mode == "F" else _DEPTHS
+    if low >= 0:
+        for limit in limits:
+            if high <= limit:
+                return 0.0, float(limit)
+    return (low if image.mode == "F" else min(low, 0.0)), high
+
+
+def check_deep_colour(image: Image.Image) -> None:
+    """Refuse 16-bit colour whose values use 12 bits or fewer, of which Pillow keeps only zeros.
+
+    :raises ImageError: for such an image, once decoded.
+    """
+    colours = image.getbands()[
+        : 4 if image.mode == "CMYK" else 3 if len(image.getbands()) > 2 else 1
+    ]
+    extremes = image.getextrema()
+    bands = extremes if isinstance(extremes[0], tuple) else (extremes,)
+    if max(high for _, high in bands[: len(colours)]) < 16:
+        raise ImageError(
+            "a 16-bit colour image whose values use 12 bits or fewer: it would be black. Save it "
+            "with 8 bits a channel"
+        )
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
+def _is_flat(image: Image.Image) -> bool:
+    return image.mode in ("RGB", "L") and "transparency" not in image.info
+
+
+def _shallow_to_flat(image: Image.Image) -> Image.Image:
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        over_white = _over_white(image.convert("RGBA"))
+        return over_white.convert("L") if image.mode in ("1", "L", "LA", "La") else over_white
+    if image.mode == "1":
+        return image.convert("L")
+    if _is_flat(image):
+        return image
+    if image.mode == "CMYK":
+        profile = image.info.get("icc_profile")
+        found = _profile_transform(profile) if profile else None
+        if found and found[0] == "CMYK":
+            return image
+    return image.convert("RGB")
+
+
+def _over_white(rgba: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", rgba.size, _WHITE)
+    canvas.paste(rgba, mask=rgba.getchannel("A"))
+    return canvas
+
+
+def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """A function that scales parts of the image to mode L, all by the same range."""
+    low, high = value_range(image)
+    scale = 255.0 / (high - low) if high > low else 0.0
+    inverted = _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    clear = image.info.get("transparency")
+    unsigned = _is_unsigned(image)
+
+    def convert(part: Image.Image) -> Image.Image:
+        values = _values(part, unsigned)
+        grey = np.nan_to_num((values - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        grey = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+        if inverted:
+            grey = 255 - grey
+        if isinstance(clear, int):
+            grey[values == clear] = 255
+        return Image.fromarray(grey)
+
+    return convert
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    low, high = math.inf, -math.inf
+    for _, strip in _strips(image):
+        values = _values(strip, _is_unsigned(image))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _values(image: Image.Image, unsigned: bool) -> np.ndarray:
+    values = np.asarray(image)
+    if unsigned:
+        values = values.view(np.uint32)
+    return values.astype(np.float32)
+
+
+def _tags(image: Image.Image) -> dict[int, object]:
+    return getattr(image, "tag_v2", {})
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Pillow reads unsigned 32-bit values of TIFF files as if they were signed."""
+    tags = _tags(image)
+    return (
+        image.mode == "I"
+        and _first_number(tags.get(_BITS_PER_SAMPLE)) == 32
+        and _first_number(tags.get(_SAMPLE_FORMAT, _UNSIGNED)) == _UNSIGNED
+    )
+
+
+def _stated_maximum(image: Image.Image) -> float:
+    """The largest possible value that a TIFF file's tags name; 0 where they name none."""
+    tags = _tags(image)
+    for tag in (_SMAX_SAMPLE, _MAX_SAMPLE):
+        if value := _first_number(tags.get(tag)):
+            return value
+    bits = int(_first_number(tags.get(_BITS_PER_SAMPLE)))
+    return float((1 << bits) - 1) if 8 < bits < 16 else 0.0
+
+
+def _first_number(value: object) -> float:
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ArithmeticError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Horizontal strips with their first rows, each a multiple of so many rows high."""
+    if image.width * image.height <= _STRIP_PIXELS:
+        yield 0, image
+        return
+    height = multiple * max(1, _STRIP_PIXELS // (image.width * multiple))
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
+@lru_cache(maxsize=16)
+def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
+    """The mode that a profile describes and its conversion to sRGB; None if it is not needed.
+
+    Black point compensation, as image editors use it, keeps black black.
+    """
+    if len(profile) > _MAX_PROFILE_BYTES:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _PROFILE_MODES[source.profile.xcolor_space.strip()]
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.PERCEPTUAL,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        return None if mode != "CMYK" and _keeps_colours(mode, transform) else (mode, transform)
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _keeps_colours(mode: str, transform: ImageCms.ImageCmsTransform) -> bool:
+    levels = np.linspace(0, 255, 6 if mode == "RGB" else 256).astype(np.uint8)
+    if mode == "RGB":
+        levels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(levels.reshape(1, -1) if mode == "L" else levels)
+    expected = np.asarray(probe.convert("RGB"), dtype=int)
+    moved = np.asarray(ImageCms.applyTransform(probe, transform), dtype=int) - expected
+    return bool(np.abs(moved).max() <= _SAME_COLOR)

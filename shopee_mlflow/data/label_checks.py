@@ -1,0 +1,89 @@
+"""Labels that mean one thing to a person and two to the program, and labels that mean nothing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_NUMBER = re.compile(r"([+-]?\d+)\.(\d*?)0*")
+# After case folding: typographic dashes, minus signs and quotation marks, and Cyrillic and Greek
+# letters that look like Latin ones.
+_CONFUSABLE = str.maketrans(
+    {
+        **dict.fromkeys("‐‑‒–—―−﹘﹣－⁃", "-"),
+        **dict.fromkeys("‘’‚‛′`´ʼ", "'"),
+        **dict.fromkeys("“”„‟″«»", '"'),
+        **dict(zip("аеорсухіјѕԁһԛԝοαν", "aeopcyxijsdhqwoav", strict=True)),
+    }
+)
+_MISSING = frozenset(
+    {
+        *("nan", "-nan", "na", "n/a", "n.a.", "n.a", "<na>", "nat", "1.#ind", "1.#qnan"),
+        *("none", "null", "(null)", "nil", "undefined", "\\n", "-", "--", "---", "?", "."),
+        *("#n/a", "#na", "#null!", "#div/0!", "#ref!", "#value!", "#name?", "#num!"),
+    }
+)
+
+
+def lookalike_labels(labels: Iterable[str]) -> list[list[str]]:
+    """Sets of labels that differ only in ways that people overlook.
+
+    These are: upper and lower case, spaces, Unicode forms, invisible characters, kinds of dashes
+    and quotation marks, letters of other scripts that look the same, and decimal zeros
+    (``249114794.0``). Leading zeros count: ``007`` and ``7`` are two labels.
+
+    :returns: sets of two or more, each sorted, in the order of their first label.
+    """
+    sets: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        sets.setdefault(_as_seen(label), []).append(label)
+    return [alike for alike in sets.values() if len(alike) > 1]
+
+
+def missing_value_labels(labels: Iterable[str]) -> list[str]:
+    """Labels that programs write for a missing value, such as ``nan`` and ``#N/A``, sorted."""
+    return sorted(label for label in set(labels) if _as_seen(label) in _MISSING)
+
+
+def shown_label(label: str) -> str:
+    """A label in quotes, as Python writes it, with escapes for what cannot be seen."""
+    visible = label == unicodedata.normalize("NFKC", label) and not _invisible(label)
+    return repr(label) if visible else ascii(label)
+
+
+def label_remarks(labels: Iterable[str]) -> list[str]:
+    """Lines for people about lookalike labels and those that read like missing values."""
+    labels = set(labels)
+    lines = []
+    if alike := lookalike_labels(labels):
+        few = "; ".join(" and ".join(map(shown_label, some[:4])) for some in alike[:3])
+        lines.append(
+            f"{len(alike):,} {'set' if len(alike) == 1 else 'sets'} of label groups differ only in "
+            "case, spaces, Unicode form, lookalike characters or a decimal .0, and are kept apart: "
+            f"{few}{'; ...' if len(alike) > 3 else ''}"
+        )
+    if missing := missing_value_labels(labels):
+        few = ", ".join(map(shown_label, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        verb = "label group reads" if len(missing) == 1 else "label groups read"
+        lines.append(f"{len(missing):,} {verb} like a missing value and are kept as groups: {few}")
+    return lines
+
+
+def _as_seen(label: str) -> str:
+    """What a person sees of a label: two that give the same text are lookalikes."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    text = unicodedata.normalize("NFKC", text).translate(_CONFUSABLE)
+    text = " ".join("".join(char for char in text if not _invisible(char)).split())
+    number = _NUMBER.fullmatch(text)
+    if number:
+        whole, decimals = number.groups()
+        text = f"{whole}.{decimals}" if decimals else whole
+    return text
+
+
+def _invisible(text: str) -> bool:
+    """Whether format characters or variation selectors are in a text: zero-width spaces, marks."""
+    return not text.isascii() and any(
+        unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f" for char in text
+    )

@@ -1,0 +1,220 @@
+"""Photos to classify: a photo, a folder, a pattern, or a CSV becomes a list in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CatalogError, ImageError
+from .catalog_csv import IMAGES_NAME, read_catalog
+from .cleaning import inside_folder
+from .images import SUFFIXES, open_photo, read_pixels
+
+# Files with these suffixes are expected to be photos: one that does not decode is an error in its
+# row. Any other file is a photo if it begins as one.
+_PHOTO_SUFFIXES = {*SUFFIXES, ".jfif", ".jpe", ".apng", ".mpo", ".avif", ".heic", ".heif"}
+# macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that have no room for it.
+_METADATA_PREFIX = "._"
+_KINDS_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo to classify.
+
+    :ivar name: in the output.
+    :ivar file: None where the name in a CSV leaves the folder of photos.
+    """
+
+    name: str
+    file: Path | None
+
+    def read(self, size: int, resize: str) -> np.ndarray:
+        """Pixels, see :func:`~shopee_mlflow.data.images.read_pixels`.
+
+        :raises ImageError: with the reason why it cannot be read.
+        """
+        if self.file is None:
+            raise ImageError("its path leaves the folder of photos")
+        if _is_special(self.file):
+            raise ImageError("not a regular file")
+        return read_pixels(self.file, size, resize)
+
+    def state(self) -> str:
+        """Changes when the file is written to or replaced; empty where there is none."""
+        if self.file is None:
+            return ""
+        try:
+            found = self.file.stat()
+        except OSError:
+            return ""
+        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """What a source holds.
+
+    :ivar photos: in a fixed order.
+    :ivar key: name of the output's first column.
+    :ivar place: where the photos were looked for.
+    :ivar passed_over: kind of file that is no photo -> number of such files.
+    """
+
+    photos: list[Photo]
+    key: str
+    place: Path
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def passed_over_in_words(self) -> str:
+        """The files that are no photos, by kind; empty where there are none."""
+        count = self.passed_over.total()
+        if not count:
+            return ""
+        kinds = [f"{number:,} {kind}" for kind, number in self.passed_over.most_common()]
+        more = [f"{len(kinds) - _KINDS_NAMED} more kinds"] if len(kinds) > _KINDS_NAMED else []
+        words = "1 file was" if count == 1 else f"{count:,} files were"
+        return f"{words} passed over, not being photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
+
+
+def find_photos(source: str, images: str | None = None) -> PhotoSource:
+    """Find the photos that ``source`` names.
+
+    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
+        column ``image``.
+    :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
+        on, else ``train_images`` beside the CSV.
+    :raises CatalogError: when there are none.
+    """
+    place = Path(source).expanduser()
+    if _is_special(place):
+        raise CatalogError(f"{source}: is not a regular file.")
+    if place.is_dir():
+        found = _from_folder(place)
+    elif place.suffix.lower() == ".csv":
+        found = _from_csv(place, images)
+    elif place.is_file():
+        found = PhotoSource([Photo(_text(source), place)], "image", place.parent)
+    elif has_magic(source):
+        found = _from_pattern(place)
+    else:
+        raise CatalogError(f"{source}: no such photo, folder or CSV, relative to {Path.cwd()}.")
+    if not found.photos:
+        words = found.passed_over_in_words()
+        raise CatalogError(f"{source}: holds no photo" + (f" ({words})." if words else "."))
+    return found
+
+
+def _from_folder(folder: Path) -> PhotoSource:
+    passed_over: Counter[str] = Counter()
+    named = (
+        (_text(f.relative_to(folder).as_posix()), f) for f in _files_below(folder, passed_over)
+    )
+    photos = _only_photos(named, passed_over)
+    return PhotoSource(
+        sorted(photos, key=lambda photo: photo.name.split("/")), "image", folder, passed_over
+    )
+
+
+def _from_pattern(place: Path) -> PhotoSource:
+    passed_over: Counter[str] = Counter()
+    names = sorted(glob(str(place), recursive=True))  # noqa: PTH207 - relative to any folder
+    named = ((_text(name), Path(name)) for name in names if not Path(name).is_dir())
+    return PhotoSource(_only_photos(named, passed_over), "image", Path.cwd(), passed_over)
+
+
+def _from_csv(path: Path, images: str | None) -> PhotoSource:
+    frame = read_catalog(path, required=("image",))
+    folder = Path(images).expanduser() if images else _images_beside(path)
+    if not folder.is_dir():
+        raise CatalogError(f"images={folder}: no such folder of photos; name it with images.")
+    key = "posting_id" if "posting_id" in frame else "image"
+    root = folder.resolve()
+    files = (inside_folder(root, name) for name in frame["image"])
+    photos = [Photo(name, file) for name, file in zip(frame[key], files, strict=True)]
+    return PhotoSource(photos, key, folder)
+
+
+def _images_beside(csv: Path) -> Path:
+    """Kaggle's layout: ``test_images`` belongs to ``test.csv``, ``train_images`` to the others."""
+    own = csv.with_name(f"{csv.stem}_images")
+    return own if own.is_dir() else csv.with_name(IMAGES_NAME)
+
+
+def _only_photos(named: Iterable[tuple[str, Path]], passed_over: Counter[str]) -> list[Photo]:
+    photos = []
+    for name, file in named:
+        kind = _kind_of_other(file)
+        if kind is None:
+            photos.append(Photo(name, file))
+        else:
+            passed_over[kind] += 1
+    return photos
+
+
+def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    """All files of a folder and those below; linked folders are followed, each once."""
+    seen: set[tuple[int, int]] = set()
+    pending = [folder]
+
+    def note(error: OSError) -> None:
+        passed_over[f"folder that cannot be opened ({error.strerror})"] += 1
+
+    while pending:
+        # Linked folders come after the others, so that photos keep the names of their own folder.
+        links: list[Path] = []
+        for start in pending:
+            for place, folders, files in os.walk(start, onerror=note):
+                here = Path(place).stat()
+                if (here.st_dev, here.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((here.st_dev, here.st_ino))
+                links += [Path(place, name) for name in sorted(folders) if _is_link(place, name)]
+                yield from (Path(place, name) for name in files)
+        pending = links
+
+
+def _is_link(place: str, name: str) -> bool:
+    return Path(place, name).is_symlink()
+
+
+def _kind_of_other(file: Path) -> str | None:
+    """None for a photo; else what kind of file it is, in words."""
+    suffix = file.suffix.lower()
+    if file.name.startswith(_METADATA_PREFIX):
+        return "macOS metadata"
+    if _is_special(file):
+        return "pipe, device or socket"
+    if suffix in _PHOTO_SUFFIXES or _begins_as_photo(file):
+        return None
+    return _text(suffix) if suffix else "without suffix"
+
+
+def _begins_as_photo(file: Path) -> bool:
+    try:
+        with open_photo(file):
+            return True
+    except ImageError:
+        return False
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket, which might block for ever when opened."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _text(name: str) -> str:
+    """File names need not be UTF-8; the output is."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,151 @@
+"""Find the state dict in a weight file, however it was saved."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zipfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+
+# Keys under which training scripts keep a state dict; averaged weights only where there are no
+# others.
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+)
+# What DataParallel, torch.compile and Lightning modules put before each name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+# A count that torch.optim.swa_utils.AveragedModel keeps beside the weights.
+_NO_WEIGHTS = ("n_averaged",)
+
+_SAVE = "Save a state dict with torch.save(model.state_dict(), path)."
+_STARTS = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the weights. Run git lfs pull."),
+    (b"\x89HDF", f"is an HDF5 file, as Keras saves it, not a file of PyTorch. {_SAVE}"),
+    (b"\x93NUMPY", f"is a NumPy array, not a file of PyTorch. {_SAVE}"),
+    (b"\x1f\x8b", "is a gzip archive. Unpack it and name the file inside."),
+    (b"{", "is JSON text (often a server's error message). Fetch the weights again."),
+)
+
+
+def load_file(path: Path | str) -> Any:
+    """What a weight file holds, never executing what a pickle may hold (``weights_only=True``).
+
+    :raises ModelError: when the file is of another kind, or asks for code to be run.
+    """
+    file = Path(path).expanduser()
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4096)
+        if _is_safetensors(head):
+            return _load_safetensors(file)
+        if problem := _other_kind(file, head):
+            raise ModelError(f"weights={path}: {problem}")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(f"weights={path}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:
+        raise ModelError(
+            f"weights={path}: is no state dict that can be read safely ({_reason(error)}). {_SAVE}"
+        ) from error
+
+
+def unwrap(content: Any) -> tuple[Any, list[str]]:
+    """The state dict inside a checkpoint, its names without the prefixes of wrappers.
+
+    :returns: the state dict, or whatever was found instead, and what was taken off, in words.
+    """
+    taken = []
+    while key := next((k for k in _WRAPPERS if _holds_mapping(content, k)), None):
+        others = [k for k in _WRAPPERS if k != key and _holds_mapping(content, k)]
+        taken.append(f"read from {key!r}" + (f", not from {', '.join(others)}" if others else ""))
+        content = content[key]
+    if not isinstance(content, Mapping):
+        return content, taken
+    state = {key: value for key, value in content.items() if key not in _NO_WEIGHTS}
+    while state and (prefix := next((p for p in _PREFIXES if _all_begin(state, p)), None)):
+        taken.append(f"prefix {prefix!r} removed from the names")
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if any("._orig_mod." in str(key) for key in state):
+        taken.append("'_orig_mod.' removed from the names")
+        state = {str(key).replace("._orig_mod.", "."): value for key, value in state.items()}
+    return state, taken
+
+
+def _holds_mapping(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _all_begin(state: Mapping[Any, Any], prefix: str) -> bool:
+    return all(isinstance(key, str) and key.startswith(prefix) for key in state)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes of length, then a JSON header."""
+    return len(head) > 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 28
+
+
+def _load_safetensors(file: Path) -> dict[str, Tensor]:
+    if find_spec("safetensors") is None:
+        raise ModelError(
+            f"weights={file}: is a safetensors file. Install the package safetensors, or save the "
+            "weights with torch.save(state_dict, path)."
+        )
+    library: Any = importlib.import_module("safetensors.torch")
+    return dict(library.load_file(file))
+
+
+def _other_kind(file: Path, head: bytes) -> str:
+    """What is wrong with a file that PyTorch did not save; "" where it may have."""
+    if not head:
+        return f"is empty, no state dict. {_SAVE}"
+    for start, problem in _STARTS:
+        if head.startswith(start):
+            return problem
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return "is an HTML or XML page (often a server's error page). Fetch the weights again."
+    if file.suffix.lower() == ".onnx" or (head[:1] == b"\x08" and b"pytorch" in head[:64]):
+        return f"is an ONNX model, which cannot be trained further. {_SAVE}"
+    return _other_archive(file) if head.startswith(b"PK\x03\x04") else ""
+
+
+def _other_archive(file: Path) -> str:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "is a damaged or incomplete file (its ZIP directory is missing). Fetch it again."
+    if any(name.endswith("/constants.pkl") for name in names):
+        return f"is a TorchScript model, not a state dict. Load it with torch.jit.load. {_SAVE}"
+    if not any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        return f"is a ZIP archive of something else ({', '.join(names[:3])}). {_SAVE}"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """The cause of a failed load in words of ours: torch's own advise to load without safety."""
+    text = str(error).strip()
+    # torch writes "GLOBAL module.name", or "Trying to load unsupported GLOBAL module.name".
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds a pickled {found[1]}, and unpickling that could run code"
+    if not text or "weights_only" in text or "weights only" in text.lower():
+        return f"it is no file of tensors; {type(error).__name__}"
+    return text.splitlines()[0][:200]

@@ -1,0 +1,169 @@
+"""Rows, quotes and kinds of files: read in one way, or refused with line and advice."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shopee_mlflow.data.catalog_csv import find_catalog, read_catalog, unused_columns
+from shopee_mlflow.errors import CatalogError
+
+Write = Callable[[str | bytes], Path]
+
+HEADERS = {
+    "posting_id,image,image_phash,title,label_group": "p{i},{i:02d}.jpg,,{title},{label}",
+    "label_group,title,image": "{label},{title},{i:02d}.jpg",
+    "title,image,label_group": "{title},{i:02d}.jpg,{label}",
+    "image,label_group,title": "{i:02d}.jpg,{label},{title}",
+    "image,label_group,price,title": "{i:02d},{label},7,{title}",
+}
+OPENS, CLOSES = '"12 inch screen', 'screen 12"'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str | bytes) -> Path:
+        file = tmp_path / "catalog.csv"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file
+
+    return write
+
+
+def shop(header: str, titles: dict[int, str]) -> str:
+    """Forty rows; row ``i`` stands in line ``i + 2``."""
+    row = HEADERS[header]
+    rows = [
+        row.format(i=i, title=titles.get(i, "plain phone"), label="RED" if i < 20 else "BLUE")
+        for i in range(40)
+    ]
+    return "\n".join([header, *rows, ""])
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize(
+    "titles",
+    [{15: OPENS, 24: OPENS}, {15: OPENS, 24: CLOSES}, {15: OPENS, 16: CLOSES}, {15: OPENS}],
+    ids=["opens-again", "closes-later", "closes-in-next", "never-closes"],
+)
+def test_a_quote_that_swallows_rows_is_refused_with_its_line(
+    write: Write,
+    header: str,
+    titles: dict[int, str],
+) -> None:
+    with pytest.raises(CatalogError, match=r"is no valid CSV \(line 17: a quote opens a value"):
+        read_catalog(write(shop(header, titles)))
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize(
+    ("title", "read"),
+    [
+        (CLOSES, 'screen 12"'),
+        ('12" screen', '12" screen'),
+        ('"12"" screen"', '12" screen'),
+        ('"a, b\nand ""c"""', 'a, b\nand "c"'),
+        ('"a.\r\nb.\r\n\r\nc, d"', "a.\r\nb.\r\n\r\nc, d"),
+        ('"ORIGINAL" screen', "ORIGINAL screen"),
+        ('"screen" ', "screen"),
+    ],
+)
+def test_quotes_with_one_meaning_are_read(
+    write: Write,
+    header: str,
+    title: str,
+    read: str,
+) -> None:
+    frame = read_catalog(write(shop(header, {15: title, 24: title})))
+    assert len(frame) == 40
+    assert (frame["title"][15], frame["title"][16]) == (read, "plain phone")
+    assert frame["label_group"].tolist() == ["RED"] * 20 + ["BLUE"] * 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('a.jpg,A,t\nb.jpg,"B\nC",t\n', r"label_group holds a line break .* row of line 3;"),
+        ('a.jpg,A,t\n"b\r.jpg",B,t\n', r"column image holds a line break .* row of line 3;"),
+        ("a.jpg,A\0,t\nb.jpg,B\x1b[31m,t\nc.jpg,C,t\n", r"label_group .* rows of line 2, 3;"),
+        ("a\x07.jpg,A,t\n", r"column image holds a control character in the row of line 2;"),
+        ("a.jpg,A\x85B,t\n", r"label_group holds a control character"),
+        ('a.jpg,A,"t\nu"\nb.jpg,B\x01C,t\n', r"row of line 4;"),
+        ("a.jpg,A,t\nb.jpg,B,t,u\n", r"line 3: 4 fields, but the header has 3; put quotes"),
+        ("a.jpg,A,t,\n", r"line 2: 4 fields, but the header has 3; remove the last comma"),
+        ('a.jpg,A,"t" u, v\n', r"line 2: text follows a quoted value"),
+        (
+            "a.jpg,A," + "x" * 700_000 + "\n" + 'b.jpg,A,"' + "x\n" * 600_000,
+            "line 3: a value is lo",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_written_back_are_refused_with_their_lines(
+    write: Write,
+    rows: str,
+    message: str,
+) -> None:
+    with pytest.raises(CatalogError, match=message):
+        read_catalog(write("image,label_group,title\n" + rows))
+
+
+def test_tabs_and_odd_unicode_stay_in_labels(write: Write) -> None:
+    labels = ["a\tb", "\u202eevil", "zero\u200bwidth", "=1+1", 'a"b', "line\u2028separator"]
+    rows = "".join(f"{i}.jpg,{label}\n" for i, label in enumerate(labels))
+    assert read_catalog(write("image,label_group\n" + rows))["label_group"].tolist() == labels
+
+
+def zipped(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, "image,label_group\n")
+    return stream.getvalue()
+
+
+PLAIN = b"image,label_group\na.jpg,A\n"
+KINDS = [
+    (gzip.compress(PLAIN), "is a gzip file. Unpack it with: python -m gzip -d"),
+    (bz2.compress(PLAIN), "is a bzip2 file. Unpack it with: bunzip2 -k"),
+    (zipped("train.csv"), "is a zip archive. Unpack it with: python -m zipfile -e"),
+    (zipped("xl/workbook.xml"), "is an Excel workbook. Save it as 'CSV UTF-8'"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), r"is an Excel workbook \(.xls\)"),
+    (b"PAR1\x15\x04" + bytes(range(200)) + b"PAR1", "a Parquet file.*pandas.read_parquet"),
+    (b'[{"image":"00.jpg","label_group":"A"}]', "a JSON file.*pandas.read_json"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer.*git lfs pull"),
+    (b"\n<!DOCTYPE html><html>", "an HTML or XML page. The download failed"),
+    (b"image;label_group\na;A\n", "separated by semicolons. Convert it with: .*sep=';'"),
+    (b"image\tlabel_group\na\tA\n", "separated by tabs. Convert it with"),
+    (b"image|label_group\na|A\n", "separated by vertical bars"),
+    (b"sep=;\nimage;label_group\n", "separated by semicolons.*skiprows=1"),
+    (b"Image,Label_Group\na,A\n", "Rename 'Image' to image, 'Label_Group' to label_group"),
+    (b"'image','label_group'\n'a','A'\n", "in single quotes"),
+    (b"# exported\nimage,label_group\na,A\n", "Remove the comment"),
+    (b"a.jpg,A\nb.jpg,B\n", "The header is missing"),
+]
+
+
+@pytest.mark.parametrize(("content", "advice"), KINDS, ids=range(len(KINDS)))
+def test_other_kinds_of_files_are_named_with_what_helps(
+    write: Write,
+    content: bytes,
+    advice: str,
+) -> None:
+    with pytest.raises(CatalogError, match=advice):
+        read_catalog(write(content))
+
+
+def test_a_packed_catalogue_in_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv.zip").write_bytes(zipped("train.csv"))
+    with pytest.raises(CatalogError, match=r"holds no train\.csv, but train\.csv\.zip\. If"):
+        find_catalog(str(tmp_path))
+
+
+def test_columns_that_are_not_read_are_named_once(write: Write) -> None:
+    file = write("image,split, price ,label_group,price,\na.jpg,test,1,A,2,\n")
+    assert unused_columns(file) == ["split", "price"]

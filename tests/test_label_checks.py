@@ -1,0 +1,78 @@
+"""Labels that people take for one, and labels that stand for nothing."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from shopee_mlflow.data.label_checks import (
+    label_remarks,
+    lookalike_labels,
+    missing_value_labels,
+    shown_label,
+)
+
+NFD = unicodedata.normalize("NFD", "Café")
+ALIKE = [
+    ("249114794", "249114794.0"),
+    ("7", "7.00"),
+    ("1.5", "1.50"),
+    ("-3", "-3."),
+    ("Café", NFD),
+    ("SHIRT", "shirt"),
+    ("Straße", "STRASSE"),
+    ("red bag", "red  bag"),
+    ("red bag", "red\u00a0bag"),
+    ("red bag", " red bag"),
+    ("zerowidth", "zero\u200bwidth"),
+    ("bag", "bag\ufeff"),
+    ("bag", "ba\u00adg"),
+    ("Bag", "Ｂag"),
+    ("it's", "it’s"),
+    ("t-shirt", "t–shirt"),
+    ("t-shirt", "t\u2011shirt"),
+    ("ﬁg", "fig"),
+    ("cop", "сор"),
+    ("❤", "❤\ufe0f"),
+]
+APART = ["007", "7", "1e3", "1000", "2.49E+08", "249114794", "red bag", "redbag", "Cafe", "Café"]
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=lambda pair: ascii(pair[1]))
+def test_lookalikes_are_found_in_any_order(pair: tuple[str, str]) -> None:
+    expected = [sorted(pair)]
+    assert lookalike_labels([*pair, "other"]) == expected
+    assert lookalike_labels(reversed([*pair, *pair])) == expected
+
+
+def test_labels_that_differ_to_a_person_are_none() -> None:
+    assert lookalike_labels(APART) == []
+    assert lookalike_labels([]) == []
+
+
+def test_sets_are_whole_and_sorted() -> None:
+    labels = ["shirt", "b", "Shirt", "SHIRT", "B", "c"]
+    assert lookalike_labels(labels) == [["B", "b"], ["SHIRT", "Shirt", "shirt"]]
+
+
+def test_labels_that_read_like_missing_values() -> None:
+    missing = ["nan", "NaN", "None", "#N/A", "null", "NULL", "NA", "N/A", "-", "<NA>", "#REF!"]
+    named = ["Nantes", "nanny", "none of these", "0", "Nathan", "no", "-1", "unknown", ""]
+    assert missing_value_labels([*missing, *named, "nan"]) == sorted(missing)
+
+
+def test_what_cannot_be_seen_is_shown() -> None:
+    assert shown_label("商品") == "'商品'"
+    assert shown_label(NFD) == r"'Cafe\u0301'"
+    assert shown_label("zero\u200bwidth") == r"'zero\u200bwidth'"
+
+
+def test_remarks_name_a_few_and_count_all() -> None:
+    pairs = [label for pair in ALIKE[:5] for label in pair]
+    alike, missing = label_remarks([*pairs, "nan", "null", "plain"])
+    assert alike.startswith("5 sets of label groups differ only in")
+    assert "are kept apart: '-3' and '-3.'; '1.5' and '1.50'; '249114794' and" in alike
+    assert missing.startswith("2 label groups read like a missing value")
+    assert missing.endswith(": 'nan', 'null'")
+    assert label_remarks(["plain", "other"]) == []
