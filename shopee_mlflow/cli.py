@@ -100,7 +100,7 @@ def train_command(**options: str | None) -> None:
 
 @_verb("tune", TuneConfig)
 def tune_command(**options: str | None) -> None:
-    """Search learning rate, weight decay, batch size or the space of a YAML file; keep the best model.
+    """Search learning rate, weight decay, batch size or a YAML file's space; keep the best model.
 
     After any interruption the same command resumes. Options given here are not searched.
     """
@@ -223,7 +223,7 @@ def sample_command(px: int, out: Path | None) -> None:
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos and activations from the cache folder; they are computed when needed."""
+    """Delete decoded photos and activations from the cache folder; they are computed again."""
     from .cache_folder import cache_folder
     from .data.array_cache import clear_cache
 
