@@ -16,7 +16,7 @@ import click
 
 from . import __version__
 from .config import DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
-from .console import fail, say, show_log_messages
+from .console import fail, guard_output, say, show_log_messages
 from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import allowed, as_text, unknown_option
 
@@ -243,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0: done; 1: training failed; 2: an error that the user can correct; 130: interrupted.
     """
+    guard_output()
     show_log_messages()
     try:
         cli.main(arguments, prog_name="shopee_mlflow", standalone_mode=False)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from tqdm import tqdm
+
+from .masking import mask_passwords
 
 _QUIET_SECONDS = 10.0
 # Embeddings, overrides and isolates, which change the direction of the text that follows.
@@ -58,8 +64,54 @@ def say(*lines: str) -> None:
     if _Voice.muted:
         return
     for line in lines:
-        tqdm.write(printable(line), file=sys.stdout)
+        tqdm.write(printable(mask_passwords(line)), file=sys.stdout)
     sys.stdout.flush()
+
+
+class _LastingStream:
+    """A stream that drops its output when nobody can receive it any more.
+
+    A closed pipe or terminal, a dead log collector or a full disk must not end a training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # the latter if the stream was closed
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def _drop(self) -> None:
+        """Redirect to the null device, so that what is buffered does not fail at exit."""
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_output() -> None:
+    """Let the program outlive the readers of its output, and print any character anywhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the program
+            stream = Path(os.devnull).open("w", encoding="utf-8")
+        if isinstance(stream, _LastingStream):
+            continue
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _LastingStream(stream))
 
 
 def show_log_messages() -> None:
@@ -78,7 +130,8 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if _Voice.muted and record.levelno < logging.ERROR:
             return
-        tqdm.write(printable(self.format(record), newlines=True), file=sys.stderr)
+        text = printable(mask_passwords(self.format(record)), newlines=True)
+        tqdm.write(text, file=sys.stderr)
 
 
 def watch(title: str) -> Callable[[int, int], None]:
@@ -168,5 +221,5 @@ def duration(seconds: float) -> str:
 
 def fail(message: str) -> None:
     """Print an error for people on standard error, control characters but line breaks escaped."""
-    text = printable(message, newlines=True)
+    text = printable(mask_passwords(message), newlines=True)
     click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .masking import mask_passwords
+
 
 class ShopeeError(Exception):
     """An error that the user can correct. The command line prints it and exits with 2."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_passwords(message))
 
 
 class ConfigError(ShopeeError):
@@ -18,7 +23,7 @@ class ConfigError(ShopeeError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [mask_passwords(problem) for problem in problems]
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{count} in the options:", *self.problems]))
 

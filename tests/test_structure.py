@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file may import from its own folder and from folders on lower layers.
 LAYERS = {
+    "masking": -1,
     "errors": 0,
     "options": 0,
     "config": 1,

@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from small_queue import ELSEWHERE, OpenQueue, queue_of, run_all, start
 
 from shopee_mlflow.errors import ConfigError, StudyError
-from shopee_mlflow.tuning.storage import open_storage, reachable, study_file, without_password
+from shopee_mlflow.tuning.storage import open_storage, reachable, study_file
 
 # --- the file ---
 
@@ -74,21 +74,6 @@ def test_a_storage_that_fails_is_told_as_such(open_queue: OpenQueue) -> None:
 
 
 # --- addresses of databases ---
-
-
-@pytest.mark.parametrize(
-    ("storage", "shown"),
-    [
-        ("postgresql://user:secret@host/name", "postgresql://user:***@host/name"),
-        ("postgresql+psycopg2://user:se:c@ret@host:1/n", "postgresql+psycopg2://user:***@host:1/n"),
-        ("postgresql://user:secret@host:nowhere/n", "postgresql://user:***@host:nowhere/n"),
-        ("postgresql://user@host/name", "postgresql://user@host/name"),
-        ("/home/a@b/mine.journal", "/home/a@b/mine.journal"),
-        ("auto", "auto"),
-    ],
-)
-def test_a_password_is_not_shown(storage: str, shown: str) -> None:
-    assert without_password(storage) == shown
 
 
 @pytest.mark.parametrize(

@@ -204,12 +204,11 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ph
     )
 
 
-def check_probe(uri: str) -> None:
-    """Load a logged model and compare its logits with those it had when it was saved.
+def check_probe(folder: Path, uri: str) -> None:
+    """Load a logged model from a folder and compare its logits with those it had when it was saved.
 
     :raises TrackingError: when it is no model of this project, or its logits differ.
     """
-    folder = Path(mlflow.artifacts.download_artifacts(uri))
     model, about = load_folder(folder, uri)
     now, then = _probe_logits(model, about["image_size"]), about["probe"]
     # Relative to the largest logit: another device adds up in another order.

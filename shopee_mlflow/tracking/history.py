@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -20,8 +17,8 @@ from ..errors import TrackingError
 from ..options import as_text, parse_option
 from .mlflow_run_log import read_table
 from .names import BEST_FILE, HISTORY_FILE, PREDICTIONS_FILE, STUDY_TAG, TRIAL_TAG
-from .runs import find_run
-from .store import STORE_ERRORS, quieten, store_error
+from .runs import find_run, unquoted
+from .store import STORE_ERRORS, downloaded, quieten, store_error
 
 _log = logging.getLogger(__name__)
 
@@ -135,15 +132,8 @@ def _read(run: MlflowRun) -> PastRun:
 
 
 def _params(run: MlflowRun) -> dict[str, str]:
-    """A training's parameters as they were meant: they are logged quoted as for a shell."""
-    meant = {}
-    for name in _OPTIONS & run.data.params.keys():
-        text = run.data.params[name]
-        try:
-            meant[name] = "".join(shlex.split(text))
-        except ValueError:  # no closing quotation: written by something else, and not quoted
-            meant[name] = text
-    return meant
+    """The parameters of a training, without the quotes with which they are logged."""
+    return {name: unquoted(run.data.params[name]) for name in _OPTIONS & run.data.params.keys()}
 
 
 def _one_spelling(name: str, text: str) -> str:
@@ -155,11 +145,8 @@ def _one_spelling(name: str, text: str) -> str:
 
 
 def _best_options(run_id: str) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=BEST_FILE, dst_path=folder
-        )
-        return {name: as_text(value) for name, value in read_yaml(Path(path)).items()}
+    with downloaded(f"runs:/{run_id}/{BEST_FILE}") as path:
+        return {name: as_text(value) for name, value in read_yaml(path).items()}
 
 
 def _epochs(run_id: str) -> pd.DataFrame:

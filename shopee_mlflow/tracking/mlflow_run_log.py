@@ -25,12 +25,13 @@ from torch import Tensor
 
 from ..console import duration, say
 from ..errors import TrackingError
+from ..masking import mask_passwords
 from ..modeling.models import ProductClassifier
 from . import flavor
 from .metric_queue import MetricQueue
 from .names import MODEL_NAME
 from .signals import defer_stop
-from .store import STORE_ERRORS
+from .store import STORE_ERRORS, artifact_errors, downloaded
 
 _PARAMS_AT_ONCE = 100
 # How long the end of a training waits for a store that is not available.
@@ -61,13 +62,16 @@ class MlflowRunLog:
         They are quoted in the same way here, so that runs compare however they were started.
         """
         there = self._client.get_run(self.run_id).data.params
-        new = [Param(k, shlex.quote(v)) for k, v in params.items() if k not in there]
+        shown = {k: mask_passwords(v) for k, v in params.items() if k not in there}
+        new = [Param(k, shlex.quote(v)) for k, v in shown.items()]
         for start in range(0, len(new), _PARAMS_AT_ONCE):
             self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Log tags: facts about the run that are no options."""
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._client.log_batch(
+            self.run_id, tags=[RunTag(k, mask_passwords(v)) for k, v in tags.items()]
+        )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log named numbers: at once, or, where ``step`` is given, in the background."""
@@ -129,8 +133,8 @@ class MlflowRunLog:
 
     def log_figure(self, figure: Figure, file: str) -> None:
         """Log a figure as an image."""
-        settings = {"dpi": 150, "bbox_inches": "tight"}
-        self._client.log_figure(self.run_id, figure, file, save_kwargs=settings)
+        with self._artifact(file) as path:
+            figure.savefig(path, dpi=150, bbox_inches="tight")
 
     def log_table(self, table: pd.DataFrame, file: str, *, index: bool = False) -> None:
         """Log a table as a CSV artifact."""
@@ -172,16 +176,17 @@ class MlflowRunLog:
         serialization: str = flavor.PICKLE,
     ) -> str:
         """Log the classifier as a LoggedModel with its metrics; returns its model id."""
-        info = Model.log(
-            artifact_path=None,
-            name=MODEL_NAME,
-            flavor=flavor,
-            run_id=self.run_id,
-            classifier=model,
-            serialization=serialization,
-            model_type="classifier",
-            params={"architecture": model.architecture, "image_size": str(model.image_size)},
-        )
+        with artifact_errors("the model could not be stored"):
+            info = Model.log(
+                artifact_path=None,
+                name=MODEL_NAME,
+                flavor=flavor,
+                run_id=self.run_id,
+                classifier=model,
+                serialization=serialization,
+                model_type="classifier",
+                params={"architecture": model.architecture, "image_size": str(model.image_size)},
+            )
         mlflow.log_metrics(dict(metrics), model_id=info.model_id, run_id=self.run_id)
         return info.model_id
 
@@ -192,7 +197,8 @@ class MlflowRunLog:
             path = Path(folder) / Path(file).name
             yield path
             parent = str(Path(file).parent)
-            self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+            with artifact_errors(f"{file} could not be stored"):
+                self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
 
 
 def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
@@ -201,10 +207,7 @@ def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
     :raises TrackingError: when it is not there or is no state dict.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=file, dst_path=folder
-            )
+        with downloaded(f"runs:/{run_id}/{file}") as path:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except (MlflowException, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise TrackingError(f"run {run_id}: its weights {file} cannot be read: {error}") from error
@@ -217,10 +220,7 @@ def read_table(run_id: str, file: str) -> pd.DataFrame:
     :raises TrackingError: when it is not there.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=file, dst_path=folder
-            )
+        with downloaded(f"runs:/{run_id}/{file}") as path:
             return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (MlflowException, OSError) as error:
         raise TrackingError(

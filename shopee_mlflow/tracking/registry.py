@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import torch
@@ -23,7 +22,7 @@ from mlflow.models import Model
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
 from .names import REGISTERED_MODEL
-from .store import quieten
+from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -55,15 +54,15 @@ def load_classifier(uri: str) -> LoadedModel:
     """
     quieten()
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        with downloaded(uri) as folder:
+            module, about = load_folder(folder, uri)
+            identity = Model.load(str(folder)).model_uuid or uri
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
             f"model={uri}: cannot be loaded from {mlflow.get_tracking_uri()}: {message} "
             f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
         ) from error
-    module, about = load_folder(folder, uri)
-    identity = Model.load(str(folder)).model_uuid or uri
     resize = about.get("resize", "stretch")
     return LoadedModel(module, about["classes"], about["image_size"], resize, str(identity))
 
@@ -106,7 +105,7 @@ def register_model(
                 "run that has ended well."
             )
         # Before it has a version, too: what is no model of this project leaves nothing behind.
-        check_probe(f"models:/{model_id}")
+        _check_model(f"models:/{model_id}")
         facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
         facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
         version = mlflow.register_model(f"models:/{model_id}", name, tags=facts)
@@ -129,10 +128,16 @@ def _latest_model(client: MlflowClient, run: Run) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def _check_model(uri: str) -> None:
+    """:raises TrackingError: when a logged model does not compute what it did when saved."""
+    with downloaded(uri) as folder:
+        check_probe(folder, uri)
+
+
 def _check(client: MlflowClient, version: ModelVersion) -> None:
     """Load a version back by its number, since that is what the alias will name."""
     try:
-        check_probe(f"models:/{version.name}/{version.version}")
+        _check_model(f"models:/{version.name}/{version.version}")
     except (TrackingError, MlflowException, OSError) as error:
         client.set_model_version_tag(version.name, version.version, REFUSED_TAG, str(error))
         raise

@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ShopeeError, TrackingError
+from ..masking import mask_passwords
 from .mlflow_run_log import MlflowRunLog, read_table
 from .names import (
     CONTINUES_TAG,
@@ -28,7 +29,7 @@ from .names import (
 )
 from .run_log import RunLog
 from .signals import defer_stop, stop_on_signals
-from .store import STORE_ERRORS, quieten, store_error
+from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
 
 _log = logging.getLogger(__name__)
 
@@ -66,11 +67,14 @@ def open_run(
     quieten()
     with stop_on_signals():
         try:
+            connect()
             run = _start(experiment, name, parent, resume, dict(tags or {}), measure)
         except STORE_ERRORS as error:
             raise store_error(error) from error
         log = MlflowRunLog(run.info.run_id, run.info.experiment_id)
         try:
+            if parent is None:
+                check_artifacts(run.info.artifact_uri)
             yield log
             log.flush()
         except BaseException as error:
@@ -134,8 +138,9 @@ def end_status(error: BaseException) -> tuple[str, str]:
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
     if isinstance(error, MlflowException):
-        return "FAILED", error.message
-    return "FAILED", str(error) if isinstance(error, ShopeeError) else repr(error)
+        return "FAILED", mask_passwords(error.message)
+    reason = str(error) if isinstance(error, ShopeeError) else repr(error)
+    return "FAILED", mask_passwords(reason)
 
 
 def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -145,7 +150,15 @@ def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """
     run = find_run(run_id)
     table = read_table(run_id, MANIFEST_FILE)
-    return table, {name: "".join(shlex.split(v)) for name, v in run.data.params.items()}
+    return table, {name: unquoted(value) for name, value in run.data.params.items()}
+
+
+def unquoted(value: str) -> str:
+    """A parameter without the quotes with which it was logged, see ``log_params``."""
+    try:
+        return "".join(shlex.split(value))
+    except ValueError:  # an apostrophe: logged by another tool, and not quoted
+        return value
 
 
 def fail_adopted_run(reason: str) -> None:
@@ -158,10 +171,10 @@ def fail_adopted_run(reason: str) -> None:
             # Of several processes the first one to fail knows why. A run that somebody else has
             # finished, or trains in, is not ours to end.
             if FAILURE_TAG not in run.data.tags and not _used_by(run):
-                client.set_tag(run_id, FAILURE_TAG, reason[:LONGEST_REASON])
+                client.set_tag(run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
                 client.set_terminated(run_id, "FAILED")
         except STORE_ERRORS as error:
-            _log.warning("The reason could not be left in run %s: %s", run_id, error)
+            _log.warning("The failure could not be stored in run %s: %s", run_id, error)
 
 
 def _start(
@@ -172,7 +185,9 @@ def _start(
     tags: dict[str, str],
     measure: bool,
 ) -> Run:
-    mlflow.set_system_metrics_sampling_interval(_SYSTEM_METRICS_SECONDS)
+    if "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL" not in os.environ:
+        mlflow.set_system_metrics_sampling_interval(_SYSTEM_METRICS_SECONDS)
+    system = None if measure and "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else measure
     if parent is not None:
         return mlflow.start_run(
             experiment_id=parent.experiment_id,
@@ -180,7 +195,7 @@ def _start(
             nested=True,
             parent_run_id=parent.run_id,
             tags=tags,
-            log_system_metrics=measure,
+            log_system_metrics=system,
         )
     if resume is not None:
         set_adopted_aside(resume)
@@ -188,7 +203,7 @@ def _start(
         # A notebook may have been in another experiment, from which MLflow would refuse it.
         where = MlflowClient().get_run(resume).info.experiment_id
         mlflow.set_experiment(experiment_id=where)
-        run = mlflow.start_run(run_id=resume, log_system_metrics=measure)
+        run = mlflow.start_run(run_id=resume, log_system_metrics=system)
         mlflow.set_tags(tags)
         return run
     adopted = os.environ.get("MLFLOW_RUN_ID")
@@ -198,10 +213,10 @@ def _start(
             _choose_experiment(experiment)
         # Within a run that the caller has opened, as its child.
         return mlflow.start_run(
-            run_name=name, tags=tags, log_system_metrics=measure, nested=outer is not None
+            run_name=name, tags=tags, log_system_metrics=system, nested=outer is not None
         )
     _check_adoptable(adopted)
-    run = mlflow.start_run(run_id=adopted, log_system_metrics=measure)
+    run = mlflow.start_run(run_id=adopted, log_system_metrics=system)
     # Of an earlier attempt, when its group of processes was restarted.
     _forget_failure(adopted)
     # Adopted once: MLflow would take the same run again for the first nested one.
@@ -291,7 +306,7 @@ def _end(
     for pause in pauses:
         time.sleep(pause)
         try:
-            client.set_tag(log.run_id, FAILURE_TAG, reason[:LONGEST_REASON])
+            client.set_tag(log.run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
             log.flush()
             client.set_terminated(log.run_id, status)
             mlflow.end_run(status)

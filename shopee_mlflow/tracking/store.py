@@ -2,30 +2,118 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import TrackingError
+from ..masking import mask_passwords
 
 # Errors of a store that is not available; a store on a disk also raises OSError.
 SILENCE = (MlflowException, SQLAlchemyError)
 STORE_ERRORS = (*SILENCE, OSError)
 # Defaults for requests to a server: with MLflow's own, one request takes four minutes where nothing
-# listens, and a quarter of an hour where nothing responds.
-_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# listens, and a quarter of an hour where nothing responds. The zero marks the timeout as ours.
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", _TIMEOUT: "020"}
+# The packages that MLflow imports when it first writes to such an artifact store.
+_PACKAGES = {
+    "s3": ("boto3", "boto3"),
+    "gs": ("google.cloud.storage", "google-cloud-storage"),
+    "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
+    "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
+}
+# Modules whose errors are our own mistakes, not those of a store.
+_OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
 
-def store_error(error: Exception) -> TrackingError:
-    """The error for people about a store that has failed."""
-    message = getattr(error, "message", None) or str(error)
-    return TrackingError(
-        f"The tracking store {mlflow.get_tracking_uri()} does not answer as it should: {message}"
-    )
+def store_error(error: BaseException) -> TrackingError:
+    """The error for people about a store that has failed, in one sentence."""
+    message = str(getattr(error, "message", None) or error).strip() or type(error).__name__
+    if "readonly database" in message or "read-only" in message.lower():
+        message = f"{getpass.getuser()} may read it, but not write to it"
+    lines = [line for line in message.splitlines() if line and not line.startswith("[SQL")]
+    return TrackingError(f"The tracking store {mlflow.get_tracking_uri()} failed: {lines[0]}")
+
+
+@contextmanager
+def artifact_errors(where: str) -> Iterator[None]:
+    """Around requests to an artifact store, with the time that MLflow allows for transfers.
+
+    Each kind of store raises errors of its own package (an expired token, a missing package).
+
+    :param where: shown in the error.
+    :raises MlflowException: in place of all of them.
+    """
+    bound = os.environ.get(_TIMEOUT)
+    if bound == _BOUNDS[_TIMEOUT]:
+        del os.environ[_TIMEOUT]
+    try:
+        yield
+    except Exception as error:
+        root = type(error).__module__.partition(".")[0]
+        if isinstance(error, STORE_ERRORS) or (root in _OWN and not isinstance(error, ImportError)):
+            raise
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = f"{type(error).__name__}: {first}"
+        raise MlflowException(f"{where}: {reason}") from error
+    finally:
+        if bound is not None:
+            os.environ[_TIMEOUT] = bound
+
+
+@contextmanager
+def downloaded(uri: str) -> Iterator[Path]:
+    """A copy of artifacts, deleted at the end of the block.
+
+    Also of local ones, where MLflow would otherwise write into the store's own folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with artifact_errors(f"{uri} could not be read"):
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+        yield Path(path)
+
+
+def check_artifacts(uri: str) -> None:
+    """Check before hours of training that artifacts can be stored.
+
+    :param uri: the artifact folder of a run.
+    :raises TrackingError: when a local folder cannot be written, or a package is missing.
+    """
+    scheme = uri.partition(":")[0]
+    if scheme in _PACKAGES:
+        module, packages = _PACKAGES[scheme]
+        try:
+            import_module(module)
+        except ImportError:
+            raise TrackingError(
+                f"The artifacts of this experiment are stored in {uri}, which needs a package; "
+                f"install it with: pip install {packages}"
+            ) from None
+    elif is_local_uri(uri):
+        folder = Path(local_file_uri_to_path(uri))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(f"not writable by {getpass.getuser()}")
+        except OSError as error:
+            raise TrackingError(
+                f"The artifacts of this experiment are stored in {folder}, which cannot be written "
+                f"({error.strerror or error}). Make it writable, or choose another experiment."
+            ) from None
 
 
 def quieten() -> None:
@@ -40,6 +128,36 @@ def quieten() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisier in ("mlflow.system_metrics", "urllib3.connectionpool"):
         logging.getLogger(noisier).setLevel(logging.ERROR)
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.addFilter(_mask_record)
+
+
+def _mask_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = mask_passwords(record.getMessage()), None
+    return True
+
+
+def connect() -> None:
+    """Prepare the tracking store for use: :func:`quieten`, and create a local database.
+
+    Of several processes that create the tables of one SQLite file at once, all but one would fail,
+    so they take turns.
+
+    :raises: one of ``STORE_ERRORS``.
+    """
+    quieten()
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("sqlite:///") or uri in _connected:
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    writable = os.access(file.parent, os.W_OK)
+    with FileLock(f"{file}.lock") if writable else nullcontext():
+        MlflowClient().search_experiments(max_results=1)
+    _connected.add(uri)
+
+
+# Databases whose tables are known to exist.
+_connected: set[str] = set()
 
 
 def local_folder() -> Path:

@@ -22,7 +22,7 @@ from ..tracking.flavor import save_in_folder
 from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STUDY_TAG, TRIAL_TAG
 from ..tracking.processes import is_gone, process_name
 from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running_runs
-from ..tracking.store import STORE_ERRORS, quieten, store_error
+from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession
 
@@ -195,8 +195,8 @@ def close_stale_runs(experiment: str) -> None:
 
     :raises TrackingError: when the store is not available.
     """
-    quieten()
     try:
+        connect()
         for run in running_runs(experiment_in_use(experiment), "host", platform.node()):
             owner = run.data.tags.get(PROCESS_TAG, "")
             if not owner or _SEARCH_TAGS & run.data.tags.keys() or not is_gone(owner):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -41,11 +40,6 @@ def is_database(storage: str) -> bool:
     return "://" in storage
 
 
-def without_password(storage: str) -> str:
-    """The option's value with the password masked."""
-    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", storage)
-
-
 def study_file(storage: str, name: str, folder: Path) -> Path:
     """The file of a study.
 
@@ -64,10 +58,10 @@ def open_storage(storage: str, file: Path) -> BaseStorage:
     try:
         return _database(storage) if is_database(storage) else _journal(file)
     except ImportError as error:
-        where, why = without_password(storage), error.__cause__ or error
-        raise ConfigError([f"storage={where}: a package is missing: {why}"]) from error
+        why = error.__cause__ or error
+        raise ConfigError([f"storage={storage}: a package is missing: {why}"]) from error
     except FAULTS as error:
-        where = without_password(storage) if is_database(storage) else str(file)
+        where = storage if is_database(storage) else str(file)
         raise StudyError(f"storage={where}: cannot be reached: {_first_line(error)}") from error
 
 
@@ -87,8 +81,9 @@ def _database(storage: str) -> RDBStorage:
     try:
         url = make_url(storage)
     except (ArgumentError, ValueError):  # the latter for a port that is no number
-        shown = without_password(storage)
-        raise ConfigError([f"storage={shown}: not a database address such as {_EXAMPLE}"]) from None
+        raise ConfigError(
+            [f"storage={storage}: not a database address such as {_EXAMPLE}"]
+        ) from None
     backend = url.get_backend_name()
     if backend == "sqlite":
         advice = f"give a file without sqlite://, or a database such as {_EXAMPLE}"

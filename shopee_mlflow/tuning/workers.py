@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..console import fail, say, show_log_messages
+from ..console import fail, guard_output, say, show_log_messages
 from ..data.dataset import load_dataset
 from ..errors import ShopeeError, StudyError
 from ..modeling.device import choose_machine
@@ -135,6 +135,7 @@ def _work_alone(assignment: Assignment) -> None:
 
 def _exit_code(assignment: Assignment) -> int:
     """Work until nothing is left to do; returns the exit code."""
+    guard_output()
     show_log_messages()
     quieten()
     torch.set_num_threads(assignment.threads)

@@ -29,7 +29,6 @@ from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
 from ..tuning.space import Choice, SearchPlan, plan_search
-from ..tuning.storage import without_password
 from ..tuning.study import Search
 from ..tuning.workers import work, work_in_processes
 from .register import register
@@ -168,7 +167,6 @@ def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> N
     shown = {name: value for name, value in plan.cli_options.items() if name not in plan.space}
     params = {**as_params(plan.config), **shown}
     params |= {name: str(where) for name, where in plan.space.items()}
-    params["storage"] = without_password(params["storage"])
     run.log_params(params)
     run.log_tags({**machine_tags(device), STUDY_TAG: search.name})
     run.log_tags({"n_trials": str(plan.config.n_trials)})

@@ -1,0 +1,113 @@
+"""Passwords are masked in every form of address, and in every text that leaves the program."""
+
+from __future__ import annotations
+
+import logging
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from shopee_mlflow.console import fail, say, show_log_messages
+from shopee_mlflow.errors import ConfigError, ShopeeError
+from shopee_mlflow.masking import mask_passwords
+from shopee_mlflow.tracking.runs import open_run
+
+ADDRESS = "http://ann:S3CRET@127.0.0.1:5999"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://user:S3CRET@host/name", "postgresql://user:***@host/name"),
+        (
+            "postgresql+psycopg2://user:se:S3@CRET@host:1/n",
+            "postgresql+psycopg2://user:***@host:1/n",
+        ),
+        ("postgresql://user:S3CRET@host:nowhere/n", "postgresql://user:***@host:nowhere/n"),
+        ("postgresql://ann:pa/S3CRET@h/o", "postgresql://ann:***@h/o"),
+        ("postgresql://ann:p?S3CRET@h/o", "postgresql://ann:***@h/o"),
+        ("postgresql://ann:S3CRET%40x@h/o", "postgresql://ann:***@h/o"),
+        ("redis://:S3CRET@h/0", "redis://:***@h/0"),
+        ("http://ann%3AS3CRET@h", "http://ann%3A***@h"),
+        ("https%3A%2F%2Fann%3AS3CRET%40h%2Fx", "https%3A%2F%2Fann%3A***%40h%2Fx"),
+        ("HTTPS://ann:S3CRET@h", "HTTPS://ann:***@h"),
+        ("https://S3CRET@github.com/a/b", "https://***@github.com/a/b"),
+        ("git+https://S3CRET@host/r.git", "git+https://***@host/r.git"),
+        ("postgresql://h/o?user=ann&password=S3CRET", "postgresql://h/o?user=ann&password=***"),
+        ("postgresql://h/o?p%61ssword=S3CRET&x=1", "postgresql://h/o?p%61ssword=***&x=1"),
+        ("http://h/x?token=S3CRET", "http://h/x?token=***"),
+        ("https://h/b?sv=1&sig=S3CRET&se=2", "https://h/b?sv=1&sig=***&se=2"),
+        ("https://b.s3/x?X-Amz-Signature=S3CRET", "https://b.s3/x?X-Amz-Signature=***"),
+        ("host=h user=ann password='S3 CRET' port=1", "host=h user=ann password='***' port=1"),
+        ("AWS_SECRET_ACCESS_KEY=S3CRET", "AWS_SECRET_ACCESS_KEY=***"),
+        ("{'host': 'h', 'password': 'S3CRET'}", "{'host': 'h', 'password': '***'}"),
+        ("Authorization: Bearer S3CRET", "Authorization: Bearer ***"),
+        (
+            f"two: {ADDRESS} and postgresql://b:S3CRET@h.",
+            "two: http://ann:***@127.0.0.1:5999 and postgresql://b:***@h.",
+        ),
+    ],
+)
+def test_passwords_are_masked(text: str, shown: str) -> None:
+    assert mask_passwords(text) == shown
+    assert mask_passwords(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://user@host/name",
+        "sqlite:////home/ann/mlflow.db",
+        "http://127.0.0.1:5000/#/experiments/1/runs/2",
+        "models:/shopee-classifier@champion",
+        "runs:/0123456789abcdef/model",
+        "s3://bucket/path@v1/file",
+        "/home/a@b:c/mine.journal",
+        "batch_size=32: must be at least 1",
+        "wrong password: access denied",
+        "lr=0.1, token_count=3",
+        "auto",
+    ],
+)
+def test_other_texts_are_unchanged(text: str) -> None:
+    assert mask_passwords(text) == text
+
+
+def test_nothing_that_is_printed_holds_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    show_log_messages()
+    say(f"store {ADDRESS}")
+    fail(f"store {ADDRESS}")
+    logging.getLogger("shopee_mlflow.tracking").warning("store %s", ADDRESS)
+    out, err = capsys.readouterr()
+    assert "S3CRET" not in out + err
+    assert out.count("ann:***@") == 1
+    assert err.count("ann:***@") == 2
+
+
+def test_errors_hold_no_password() -> None:
+    assert "S3CRET" not in str(ShopeeError(ADDRESS))
+    error = ConfigError([f"storage={ADDRESS}"])
+    assert "S3CRET" not in str(error)
+    assert error.problems == ["storage=http://ann:***@127.0.0.1:5999"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(ADDRESS), MlflowException(ADDRESS), ShopeeError(ADDRESS)]
+)
+def test_a_run_holds_no_password(error: Exception) -> None:
+    runs: list[str] = []
+
+    def fail_in_run() -> None:
+        with open_run("fails", measure=False) as log:
+            runs.append(log.run_id)
+            log.log_params({"storage": "postgresql://h/o?password=S3CRET", "lr": "0.1"})
+            log.log_tags({"where": ADDRESS})
+            raise error
+
+    with pytest.raises((ValueError, ShopeeError)):
+        fail_in_run()
+    data = mlflow.get_run(runs[0]).data
+    assert "S3CRET" not in f"{data.params} {data.tags}"
+    assert "ann:***@127.0.0.1" in data.tags["failure"]
+    assert data.params["lr"] == "0.1"
