@@ -306,6 +306,7 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
             compare(experiment=experiment, out=empty)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["report.html", "comparison.csv", "notes.txt"])
 def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
     runs = [made_run("folder", run) for run in ("one", "two")]

@@ -47,6 +47,7 @@ def shop(header: str, titles: dict[int, str]) -> str:
     return "\n".join([header, *rows, ""])
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize(
     "titles",
@@ -87,6 +88,7 @@ def test_quotes_with_one_meaning_are_read(
     assert frame["label_group"].tolist() == ["RED"] * 20 + ["BLUE"] * 20
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -160,6 +162,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(("content", "advice"), KINDS, ids=range(len(KINDS)))
 def test_other_kinds_of_files_are_named_with_what_helps(
     write: Write,

@@ -78,6 +78,7 @@ READINGS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("kind", READINGS)
 @pytest.mark.parametrize("as_written", [0, 6], ids=["all", "half"])
 def test_names_that_nearly_match_are_found_where_one_reading_fits(

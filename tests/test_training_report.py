@@ -307,6 +307,7 @@ def test_scores_of_few_and_many_label_groups(size: int) -> None:
 WORLD = ["手机壳", "휴대폰", "ケース", "เสื้อยืด", "👟 shoes", "Café", "a\u200bb", "\ufeffx"]
 
 
+@pytest.mark.fault
 def test_labels_that_the_font_lacks_are_numbered_and_the_page_is_the_key() -> None:
     """A box in place of a character is a warning of matplotlib, and warnings are errors here."""
     labels = np.arange(len(WORLD))
