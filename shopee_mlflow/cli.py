@@ -25,9 +25,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Command(click.Command):
-    """A command whose options may be written with - or _, and that names them where one is unknown.
+    """A command whose options may be spelled with - or _, and that lists them for an unknown one.
 
-    ``mlflow run -P batch_size=32`` arrives here as ``--batch_size 32``.
+    ``mlflow run -P batch_size=32`` calls it with ``--batch_size 32``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -61,8 +61,8 @@ def _verb(
 ) -> Callable[[_Function], click.Command]:
     """A command, with an option for each field of a configuration where one is given.
 
-    All values arrive as text: the configuration checks them, so that YAML, Python and the
-    command line answer alike and all problems are told at once.
+    All values are passed as text and checked by the configuration, so that YAML, Python and the
+    command line behave alike and all problems are reported together.
     """
 
     def decorate(function: _Function) -> click.Command:
@@ -100,9 +100,9 @@ def train_command(**options: str | None) -> None:
 
 @_verb("tune", TuneConfig)
 def tune_command(**options: str | None) -> None:
-    """Search learning rate, weight decay, batch size or what a YAML file says; keep the best model.
+    """Search learning rate, weight decay, batch size or a YAML file's space; keep the best model.
 
-    Interrupted in whatever way, the same command goes on. Options given here are not searched.
+    After any interruption the same command resumes. Options given here are not searched.
     """
     from .verbs.tune import tune
 
@@ -116,8 +116,8 @@ def tune_command(**options: str | None) -> None:
 def experiments_command(files: str, **options: str | None) -> None:
     """Run several experiment files, each a run of its own, and print the comparison.
 
-    Options given here go before those in the files, for instance --epochs 5; --weights is for
-    the pretrained ones only.
+    Options given here override those in the files, for instance --epochs 5; --weights applies to
+    pretrained models only.
     """
     from .verbs.experiments import original_table, run_experiments
 
@@ -127,9 +127,9 @@ def experiments_command(files: str, **options: str | None) -> None:
 
 @_verb("explore", ExploreConfig)
 def explore_command(**options: str | None) -> None:
-    """Look at a catalogue before training: a page and tables from the CSV, and photos if there.
+    """Describe a catalogue before training: a page and tables from the CSV, and the photos if any.
 
-    No photo is kept in the cache: --cache has no part in it.
+    Photos are not cached; --cache has no effect.
     """
     cli_options = _chosen(options)
     config = resolve(ExploreConfig, cli_options)
@@ -183,7 +183,7 @@ def compare_command(runs: str, **options: Any) -> None:
     "--workers", default=0, show_default=True, type=click.IntRange(0), help="0: all cores."
 )
 def predict_command(out: Path, **options: Any) -> None:
-    """Classify photos into a CSV; interrupted, the same call goes on where it stopped."""
+    """Classify photos into a CSV; after an interruption the same call continues."""
     from .verbs.predict import predict
 
     predict(out=out, **options)
@@ -204,7 +204,7 @@ def register_command(run: str, name: str, promote: bool) -> None:
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--out", default="model.onnx", show_default=True, type=click.Path(path_type=Path))
 def export_command(model: str, out: Path) -> None:
-    """Write a logged model as an ONNX file, checked against torch."""
+    """Write a logged model as an ONNX file, verified against torch."""
     from .verbs.export import export
 
     export(model, out)
@@ -223,7 +223,7 @@ def sample_command(px: int, out: Path | None) -> None:
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos and activations from the cache folder; they are made when needed."""
+    """Delete decoded photos and activations from the cache folder; they are computed again."""
     from .cache_folder import cache_folder
     from .data.array_cache import clear_cache
 
@@ -241,14 +241,14 @@ def _words(cli_options: dict[str, str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command and ends the process with its exit code.
 
-    0: done; 1: training failed; 2: something the user can mend; 130: interrupted.
+    0: done; 1: training failed; 2: an error that the user can correct; 130: interrupted.
     """
     guard_output()
     show_log_messages()
     try:
         cli.main(arguments, prog_name="shopee_mlflow", standalone_mode=False)
     except GroupLostError as error:
-        # What has become of the other is known to that one, or to torchrun.
+        # The other process, or torchrun, reports why it is gone.
         fail(str(error))
         sys.exit(error.exit_code)
     except ShopeeError as error:
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail_before_run(message: str) -> None:
-    """Print the error, and leave the reason in the run that ``mlflow run`` may have made for us."""
+    """Print the error, and store it in the run that ``mlflow run`` may have created."""
     fail(message)
     if "MLFLOW_RUN_ID" in os.environ:
         from .tracking.runs import fail_adopted_run

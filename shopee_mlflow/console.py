@@ -106,7 +106,7 @@ def guard_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started the program
-            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until exit
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
         if isinstance(stream, _LastingStream):
             continue
         if isinstance(stream, io.TextIOWrapper):

@@ -8,7 +8,7 @@ from .masking import mask_passwords
 
 
 class ShopeeError(Exception):
-    """A mistake that the user can mend. The command line prints it and exits with 2."""
+    """An error that the user can correct. The command line prints it and exits with 2."""
 
     exit_code = 2
 

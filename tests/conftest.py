@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared"
-RELIABILITY = Path(__file__).parents[1] / "docs" / "reliability.md"
 COLOURS = [
     (220, 40, 40),
     (40, 160, 60),
@@ -28,27 +26,12 @@ COLOURS = [
 MakeCatalog = Callable[..., Path]
 
 
-def faults_of_the_table() -> set[str]:
-    """The tests that docs/reliability.md names, as file::function."""
-    return set(re.findall(r"`(tests/[^`]+::\w+)`", RELIABILITY.read_text(encoding="utf-8")))
-
-
-def is_fault(nodeid: str, faults: set[str]) -> bool:
-    """Whether a test, with whatever parameters, is one of these."""
-    return nodeid.partition("[")[0] in faults
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--endurance", action="store_true", help="run the tests that take minutes")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Faults are those of the table in docs/reliability.md; minutes are spent when asked for."""
-    faults = faults_of_the_table()
-    for item in items:
-        if is_fault(item.nodeid, faults):
-            item.add_marker("fault")
+    """Tests that take minutes run only when asked for."""
     if not config.getoption("--endurance"):
         left_out = pytest.mark.skip(reason="takes minutes; asked for with --endurance")
         for item in items:

@@ -56,9 +56,11 @@ row_values = st.tuples(of_one_line, of_one_line, of_one_line, values, of_one_lin
 def test_what_was_written_is_read(rows: list[list[str]], tmp_path: Path) -> None:
     frame = read_catalog(write(tmp_path, list(COLUMNS), rows))
     read = [[value.strip() for value in row] for row in frame.to_numpy().tolist()]
-    assert read == [[value.strip() for value in row] for row in rows]
+    # Line breaks in titles are of one kind.
+    assert read == [[value.strip().replace("\r\n", "\n") for value in row] for row in rows]
 
 
+@pytest.mark.fault
 @modest
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_bytes_are_a_catalogue_or_a_clear_error(content: bytes, tmp_path: Path) -> None:
@@ -73,6 +75,7 @@ def test_any_bytes_are_a_catalogue_or_a_clear_error(content: bytes, tmp_path: Pa
         assert frame.map(lambda value: isinstance(value, str)).all(axis=None)
 
 
+@pytest.mark.fault
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text("image,label_group\na.jpg,A\n")
@@ -82,6 +85,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path
         read_catalog(file)
 
 
+@pytest.mark.fault
 def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text("image,label_group" + "," * 500_000 + "\n" + "a\n" * 1000)

@@ -56,6 +56,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"]
 )
@@ -80,6 +81,7 @@ def test_mutated_files(file_format: str) -> None:
     assert time.monotonic() - started < _SECONDS * 10
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_a_file_cut_off_anywhere(file_format: str) -> None:
     content = photo(file_format)

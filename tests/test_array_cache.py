@@ -81,6 +81,7 @@ def test_parts_make_the_whole_with_all_that_was_told(folder: Path) -> None:
     assert told == about
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_build_goes_on_where_it_stopped(
     folder: Path, error: type[BaseException]
@@ -303,6 +304,7 @@ def build_slowly(queue: Queue, wait_at: int) -> None:
     build(filler([], wait))
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_build_whose_process_was_killed_is_resumed_by_one_that_waits(folder: Path) -> None:
     context = multiprocessing.get_context("spawn")

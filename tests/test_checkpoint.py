@@ -127,6 +127,7 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "run").iterdir()} == {LAST, BEST}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk")])
 def test_a_full_disk_leaves_the_checkpoint_before(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +161,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
 def test_a_write_that_the_kernel_refuses_leaves_the_checkpoint_before(tmp_path: Path) -> None:
@@ -184,6 +186,7 @@ class Evil:
         return (Path.touch, (self.file,))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "damage", ["cut", "empty", "text", "changed", "evil", "evil in torch's format"]
 )

@@ -354,6 +354,7 @@ def test_files_within_the_folder(folder: Path) -> None:
     assert counts == {"rows": 3, "unsafe_paths": 0, "missing_files": 0, "images": 3}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", ["../secret.jpg", "sub/../../secret.jpg", ".", "", "a\0.jpg"])
 def test_unsafe_paths(folder: Path, name: str) -> None:
     frame, counts = locate(folder, name, "a.jpg")
@@ -367,6 +368,7 @@ def test_absolute_path_is_unsafe(folder: Path) -> None:
     assert counts["unsafe_paths"] == 1
 
 
+@pytest.mark.fault
 def test_links_in_the_folder_are_followed_wherever_they_point(folder: Path) -> None:
     (folder / "out.jpg").symlink_to("../secret.jpg")
     (folder / "parent").symlink_to(folder.parent)
@@ -438,6 +440,7 @@ def test_reasons_that_differ_in_numbers_are_counted_together() -> None:
     assert len(cleaning.left_out) == 14
 
 
+@pytest.mark.fault
 def test_why_a_file_is_not_there_is_told(folder: Path) -> None:
     (folder / "annex.jpg").symlink_to("../.git/annex/objects/xyz.jpg")
     cleaning = Cleaning(rows=5)

@@ -83,7 +83,7 @@ def test_a_failed_compilation(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(step(inputs), module(inputs))
         assert torch.equal(step(inputs), module(inputs))
-    assert caplog.messages == ["torch.compile failed, training goes on without it: no such thing"]
+    assert caplog.messages == ["torch.compile failed, training continues without it: no such thing"]
     must = step_of(module, "true")
     assert must is not None
     with pytest.raises(ConfigError, match="compile=true: torch.compile failed: no such thing"):

@@ -87,6 +87,7 @@ def test_a_number_without_a_point_in_yaml_is_a_number(tmp_path: Path) -> None:
     assert resolve(TrainConfig, {"config": str(file)}).lr == 0.001
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -111,6 +112,7 @@ def alias_bomb(levels: int) -> str:
     return "\n".join([*lines, f"lr: *x{levels - 1}", ""])
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -19,6 +19,7 @@ ESCAPED = [
 ]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(("text", "shown"), ESCAPED)
 def test_control_characters_are_escaped_everywhere(
     text: str, shown: str, capsys: pytest.CaptureFixture[str]

@@ -102,6 +102,7 @@ def test_what_is_said_of_a_training_is_what_it_does(
     ]
 
 
+@pytest.mark.fault
 def test_what_strangers_write_is_shown_and_does_nothing(tmp_path: Path) -> None:
     shop = odd_shop(tmp_path / "shop")
     result = explore(ExploreConfig(data=str(shop), out="seen", min_group=2))
@@ -344,6 +345,7 @@ def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
     assert f"near_pairs.csv lists the nearest {MOST_LISTED:,} pairs only." in text
 
 
+@pytest.mark.fault
 def test_labels_that_look_the_same_or_missing_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def test_two_processes_give_the_history_of_one(make_catalog: MakeCatalog, tmp_pa
     assert both.run().data.tags["processes"] == "2"
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_what_two_were_stopped_in_one_goes_on_with(
     make_catalog: MakeCatalog,
@@ -251,6 +252,7 @@ def check_failed(run: Any) -> None:
     assert "Another process of the group is gone" in run.data.tags["failure"]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     make_catalog: MakeCatalog,
@@ -285,6 +287,7 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     check_alike(history, trained_alone(folder, **options).history, rtol=5e-3)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_processes_of_one_machine_listen_on_loopback_only(
     make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
@@ -348,6 +351,7 @@ def start_apart(place: Place, first: list[str], second: list[str]) -> subprocess
     return place.start("torch.distributed.run", *launcher)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_other_data_of_one_process_stop_all(
     make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
@@ -367,6 +371,7 @@ def test_other_data_of_one_process_stop_all(
     assert "data: process 0 has " in place.run().data.tags["failure"]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_process_without_the_weights_file_ends_all(
     make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
@@ -393,6 +398,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("rank", [0, 1])
 def test_others_that_never_come_are_given_up(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     started_as(monkeypatch, rank, 2, port := free_port())
@@ -403,6 +409,7 @@ def test_others_that_never_come_are_given_up(monkeypatch: pytest.MonkeyPatch, ra
         pass
 
 
+@pytest.mark.fault
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -471,6 +478,7 @@ class Others(Group):
 CPU = Machine(torch.device("cpu"), "fp32")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("options", "size", "words"),
     [

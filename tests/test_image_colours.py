@@ -89,6 +89,7 @@ def assert_patches(content: bytes, tolerance: int = 3) -> None:
         assert np.abs(seen - np.array(PATCHES)).max() <= tolerance
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("icc", [ADOBE_RGB, DISPLAY_P3], ids=["adobe-rgb", "display-p3"])
 @pytest.mark.parametrize(
     ("file_format", "options"),
@@ -121,6 +122,7 @@ def test_profile_of_grey_photos() -> None:
         assert np.abs(pixels.astype(int) - 128).max() <= 2
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("icc", [b"nonsense", ADOBE_RGB[:200], LINEAR_GREY])
 def test_broken_and_foreign_profiles_are_ignored(icc: bytes) -> None:
     assert_patches(encode(patches(), "PNG", icc_profile=icc), tolerance=0)
@@ -141,6 +143,7 @@ def test_modes_of_tiff_files() -> None:
     assert_patches(encode(patches().convert("CMYK"), "JPEG", quality=100))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("values", "file_format"),
     [
@@ -203,6 +206,7 @@ def png_16_bit(values: np.ndarray) -> bytes:
     return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.fault
 def test_16_bit_colour() -> None:
     values = np.zeros((8, 8, 3))
     values[:] = np.array(PATCHES[0]) * 257

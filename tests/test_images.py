@@ -117,6 +117,7 @@ def test_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_pixels(file, 40), resized(smooth(), 40))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -167,6 +168,7 @@ def test_heic_names_the_package_that_reads_it_and_is_not_remembered(brands: byte
     assert caught.value.transient
 
 
+@pytest.mark.fault
 def test_failures_that_do_not_follow_from_the_bytes_are_transient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +191,7 @@ def test_failures_that_do_not_follow_from_the_bytes_are_transient(
     assert missing.value.transient
 
 
+@pytest.mark.fault
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
@@ -322,6 +325,7 @@ def test_smallest_and_longest_photos() -> None:
             assert difference(pixels, np.array(RED)) < 2
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("side", [11_000, 12_000, 30_000])
 def test_too_many_pixels_are_refused_before_decoding(
     side: int, monkeypatch: pytest.MonkeyPatch
@@ -347,6 +351,7 @@ def jpeg_of_scans(width: int, height: int, scans: int, baseline: bool = False) -
     return out + jpeg_segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * (scans - 1) + b"\xff\xd9"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("width", "height", "scans"), [(10_900, 10_900, 2000), (10_900, 10_900, 50), (64, 64, 101)]
 )
@@ -367,6 +372,7 @@ def test_scans_of_previews_and_of_what_follows_the_photo_do_not_count() -> None:
     assert read_pixels(jpeg_of_scans(64, 64, 100), 32).shape == (32, 32, 3)
 
 
+@pytest.mark.fault
 def test_very_large_jpeg_files_are_decoded_at_a_reduced_scale() -> None:
     content = jpeg_of_scans(20_000, 10_000, 1, baseline=True)
     with images.open_photo(content) as image:
@@ -390,6 +396,7 @@ def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
     return plain[:33] + more + plain[33:-12] + more + plain[-12:]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "chunks",
     [

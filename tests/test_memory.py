@@ -72,6 +72,7 @@ def training(photos: int, precision: str = "fp32", group: Group = ALONE) -> Trai
     return Trainer(module, batches(SIZE, train=True), batches(SIZE), config, machine, group=group)
 
 
+@pytest.mark.fault
 def test_a_batch_in_parts_is_the_same_step(caplog: pytest.LogCaptureFixture) -> None:
     whole = list(training(SIZE).epochs())
     small = training(photos=3)
@@ -101,6 +102,7 @@ def test_parts_are_kept_when_a_training_goes_on() -> None:
     assert after.part == 2
 
 
+@pytest.mark.fault
 def test_in_a_group_a_batch_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(TrainingError, match="with 8 photos at a time .*start more of them"):
         next(training(photos=3, group=Pair(0, 2)).epochs())
@@ -114,6 +116,7 @@ def test_a_group_takes_whole_batches_of_what_one_took_in_parts() -> None:
     assert after.part == SIZE + 1
 
 
+@pytest.mark.fault
 def test_not_even_one_photo_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(TrainingError, match="Not even a single photo fits .*Lower image_size"):
         next(training(photos=0).epochs())
@@ -126,6 +129,7 @@ def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> N
         next(small.epochs())
 
 
+@pytest.mark.fault
 def test_answers_are_asked_for_in_halves() -> None:
     module = build_model("cnn", CLASSES, 32).eval()
     _, expected = predict_logits(module, batches(PHOTOS), CPU)
@@ -164,6 +168,7 @@ print(training.part)
 """
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
 def test_a_real_limit_of_the_memory() -> None:

@@ -82,6 +82,7 @@ def test_the_thread_ends_when_there_is_nothing_left() -> None:
             assert not thread.is_alive()
 
 
+@pytest.mark.fault
 def test_a_silent_store_is_told_once_and_gets_all_in_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

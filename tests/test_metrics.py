@@ -168,6 +168,7 @@ def test_many_classes_are_scored() -> None:
     assert top_k_accuracy(np.zeros(11_000, int), logits, 5) == 1
 
 
+@pytest.mark.fault
 def test_label_groups_named_like_a_report_lose_no_row() -> None:
     """The values are those of scikit-learn's own report under names of no meaning."""
     names = ["accuracy", "macro avg", "weighted avg", "micro avg", "samples avg", "support"]

@@ -216,6 +216,7 @@ class Malicious:
         return (Path.touch, (self.target,))
 
 
+@pytest.mark.fault
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"a": Malicious(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(ModelError, match="no state dict that can be read safely"):
@@ -239,6 +240,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + key: value for key, value in small_state().items()}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("wrap", "said"),
     [
@@ -290,6 +292,7 @@ def test_weights_of_our_own_classifier(tmp_path: Path, classes: list[str]) -> No
         torch.testing.assert_close(again.state_dict(), trained.state_dict())
 
 
+@pytest.mark.fault
 def test_a_whole_model_is_refused_without_torchs_advice_to_load_it_unsafely(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(ModelError, match=r"pickled torch\.nn\.modules\.linear\.Linear") as caught:
@@ -306,6 +309,7 @@ def zipped(names: list[str]) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -126,6 +126,7 @@ def in_one_bucket(count: int) -> np.ndarray:
     return np.random.default_rng(0).choice(2**46, count, replace=False).astype(np.uint64)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("values", [all_near(9_000), in_one_bucket(40_000)], ids=["near", "bucket"])
 def test_crafted_values_take_bounded_memory(values: np.ndarray) -> None:
     """40 million pairs are near in one case, 800 million share two bytes in the other."""

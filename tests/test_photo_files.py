@@ -7,8 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MakeCatalog
 
+from shopee_mlflow.config import DataConfig
+from shopee_mlflow.data.catalog_csv import read_catalog
+from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.photo_files import find_photo_files
+from shopee_mlflow.data.photo_sources import find_photos
+from shopee_mlflow.exploring.photo_survey import survey_photos
 
 NAMES = [f"photo é {i:02d}.jpg" for i in range(12)]
 
@@ -72,6 +78,7 @@ READINGS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("kind", READINGS)
 @pytest.mark.parametrize("as_written", [0, 6], ids=["all", "half"])
 def test_names_that_nearly_match_are_found_where_one_reading_fits(
@@ -143,3 +150,21 @@ def test_linked_folders_are_searched_once(store: Callable[..., Path]) -> None:
     assert [file and file.name for file in found.found()] == [None, None, "3.jpg", None]
     found = find_photo_files(folder, ["linked/a/1.JPG", "linked/b/2.JPG", "again/3.JPG"])
     assert [file.read_bytes()[-5:] for file in found.found()[:2] if file] == [b"1.jpg", b"2.jpg"]
+
+
+def test_training_predict_and_explore_agree_on_links(
+    make_catalog: MakeCatalog, tmp_path: Path
+) -> None:
+    shop = make_catalog(groups=2, each=6)
+    (shop / "train_images").rename(tmp_path / "blobs")
+    (shop / "train_images").mkdir()
+    for number, blob in enumerate(sorted((tmp_path / "blobs").iterdir())):
+        stored = blob.rename(blob.with_name(f"sha{number:02d}"))
+        (shop / "train_images" / blob.name).symlink_to(f"../../blobs/{stored.name}")
+    rows = read_catalog(shop / "train.csv")
+    dataset = load_dataset(DataConfig(data=str(shop), image_size=32, cache=False))
+    assert sorted(dataset.frame["image"]) == sorted(rows["image"])
+    survey = survey_photos(rows, shop / "train_images")
+    assert survey.count("ok") == len(rows) == 12
+    photos = find_photos(str(shop / "train.csv")).photos
+    assert all(photo.file and photo.file.is_file() for photo in photos)

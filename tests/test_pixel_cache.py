@@ -206,6 +206,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_damaged_files_are_made_again(
     photos: list[Path],
@@ -241,6 +242,7 @@ def test_writing_to_the_pixels_does_not_change_the_file(
     assert_same(right, load(photos))
 
 
+@pytest.mark.fault
 def test_small_disk_is_an_error_with_two_ways_out(
     photos: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_small_disk_is_an_error_with_two_ways_out(
     assert_same(load(photos, cache=False), load(photos, cache=False))
 
 
+@pytest.mark.fault
 def test_disk_that_fills_up_meanwhile_is_an_error_and_leaves_nothing(
     photos: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +351,7 @@ def test_of_two_threads_one_decodes_and_the_other_waits(
     assert files_in(folder) == [".bin", ".json"]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_two_processes_at_once_decode_once_and_both_get_the_right_pixels(
     photos: list[Path], folder: Path
@@ -458,6 +462,7 @@ def test_decoding_goes_on_after_a_bad_photo(
     assert pixels.values.reshape(4, -1).max(axis=1).tolist() == [0, 0, 0, 9]
 
 
+@pytest.mark.fault
 def test_a_photo_replaced_after_its_digest_is_left_out_and_decoded_next_time(
     photos: list[Path], decoded: list[bytes]
 ) -> None:
@@ -484,6 +489,7 @@ TRANSIENT = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("error", list(TRANSIENT))
 def test_transient_failures_are_reported_and_not_remembered(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch, error: str
@@ -548,6 +554,7 @@ def test_a_new_cache_folder_is_its_owners_alone(tmp_path: Path, folder: Path) ->
     assert stat.S_IMODE(cache_folder().stat().st_mode) == 0o755
 
 
+@pytest.mark.fault
 def test_clear_cache_leaves_what_others_made(
     photos: list[Path], folder: Path, tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def interrupt(run: SmallRun, source: Path, out: Path, decoding: Decoding) -> Pat
     return partial
 
 
+@pytest.mark.fault
 def test_an_interrupted_call_resumes_where_it_stopped(
     run: SmallRun,
     many: Path,
@@ -257,6 +258,7 @@ def test_photos_are_found_in_subfolders_whatever_their_names(run: SmallRun, tmp_
     assert pd.read_csv(tmp_path / "out.csv")["image"].tolist() == names
 
 
+@pytest.mark.fault
 def test_photos_of_a_folder_are_known_by_content(run: SmallRun, tmp_path: Path) -> None:
     folder, other = tmp_path / "photos", tmp_path / "other"
     for place in (folder / "folder.jpg", other):
@@ -314,6 +316,7 @@ def test_a_csv_goes_with_its_own_folder_of_photos(run: SmallRun, tmp_path: Path)
         assert photo.file == tmp_path / f"{folder}_images" / "a.png"
 
 
+@pytest.mark.fault
 def test_nothing_read_is_an_error(run: SmallRun, tmp_path: Path) -> None:
     table = write_csv(tmp_path / "list.csv", ("image",), [("a.jpg",), ("../b.jpg",)])
     (tmp_path / "photos").mkdir()
@@ -326,6 +329,7 @@ def test_nothing_read_is_an_error(run: SmallRun, tmp_path: Path) -> None:
         predict(run.uri, str(tmp_path / "bad.png"), tmp_path / "out.csv")
 
 
+@pytest.mark.fault
 def test_pipes_are_never_opened(run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "train_images").mkdir()
     shutil.copy(run.photos[0], tmp_path / "train_images" / "a.png")
@@ -341,6 +345,7 @@ def test_pipes_are_never_opened(run: SmallRun, tmp_path: Path) -> None:
         predict(run.uri, str(table), tmp_path / "pipe.csv")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("change", ["content", "other file", "gone"])
 def test_photos_that_changed_meanwhile_are_classified_again(
     run: SmallRun, tmp_path: Path, decoding: Decoding, change: str
@@ -365,6 +370,7 @@ def test_photos_that_changed_meanwhile_are_classified_again(
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "truth.csv").read_bytes()
 
 
+@pytest.mark.fault
 def test_two_calls_at_once_never_write_one_file(
     run: SmallRun, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_of_processes_of_other_machines_nobody_knows() -> None:
     assert not is_elsewhere(process_name())
 
 
+@pytest.mark.fault
 @linux
 @pytest.mark.parametrize("step", [-3600.0, 60.0, 86_400.0])
 def test_a_step_of_the_clock_makes_nobody_gone(

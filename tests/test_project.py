@@ -184,6 +184,7 @@ def is_training() -> bool:
 LONG = {**QUICK, "epochs": "100000"}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("case", ["ctrl-c", "mlflow run is killed"])
 def test_a_stopped_project_says_so_and_leaves_no_trainer(
     make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path, case: str

@@ -222,6 +222,7 @@ def test_the_input_example_is_answered(
     )
 
 
+@pytest.mark.fault
 def test_a_served_model_reads_no_paths(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_model_that_changed_on_its_way_never_becomes_champion(
     assert "other logits" in refused.tags["refused"]
 
 
+@pytest.mark.fault
 def test_a_registry_that_fails_in_the_middle_loses_nothing(
     run: SmallRun, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def history_of(run_id: str) -> pd.DataFrame:
     return pd.DataFrame({name: [m.value for m in column] for name, column in table.items()})
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("after", [1, 3, 5, 12])
 def test_a_training_goes_on_to_the_same_end(
     after: int,
@@ -116,6 +117,7 @@ def test_a_training_goes_on_to_the_same_end(
     assert not checkpoints_of(run_id).folder.exists()
 
 
+@pytest.mark.fault
 def test_the_second_ctrl_c_leaves_the_checkpoint_before(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_the_second_ctrl_c_leaves_the_checkpoint_before(
     assert len(history_of(run_id)) == 4
 
 
+@pytest.mark.fault
 def test_other_options_are_refused(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +158,7 @@ def test_where_things_are_may_change(
     assert len(history_of(run_id)) == 4
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -187,6 +191,7 @@ def test_another_training_is_refused(
     assert checkpoints_of(run_id).is_there()
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("resume", "error", "message"),
     [
@@ -207,6 +212,7 @@ def test_a_finished_run_has_nothing_left(make_catalog: MakeCatalog) -> None:
         train(TrainConfig(resume=done.run_id))
 
 
+@pytest.mark.fault
 def test_a_run_under_way_is_left_alone(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch, another: str
 ) -> None:
@@ -225,6 +231,7 @@ def test_a_run_under_way_is_left_alone(
     assert train(TrainConfig(resume=run_id)).run_id == run_id
 
 
+@pytest.mark.fault
 def test_a_stop_in_validation_keeps_the_epoch(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +256,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
     pd.testing.assert_frame_equal(history_of(run_id), history_of(undisturbed.run_id))
 
 
+@pytest.mark.fault
 def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +282,7 @@ def test_a_search_is_not_resumed_as_a_training() -> None:
         resolve(TuneConfig, {"resume": "last"})
 
 
+@pytest.mark.fault
 def test_runs_of_processes_that_are_gone_are_ended(
     make_catalog: MakeCatalog, another: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,6 +313,7 @@ def test_runs_of_processes_that_are_gone_are_ended(
     assert [client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 3
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     make_catalog: MakeCatalog, tmp_path: Path
@@ -339,6 +349,7 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     assert steps == list(range(1, 31))
 
 
+@pytest.mark.fault
 def test_the_command_ends_with_130_and_says_how_to_go_on(
     make_catalog: MakeCatalog,
     monkeypatch: pytest.MonkeyPatch,

@@ -45,6 +45,7 @@ def interrupted(make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch) -> s
     return str(run.info.run_id)
 
 
+@pytest.mark.fault
 def test_a_run_that_is_being_resumed_is_left_alone(
     interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from shopee_mlflow.tracking.runs import open_run
 from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 
 
+@pytest.mark.fault
 def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -34,6 +35,7 @@ def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(
     assert mlflow.get_experiment(where).name == "made by two"
 
 
+@pytest.mark.fault
 def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

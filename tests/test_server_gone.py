@@ -68,6 +68,7 @@ def check_whole(run_id: str) -> None:
     assert "test_accuracy" in run.data.metrics
 
 
+@pytest.mark.fault
 def test_a_server_that_comes_back_has_everything(
     server: MlflowServer,
     make_catalog: MakeCatalog,
@@ -93,6 +94,7 @@ def test_a_server_that_comes_back_has_everything(
     assert loaded.classes == result.dataset.classes
 
 
+@pytest.mark.fault
 def test_a_server_that_does_not_come_back_leaves_all_on_the_disk(
     server: MlflowServer, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,7 @@ class HeldBack:
                 target.sendall(data)
 
 
+@pytest.mark.fault
 def test_a_server_that_answers_late_holds_no_epoch_up(
     server: MlflowServer, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +173,7 @@ def test_a_server_that_answers_late_holds_no_epoch_up(
     door.door.close()
 
 
+@pytest.mark.fault
 def test_a_server_that_was_never_there_is_an_error_before_training(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def stop_after(done: list[str]) -> None:
     done.append("gone on")
 
 
+@pytest.mark.fault
 def test_a_stop_waits_for_the_end_of_a_write() -> None:
     done: list[str] = []
     with stop_on_signals(), pytest.raises(Stopped, match="SIGTERM received"):
@@ -68,6 +69,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     assert done == ["worked", "gone on"]
 
 
+@pytest.mark.fault
 def test_the_pair_of_signals_that_mlflow_run_sends_is_one_stop() -> None:
     done: list[str] = []
     with stop_on_signals(), pytest.raises(Stopped, match="SIGINT received"):
@@ -83,6 +85,7 @@ def test_the_second_stop_comes_at_once(number: signal.Signals) -> None:
     assert done == []
 
 
+@pytest.mark.fault
 def test_a_signal_after_the_stop_has_come_does_not_cut_the_end_short() -> None:
     # mlflow run waits a quarter of a second before it sends its own.
     done: list[str] = []
@@ -102,6 +105,7 @@ def fails_when_stopped(done: list[str]) -> None:
         raise ValueError("the disk is full")
 
 
+@pytest.mark.fault
 def test_a_stop_goes_before_what_else_went_wrong() -> None:
     done: list[str] = []
     with stop_on_signals(), pytest.raises(Stopped, match="SIGINT") as caught:

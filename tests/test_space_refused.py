@@ -231,6 +231,7 @@ def test_every_option_of_a_search_is_logged_under_its_name() -> None:
     assert (params["n_trials"], params["jobs"], params["storage"]) == ("20", "1", "auto")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "name",
     [

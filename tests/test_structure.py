@@ -99,6 +99,13 @@ def test_no_two_modules_share_a_name() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+def test_the_architecture_names_every_module() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    homes = {"sample", "__init__.py", "__main__.py"}
+    missing = [f.name for f in FILES if not {f.name, folder_of(f)} & homes and f.name not in text]
+    assert missing == []
+
+
 def test_the_train_verb_has_few_imports() -> None:
     verb = PACKAGE / "verbs" / "train.py"
     internal = {name.rpartition(".")[0] for name in imports(verb) if name.startswith(PACKAGE.name)}

@@ -151,6 +151,7 @@ def test_the_first_heartbeat_comes_before_the_owner(
     assert [t.state for t in mine.all_trials()] == [TrialState.FAIL]
 
 
+@pytest.mark.fault
 def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
     database: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,7 @@ def test_the_real_catalogue_has_the_facts_that_are_known_of_it() -> None:
     assert seconds < 20
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("text", "written"),
     [

@@ -54,6 +54,7 @@ def start(*words: str, env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.fault
 def test_eight_clients_at_once_lose_nothing(
     server: MlflowServer, postgres: PostgresServer, make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_eight_clients_at_once_lose_nothing(
         assert {"report.html", "data", "training", "test"} <= names
 
 
+@pytest.mark.fault
 def test_a_wrong_password_is_told_before_training(
     make_catalog: MakeCatalog,
     tmp_path: Path,

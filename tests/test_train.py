@@ -181,6 +181,7 @@ def test_options_are_logged_as_a_person_wrote_them(make_catalog: MakeCatalog) ->
     assert params["weight_decay"] == "0.0001"
 
 
+@pytest.mark.fault
 def test_a_run_that_fails_says_why(make_catalog: MakeCatalog) -> None:
     config = tiny(make_catalog(), lr=90, schedule="constant", epochs=30, experiment="failing")
     with pytest.raises(TrainingError, match="diverged"):

@@ -224,6 +224,7 @@ def test_time_that_is_up_ends_the_search_well(
     assert list(second.trials["state"]) == ["complete"] * 3
 
 
+@pytest.mark.fault
 def test_an_apostrophe_in_a_study_name_ends_no_filter(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

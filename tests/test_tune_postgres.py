@@ -51,6 +51,7 @@ def both_at_work(searches: Searches) -> tuple[Tuner, Tuner]:
     return began, joined
 
 
+@pytest.mark.fault
 def test_who_joined_goes_on_when_who_began_is_killed_and_after_the_server_stopped(
     searches: Searches, server: PostgresServer
 ) -> None:

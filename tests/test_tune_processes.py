@@ -32,6 +32,7 @@ def searches(
         yield searches
 
 
+@pytest.mark.fault
 def test_killed_five_times_nothing_is_lost(searches: Searches) -> None:
     chance = random.Random(4)
     for number in range(5):
@@ -74,6 +75,7 @@ def test_a_stopped_search_says_so_and_goes_on_in_the_same_run(searches: Searches
     assert adopted.info.status == "FINISHED"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("searches", [80], indirect=True)
 def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> None:
     tuner = searches.tune(jobs="2")

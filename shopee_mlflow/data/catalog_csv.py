@@ -85,9 +85,10 @@ def read_catalog(csv: Path | str, required: Sequence[str] = REQUIRED) -> pd.Data
     """Read a catalogue as text: a frame with the columns of :data:`COLUMNS` that are there.
 
     A byte-order mark, any line ends and quoted commas are understood. Values are stripped;
-    labels stay text, so ``007`` and ``7`` are two groups. Titles may hold line breaks. Other
-    values may not, nor other control characters: labels and names are written into tables,
-    manifests and logs, which must read back equal.
+    labels stay text, so ``007`` and ``7`` are two groups. Titles may hold line breaks, which
+    become ``\\n``; their other control characters become U+FFFD. In all other values, which are
+    written into manifests, tables and logs that must read back equal, control characters but tabs
+    are refused.
 
     :raises CatalogError: when it cannot be read, is empty, lacks a required column, or has rows
         that cannot be read in one way only; with the numbers of their lines.
@@ -130,12 +131,20 @@ def _as_frame(
     columns = {}
     for name, place in places.items():
         values = [row.values[place].strip() if place < len(row.values) else "" for row in rows]
+        if name == "title" and _CONTROLS.search("".join(values)):
+            values = [_plain_title(value) for value in values]
         columns[name] = pd.Series(values, dtype=str)
         if name in required and columns[name].str.contains(_UNDECODABLE, regex=False).any():
             raise CatalogError(f"{path}: column {name} is not UTF-8; save the file as UTF-8.")
         if name != "title":
             _check_controls(path, name, rows, values)
     return pd.DataFrame(columns)
+
+
+def _plain_title(title: str) -> str:
+    """A title with one kind of line break and no other control characters but tabs."""
+    lines = title.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join(_CONTROLS.sub(_UNDECODABLE, line) for line in lines)
 
 
 def _check_controls(path: Path, name: str, rows: list[Row], values: list[str]) -> None:
@@ -222,7 +231,7 @@ def _header_advice(path: Path, names: list[str], missing: Sequence[str]) -> str:
         return "Remove the comment: the first line must name the columns."
     if any(_FILE_NAME.search(name) for name in names):
         return f"The header is missing: the first line must name the columns; {_wanted()}"
-    return _wanted()
+    return f"Rename columns that have other names in the header; {_wanted()}"
 
 
 def _wanted() -> str:

@@ -107,7 +107,11 @@ def _check_row(path: Path, lines: _Lines, values: list[str], width: int) -> None
             path,
             lines.first,
             f"{len(values)} fields, but the header has {width}; "
-            + ("put quotes around values with commas" if surplus else "remove the last comma"),
+            + (
+                "put quotes around values with commas"
+                if surplus
+                else "remove the last comma, or end the header with one"
+            ),
         )
     if len(lines.taken) > 1 and _swallows_rows(lines.taken, width):
         raise _invalid(
@@ -127,7 +131,7 @@ def _swallows_rows(lines: list[str], width: int) -> bool:
     return sum(enough) > 1
 
 
-_QUOTES = '; write a quote inside a quoted value twice, and one at the start of a value as """...'
+_QUOTES = "; put such a value in quotes and write each quote in it twice"
 
 
 def _invalid(path: Path, line: int, problem: str) -> CatalogError:

@@ -1,7 +1,6 @@
-"""The figures of the report on a catalogue. Each draws numbers only, never a stranger's text.
+"""The figures of explore's page. They show numbers only, never text from the catalogue.
 
-They are small on purpose: two stand side by side on a screen, and a phone need not shrink them
-until their letters cannot be read.
+They are small: two fit side by side on a screen, and their text stays readable on a phone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _LEAST_SHARE = 0.01
 
 
 def group_sizes_figure(sizes: pd.Series) -> Figure:
-    """How many label groups have how many rows.
+    """Label groups by their number of rows.
 
     :param sizes: label group -> rows.
     """
@@ -52,7 +51,7 @@ def group_sizes_figure(sizes: pd.Series) -> Figure:
 
 
 def repeats_figure(counts: Mapping[str, pd.Series]) -> Figure:
-    """How many files, phashes and titles stand in how many rows.
+    """The number of files, phashes and titles by the rows that share one.
 
     :param counts: name -> (value -> rows).
     """
@@ -83,17 +82,17 @@ def repeats_figure(counts: Mapping[str, pd.Series]) -> Figure:
 
 
 def near_figure(bits: np.ndarray, same_group: np.ndarray | None) -> Figure:
-    """Pairs of phashes by the number of bits in which they differ, and whether a group has both."""
+    """Pairs of phashes by the bits that differ, and whether a label group has both."""
     figure, axes = _new("bits that differ", "pairs of phashes")
-    places = np.arange(1, NEAR_BITS + 1)
+    ticks = np.arange(1, NEAR_BITS + 1)
     whole = np.bincount(bits, minlength=NEAR_BITS + 1)[1:]
     if same_group is None:
-        axes.bar(places, whole, color=BLUE)
+        axes.bar(ticks, whole, color=BLUE)
     else:
         same = np.bincount(bits[same_group], minlength=NEAR_BITS + 1)[1:]
-        axes.bar(places, same, color=BLUE, label="in one label group")
+        axes.bar(ticks, same, color=BLUE, label="in one label group")
         axes.bar(
-            places,
+            ticks,
             whole - same,
             bottom=same,
             color=ORANGE,
@@ -111,8 +110,8 @@ def coverage_figure(sizes: pd.Series, kept: int) -> Figure:
     """The share of all rows that the k largest label groups hold, and the k that is kept."""
     figure, axes = _new("k largest label groups", "share of the rows")
     share = 100 * sizes.to_numpy().cumsum() / sizes.sum()
-    places = np.arange(1, len(sizes) + 1)
-    axes.plot(places, share, color=BLUE, marker="." if len(sizes) < 10 else None)
+    ticks = np.arange(1, len(sizes) + 1)
+    axes.plot(ticks, share, color=BLUE, marker="." if len(sizes) < 10 else None)
     axes.axvline(kept, color=VERMILION, linestyle="--", label=f"kept: {kept:,}")
     if len(sizes) > _MOST_BARS:
         axes.set_xscale("log")
@@ -131,11 +130,11 @@ def leaks_figure(splits: pd.DataFrame) -> Figure:
     figure, axes = _new("", "share of the test photos")
     modes = list(dict.fromkeys(splits["split"]))
     series = (("copies", BLUE, "o", "equal copy in train"), ("near_copies", VERMILION, "s", "near"))
-    for place, mode in enumerate(modes):
+    for index, mode in enumerate(modes):
         part = splits[splits["split"] == mode]
         for shift, (name, colour, marker, label) in zip((-0.18, 0.18), series, strict=True):
             share = (100 * part[name] / part["test"]).to_numpy(dtype=float)
-            beside = place + shift + np.linspace(-0.1, 0.1, len(share))
+            beside = index + shift + np.linspace(-0.1, 0.1, len(share))
             words = {"equal copy in train": label, "near": f"equal, or up to {NEAR_BITS} bits off"}
             axes.scatter(
                 beside,
@@ -145,9 +144,9 @@ def leaks_figure(splits: pd.DataFrame) -> Figure:
                 marker=marker,
                 alpha=0.6,
                 linewidth=0,
-                label=None if place else words[label],
+                label=None if index else words[label],
             )
-            middle = [place + shift - 0.14, place + shift + 0.14]
+            middle = [index + shift - 0.14, index + shift + 0.14]
             axes.plot(middle, [share.mean()] * 2, color=colour, linewidth=2.5)
     axes.set_xticks(range(len(modes)), [f"split={mode}" for mode in modes])
     axes.set_xlim(-0.5, len(modes) - 0.5)

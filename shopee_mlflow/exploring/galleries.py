@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.images import read_thumbnail
-from ..data.photo_files import inside_folder
+from ..data.photo_files import find_photo_files
 from ..errors import ImageError
 from ..reports.pages import Gallery, Tile, photo_picture
 from .explored import Section
@@ -147,7 +147,7 @@ def _line(column: str, value: str) -> str:
 
 
 def _thumbnail(folder: Path, name: str) -> np.ndarray | None:
-    file = inside_folder(folder.resolve(), name)
+    file = find_photo_files(folder, [name]).found()[0]
     try:
         return None if file is None else read_thumbnail(file, _PIXELS)
     except ImageError:

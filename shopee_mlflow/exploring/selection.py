@@ -1,5 +1,5 @@
-"""What a training would keep of a catalogue, and what its split would leak: the steps of
-:mod:`shopee_mlflow.data.dataset`, without decoding a photo again.
+"""What training keeps of a catalogue, and what its split leaks: the steps of
+:mod:`shopee_mlflow.data.dataset`, without decoding photos again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..data.splits import MODES, TEST, TRAIN, VAL, assign_splits, tie_copies
 from ..errors import CatalogError
 from .photo_survey import BAD, PhotoSurvey
 
-# Splits that are tried: fewer where one takes seconds.
+# Seeds to try: fewer for large catalogues, where a split takes seconds.
 _SEEDS, _SEEDS_OF_MANY, _MANY = 20, 3, 5_000
 _COLUMNS = ("split", "seed", TRAIN, VAL, TEST, "copies", "near_copies")
 
@@ -38,8 +38,8 @@ class Selection:
     :ivar clusters: of ``chosen``: how many sets of equal or near phashes there are; None without
         phashes.
     :ivar with_photos: whether the steps that need photos are among them.
-    :ivar splits: as :func:`try_splits` gives it; empty where it cannot be known.
-    :ivar problem: why a training could not begin; empty when it could.
+    :ivar splits: as :func:`try_splits` returns it; empty where unknown.
+    :ivar problem: why training is not possible; empty if it is.
     """
 
     chosen: pd.DataFrame
@@ -87,10 +87,10 @@ class Selection:
 
 
 def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None) -> Selection:
-    """Follow a training's steps as far as they can be known.
+    """Apply the cleaning steps of training as far as they are known.
 
-    Where not every photo was looked at, or the photos that are there are too few to train on, only
-    the steps that the CSV alone decides are followed.
+    Where not every photo was opened, or too few photos are present to train on, only the steps that
+    depend on the CSV alone are applied.
 
     :param rows: with columns image and label_group, and clean phashes where there are any.
     :raises CatalogError: when the CSV alone leaves no row.
@@ -124,7 +124,7 @@ def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | 
 def _last_steps(
     frame: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None, cleaning: Cleaning
 ) -> pd.DataFrame:
-    """What is done after the rows have been chosen, in the order in which a training does it."""
+    """The cleaning steps after the choice of rows, in the order of training."""
     if photos is not None:
         frame = _with_contents(locate_files(frame, photos.folder, cleaning), photos)
         frame = drop_bad_images(frame, _reasons(frame, photos), config.bad_images, cleaning)
@@ -133,7 +133,7 @@ def _last_steps(
 
 
 def try_splits(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
-    """Split photos again and again, and count what leaks from train into test.
+    """Split photos with several seeds, and count what leaks from train into test.
 
     :param frame: columns image, label_group, image_phash, and content where it is known.
     :returns: columns split, seed, train, val, test, copies (test photos with an equal phash, or

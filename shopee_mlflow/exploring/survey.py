@@ -1,4 +1,4 @@
-"""What a catalogue's CSV tells by itself, whether photos are there or not: facts and tables."""
+"""Facts and tables from a catalogue's CSV alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .titles import count_bytes_literals, escaped_titles
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
 # The most pairs of near phashes in a table for people.
 MOST_LISTED = 100_000
-# What may come back in several rows, and stand under several label groups.
+# Columns whose values may repeat, and may be under several label groups, and their plurals.
 KINDS = {IMAGE: "files", PHASHES: "phashes", TITLE: "titles"}
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often the values of one column come back; empty values are left out.
+    """How often each value of one column occurs; empty values are left out.
 
     :ivar counts: value -> rows, the most frequent first.
     """
@@ -33,12 +33,12 @@ class Repeats:
 
     @property
     def distinct(self) -> int:
-        """How many values there are."""
+        """The number of distinct values."""
         return len(self.counts)
 
     @property
     def repeated(self) -> int:
-        """How many values stand in more than one row."""
+        """The number of values in more than one row."""
         return int((self.counts > 1).sum())
 
     @property
@@ -47,7 +47,7 @@ class Repeats:
         return int(self.counts.max()) if len(self.counts) else 0
 
     def table(self) -> pd.DataFrame:
-        """Values that come back: columns value, rows."""
+        """Values in more than one row: columns value, rows."""
         again = self.counts[self.counts > 1]
         return pd.DataFrame({"value": again.index.astype("str"), "rows": again.to_numpy()})
 
@@ -98,15 +98,15 @@ class NearCopies:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a CSV tells.
+    """The facts of a CSV.
 
     :ivar rows: the catalogue, a row each, with clean phashes.
     :ivar columns: one row a column: column, filled, empty, distinct.
-    :ivar absent: columns that a catalogue may have, and this one has not.
-    :ivar invalid_phashes: entries of image_phash that are no phash.
+    :ivar absent: known columns that this catalogue lacks.
+    :ivar invalid_phashes: entries of image_phash that are not a phash.
     :ivar groups: label group -> rows, the largest first; None without labels.
-    :ivar repeats: for each of ``KINDS`` that is there.
-    :ivar conflicts: for each of ``KINDS`` that is there, values under several label groups.
+    :ivar repeats: for each of ``KINDS`` that is present.
+    :ivar conflicts: for each of ``KINDS`` that is present, values under several label groups.
     :ivar near: None without phashes.
     :ivar escapes: titles with byte escapes, raw and decoded.
     :ivar bytes_literals: titles that are bytes literals of Python.
@@ -133,7 +133,7 @@ class Survey:
         return label_remarks(self.groups.index) if self.groups is not None else []
 
     def facts(self) -> dict[str, int]:
-        """Name -> number; what cannot be known is left out."""
+        """Name -> number; unknown facts are left out."""
         facts = {"rows": len(self.rows)}
         for column, repeats in self.repeats.items():
             name = KINDS[column]
@@ -167,7 +167,7 @@ class Survey:
 
 
 def survey_catalog(rows: pd.DataFrame, computed: Mapping[str, str] | None = None) -> Survey:
-    """Survey a catalogue as :func:`shopee_mlflow.data.catalog_file.read_catalog` gives it.
+    """Survey a catalogue as :func:`shopee_mlflow.data.catalog_csv.read_catalog` returns it.
 
     :param computed: phashes of photos by file name, for rows without a valid one.
     """

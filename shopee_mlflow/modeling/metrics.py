@@ -1,4 +1,4 @@
-"""Labels and logits become named scores, with intervals."""
+"""Metrics of labels and logits, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -122,10 +122,10 @@ def scores_of_test(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 
 
 def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Whether two classifiers differ by more than chance on the same photos: McNemar's exact test.
+    """McNemar's exact test: whether two classifiers differ significantly on the same photos.
 
-    Photos that both get right, or both wrong, say nothing; of the others, each classifier would
-    be right on half, were they equally good.
+    The test uses the photos that only one of the two gets right. If both were equally good, each
+    would be right on half of these.
 
     Source: Q. McNemar, "Note on the sampling error of the difference between correlated
     proportions or percentages", Psychometrika 12 (1947), 153-157; the exact form takes the
@@ -144,7 +144,7 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values of several tests, raised so that a false alarm among all of them is as rare as p.
+    """P values of several tests, adjusted to control the family-wise error rate.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian
     Journal of Statistics 6 (1979), 65-70.
@@ -184,26 +184,26 @@ def calibration(labels: np.ndarray, logits: np.ndarray, bins: int = 10) -> pd.Da
 
 
 def expected_calibration_error(table: pd.DataFrame) -> float:
-    """Mean distance between claimed and true accuracy, weighted by photos, 0..1.
+    """Mean gap between confidence and accuracy, weighted by photos, 0..1.
 
     Source: M. Pakdaman Naeini et al., "Obtaining well calibrated probabilities using Bayesian
     binning", AAAI 2015.
 
-    :param table: as :func:`calibration` gives it.
+    :param table: as :func:`calibration` returns it.
     """
     gaps = (table["confidence"] - table["accuracy"]).abs()
     return float((gaps * table["photos"]).sum() / table["photos"].sum())
 
 
 def chance_calibration_error(table: pd.DataFrame) -> float:
-    """The calibration error that a perfectly calibrated model would show with these photos, 0..1.
+    """Expected calibration error of a perfectly calibrated model on as many photos, 0..1.
 
-    A bin of few photos is off by chance alone: by the mean deviation of a binomial distribution.
+    By chance a bin is off by the mean absolute deviation of a binomial distribution.
 
     Source: de Moivre's formula, in P. Diaconis and S. Zabell, "Closed form summation for classical
     distributions: variations on a theme of de Moivre", Statistical Science 6 (1991), 284-302.
 
-    :param table: as :func:`calibration` gives it; a bin's photos count as claiming its mean.
+    :param table: as :func:`calibration` returns it; all photos of a bin count with its mean.
     """
     from scipy.stats import binom
 

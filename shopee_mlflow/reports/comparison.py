@@ -12,10 +12,10 @@ from .comparison_statistics import (
     ComparedRun,
     ComparisonFacts,
     differing_options,
-    findings,
     listed,
+    pair_lines,
+    summary_line,
     value_of,
-    verdict,
 )
 from .pages import Picture, Table, figure_picture, render, shortened, squeezed
 
@@ -24,23 +24,23 @@ _LONG_NUMBER = 8
 
 
 def comparison_page(facts: ComparisonFacts) -> str:
-    """The page; see the template ``comparison.html.j2`` for its order."""
-    differ = differing_options(facts.contestants)
+    """The page; see the template ``comparison.html.j2`` for the order of its sections."""
+    differ = differing_options(facts.runs)
     more = max(0, len(facts.pairs) - _MOST_PAIRS)
     return render(
         "comparison.html.j2",
-        title=f"Comparison of {len(facts.contestants)} runs",
+        title=f"Comparison of {len(facts.runs)} runs",
         lead=facts.lead,
         headline=_headline(facts),
-        verdict=verdict(facts),
-        findings=findings(facts),
+        summary=summary_line(facts),
+        lines=pair_lines(facts),
         caution=_CAUTION,
         accuracies=_accuracies(facts) if facts.tested else None,
-        runs=Table("", "", _runs_for_people(facts)),
-        pairs=Table("Pairs", _PAIRS, _pairs_for_people(facts).head(_MOST_PAIRS), more),
-        options=Table("", "", _options_for_people(facts)) if differ else None,
+        runs=Table("", "", _run_rows(facts)),
+        pairs=Table("Pairs", _PAIRS, _pair_rows(facts).head(_MOST_PAIRS), more),
+        options=Table("", "", _option_rows(facts)) if differ else None,
         curves=[_curves(facts, "val_accuracy"), _curves(facts, "val_loss")],
-        learned=_learned(facts),
+        learned=_best_epochs(facts),
     )
 
 
@@ -62,7 +62,7 @@ _INTERVALS = (
 
 
 def _headline(facts: ComparisonFacts) -> list[tuple[str, str]]:
-    lines = [("Runs", f"{len(facts.contestants):,}")]
+    lines = [("Runs", f"{len(facts.runs):,}")]
     if len(facts.splits) == 1:
         top = max(c.accuracy for c in facts.tested)
         best = listed([c for c in facts.tested if c.accuracy == top])
@@ -82,24 +82,24 @@ def _accuracies(facts: ComparisonFacts) -> Picture:
 
 
 def _curves(facts: ComparisonFacts, metric: str) -> Picture:
-    runs = {(c.letter, c.name): c.epochs for c in facts.contestants}
+    runs = {(c.letter, c.name): c.epochs for c in facts.runs}
     name = {"val_accuracy": "Validation accuracy", "val_loss": "Validation loss"}[metric]
-    last = ", ".join(f"{c.letter} {c.epochs[metric].iloc[-1]:.3g}" for c in facts.contestants)
+    last = ", ".join(f"{c.letter} {c.epochs[metric].iloc[-1]:.3g}" for c in facts.runs)
     alt = f"{name} of each run by epoch; in the last epoch {last}."
     return figure_picture(curves_figure(runs, metric, name), alt)
 
 
-def _learned(facts: ComparisonFacts) -> str:
-    late = [c for c in facts.contestants if c.best_epoch > 0.9 * c.epochs["epoch"].max()]
+def _best_epochs(facts: ComparisonFacts) -> str:
+    late = [c for c in facts.runs if c.best_epoch > 0.9 * c.epochs["epoch"].max()]
     words = "Each run kept the weights of its best epoch on validation photos. "
     if not late:
         return words + "None of these is among the last epochs: longer training promises little."
     return words + (f"In {listed(late)} it is among the last: there, more epochs may still help.")
 
 
-def _runs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
+def _run_rows(facts: ComparisonFacts) -> pd.DataFrame:
     rows = []
-    for c in facts.contestants:
+    for c in facts.runs:
         row = {"run": c.letter, "name": squeezed(c.name, 30)}
         row["test accuracy"] = f"{c.accuracy:.1%}" if c.photos else "not tested"
         low, high = c.interval
@@ -112,7 +112,7 @@ def _runs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _pairs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
+def _pair_rows(facts: ComparisonFacts) -> pd.DataFrame:
     rows = [
         {
             "pair": f"{pair.first.letter}, {pair.second.letter}",
@@ -127,9 +127,9 @@ def _pairs_for_people(facts: ComparisonFacts) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _options_for_people(facts: ComparisonFacts) -> pd.DataFrame:
-    """What differs, the shorter side of the table across."""
-    runs, names = facts.contestants, differing_options(facts.contestants)
+def _option_rows(facts: ComparisonFacts) -> pd.DataFrame:
+    """The options that differ; the table has its shorter side across."""
+    runs, names = facts.runs, differing_options(facts.runs)
     if len(runs) < len(names):
         return pd.DataFrame(
             [{"option": name, **{c.letter: _value(c, name) for c in runs}} for name in names]
@@ -137,8 +137,8 @@ def _options_for_people(facts: ComparisonFacts) -> pd.DataFrame:
     return pd.DataFrame([{"run": c.letter, **{n: _value(c, n) for n in names}} for c in runs])
 
 
-def _value(contestant: ComparedRun, name: str) -> str:
-    text = value_of(contestant, name)
+def _value(run: ComparedRun, name: str) -> str:
+    text = value_of(run, name)
     if "." in text and len(text) > _LONG_NUMBER:
         with suppress(ValueError):
             return f"{float(text):.4g}"
@@ -146,10 +146,10 @@ def _value(contestant: ComparedRun, name: str) -> str:
 
 
 def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
-    """One row a run: what it scored, and the options that differ."""
-    names = differing_options(facts.contestants)
+    """One row for each run: its scores, and the options that differ."""
+    names = differing_options(facts.runs)
     rows = []
-    for c in facts.contestants:
+    for c in facts.runs:
         row: dict[str, object] = {"run": c.letter, "name": c.name, "run_id": c.run_id}
         row |= {"data_digest": c.digest, "test_photos": c.photos}
         if c.photos:
@@ -162,7 +162,7 @@ def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def pairs_table(facts: ComparisonFacts) -> pd.DataFrame:
-    """One row a pair that was tested on the same photos, the clearest difference first."""
+    """One row for each pair tested on the same photos, the clearest difference first."""
     columns = ("first", "second", "only_first_right", "only_second_right", "p", "p_holm", "differs")
     rows = [
         (p.first.letter, p.second.letter, p.only_first, p.only_second, p.p, p.adjusted, p.differs)

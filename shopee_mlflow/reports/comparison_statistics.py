@@ -1,4 +1,4 @@
-"""Trainings set against one another: plain results, and what they say in words."""
+"""Comparisons of trainings: the results, and the sentences that describe them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ _MOST_LISTED = 40
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A training that is compared.
+    """One of the trainings of a comparison.
 
-    :ivar letter: what it is called in figures and tables.
+    :ivar letter: its name in figures and tables: A, B, ...
     :ivar options: name -> value as text.
-    :ivar facts: what else may be why two runs differ, where it is known.
+    :ivar facts: other possible reasons for a difference, such as the commit.
     :ivar epochs: columns epoch, val_loss, val_accuracy.
-    :ivar digest: fingerprint of photos, labels and splits.
-    :ivar right: test photos put into the right label group, of ``photos``; 0 of 0 where it was
-        not tested.
+    :ivar digest: digest of photos, labels and splits.
+    :ivar right: correctly classified test photos, of ``photos``; 0 of 0 without a test.
     :ivar interval: 95 % interval of the test accuracy.
     """
 
@@ -43,7 +42,7 @@ class ComparedRun:
 
     @property
     def accuracy(self) -> float:
-        """Share of the test photos that is right."""
+        """Share of correctly classified test photos."""
         return self.right / self.photos
 
     @property
@@ -69,47 +68,47 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the difference is significant."""
         return self.adjusted < SIGNIFICANT
 
     @property
     def better(self) -> ComparedRun:
-        """The one with more photos right; the first where both have as many."""
+        """The run with more correct photos; the first if both have the same number."""
         return self.first if self.only_first >= self.only_second else self.second
 
     @property
     def worse(self) -> ComparedRun:
-        """The other one."""
+        """The run with fewer correct photos."""
         return self.second if self.only_first >= self.only_second else self.first
 
 
 @dataclass(frozen=True)
 class ComparisonFacts:
-    """What the page is made from.
+    """The content of the page.
 
     :ivar lead: how the runs were chosen.
-    :ivar pairs: all that were tested on the same photos.
+    :ivar pairs: all pairs tested on the same photos.
     """
 
     lead: str
-    contestants: Sequence[ComparedRun]
+    runs: Sequence[ComparedRun]
     pairs: Sequence[Pair]
 
     @property
     def tested(self) -> list[ComparedRun]:
-        """Those that have test predictions."""
-        return [c for c in self.contestants if c.photos]
+        """The runs with test predictions."""
+        return [c for c in self.runs if c.photos]
 
     @property
     def splits(self) -> dict[str, list[ComparedRun]]:
-        """Digest -> those that were tested on it."""
+        """Digest -> the runs tested on it."""
         found: dict[str, list[ComparedRun]] = {}
-        for contestant in self.tested:
-            found.setdefault(contestant.digest, []).append(contestant)
+        for run in self.tested:
+            found.setdefault(run.digest, []).append(run)
         return found
 
 
-def verdict(facts: ComparisonFacts) -> str:
+def summary_line(facts: ComparisonFacts) -> str:
     """The comparison in a sentence."""
     differ = sum(pair.differs for pair in facts.pairs)
     if not facts.pairs:
@@ -130,11 +129,11 @@ def verdict(facts: ComparisonFacts) -> str:
     )
 
 
-def findings(facts: ComparisonFacts) -> list[str]:
-    """Each pair in words, the clearest first, and which runs cannot be compared, and why."""
+def pair_lines(facts: ComparisonFacts) -> list[str]:
+    """A line for each pair, the clearest first, and for runs that cannot be compared."""
     pairs = sorted(facts.pairs, key=lambda pair: pair.adjusted)
     in_full = len(pairs) <= _MOST_IN_FULL
-    lines = [_in_words(pair) for pair in pairs] if in_full else _in_short(pairs)
+    lines = [_pair_line(pair) for pair in pairs] if in_full else _short_lines(pairs)
     if len(facts.splits) > 1:
         groups = "; ".join(
             f"{listed(some)} on {digest or 'unknown photos'}"
@@ -144,7 +143,7 @@ def findings(facts: ComparisonFacts) -> list[str]:
             "Not to be compared with one another, since their data_digest differs, and their test "
             f"photos may: {groups}."
         )
-    untested = [c for c in facts.contestants if not c.photos]
+    untested = [c for c in facts.runs if not c.photos]
     if untested:
         lines.append(
             f"Not tested, as is every trial of a search, and so without test accuracy: "
@@ -153,16 +152,16 @@ def findings(facts: ComparisonFacts) -> list[str]:
     return lines
 
 
-def _in_short(pairs: Sequence[Pair]) -> list[str]:
-    """A line for each run that is better than others, and one for what chance can explain."""
-    beaten: dict[str, list[Pair]] = {}
+def _short_lines(pairs: Sequence[Pair]) -> list[str]:
+    """A line for each run that is better than others, and one for all other pairs."""
+    better: dict[str, list[Pair]] = {}
     for pair in pairs:
         if pair.differs:
-            beaten.setdefault(pair.better.title, []).append(pair)
+            better.setdefault(pair.better.title, []).append(pair)
     lines = [
         f"{title} is better than {worse_runs(mine)}: more than chance "
-        f"({_p_in_words(mine[-1].adjusted, most=True)})."
-        for title, mine in beaten.items()
+        f"({_p_text(mine[-1].adjusted, most=True)})."
+        for title, mine in better.items()
     ]
     rest = [f"{p.first.letter} and {p.second.letter}" for p in pairs if not p.differs]
     more = f" and {len(rest) - _MOST_LISTED} more" if len(rest) > _MOST_LISTED else ""
@@ -172,10 +171,11 @@ def _in_short(pairs: Sequence[Pair]) -> list[str]:
 
 
 def worse_runs(pairs: Sequence[Pair]) -> str:
+    """The letters of the worse run of each pair, in order."""
     return listed(sorted((p.worse for p in pairs), key=lambda c: (len(c.letter), c.letter)))
 
 
-def _in_words(pair: Pair) -> str:
+def _pair_line(pair: Pair) -> str:
     better, worse = pair.better, pair.worse
     mine, its = sorted((pair.only_first, pair.only_second), reverse=True)
     if mine == 0:
@@ -184,13 +184,13 @@ def _in_words(pair: Pair) -> str:
         f"of {better.photos:,} test photos, {mine:,} {_are(mine)} right only with {better.letter} "
         f"and {its:,} only with {worse.letter}"
     )
-    p = _p_in_words(pair.adjusted)
+    p = _p_text(pair.adjusted)
     if pair.differs:
         return f"{better.title} is better than {worse.title}: {counts}. More than chance ({p})."
     return f"{better.title} and {worse.title}: {counts}. No more than chance can explain ({p})."
 
 
-def _p_in_words(p: float, *, most: bool = False) -> str:
+def _p_text(p: float, *, most: bool = False) -> str:
     if p < 0.001:
         return "p < 0.001"
     return f"p {'at most' if most else '='} {p:.2g}"
@@ -205,16 +205,16 @@ def listed(some: Sequence[ComparedRun]) -> str:
     return ", ".join(c.letter for c in some)
 
 
-def differing_options(contestants: Sequence[ComparedRun]) -> list[str]:
-    """Names of options and facts that are not the same for all, in the order they are known."""
-    options = dict.fromkeys(name for c in contestants for name in c.options)
-    facts = dict.fromkeys(name for c in contestants for name in c.facts)
+def differing_options(runs: Sequence[ComparedRun]) -> list[str]:
+    """Names of options and facts that differ between runs."""
+    options = dict.fromkeys(name for c in runs for name in c.options)
+    facts = dict.fromkeys(name for c in runs for name in c.facts)
     return [
-        *(n for n in options if len({c.options.get(n) for c in contestants}) > 1),
-        *(n for n in facts if len({c.facts[n] for c in contestants if n in c.facts}) > 1),
+        *(n for n in options if len({c.options.get(n) for c in runs}) > 1),
+        *(n for n in facts if len({c.facts[n] for c in runs if n in c.facts}) > 1),
     ]
 
 
-def value_of(contestant: ComparedRun, name: str) -> str:
-    """An option's value or a fact; nothing where it is not known."""
-    return contestant.options.get(name, contestant.facts.get(name, ""))
+def value_of(run: ComparedRun, name: str) -> str:
+    """The value of an option or a fact; empty where unknown."""
+    return run.options.get(name, run.facts.get(name, ""))

@@ -20,7 +20,7 @@ from .pages import (
 )
 from .training_figures import calibration_figure, confusion_figure, f1_figure, learning_curve
 
-# Looks at photos, (n, S, S, 3) uint8, for these predicted classes -> (n, S, S) 0..1, or None.
+# Photos, (n, S, S, 3) uint8, and their predicted classes (n,) -> heat maps (n, S, S) 0..1, or None.
 ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 _MOST_TILES = 12
@@ -30,15 +30,18 @@ _FEW_PHOTOS = 5
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What the page is made from: plain results, row for row of the test split where arrays.
+    """The content of the page. Arrays and ``names`` have a row for each of T test photos.
 
+    :ivar scores: name -> value: test_accuracy, test_accuracy_low, test_accuracy_high,
+        best_val_accuracy, best_epoch.
+    :ivar history: one row for each epoch.
     :ivar photos: rows of the test split, (n,) int64 -> their photos, (n, S, S, 3) uint8.
     :ivar names: columns image and label_group, and title where the catalogue has one.
-    :ivar probabilities: (T, C) float.
-    :ivar has_copy: (T,) bool, whether a copy of the photo is in train.
-    :ivar class_scores: scikit-learn's report; ``counts`` the confusion matrix.
-    :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` gives it.
-    :ivar chance_error: the calibration error that chance alone would give.
+    :ivar labels: (T,) int, the true classes; ``probabilities`` (T, C) float.
+    :ivar class_scores: as :func:`shopee_mlflow.modeling.metrics.class_report` returns it.
+    :ivar counts: the confusion matrix.
+    :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
+    :ivar chance_error: the calibration error expected by chance.
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
     """
 
@@ -61,54 +64,52 @@ class TrainingFacts:
     subsets: Mapping[str, tuple[int, float, float, float]]
 
 
-def training_page(facts: TrainingFacts, look: ExplainFn) -> str:
-    """The page; see the template ``training.html.j2`` for its order."""
+def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
+    """The page; see the template ``training.html.j2`` for the order of its sections."""
     predicted = facts.probabilities.argmax(axis=1)
-    sureness = facts.probabilities.max(axis=1)
+    confidence = facts.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != facts.labels)
     right = np.flatnonzero(predicted == facts.labels)
-    mistakes = wrong[np.argsort(-sureness[wrong], kind="stable")]
-    hits = right[np.argsort(sureness[right], kind="stable")]
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    hits = right[np.argsort(confidence[right], kind="stable")]
     return render(
         "training.html.j2",
         title=facts.title,
         lead=facts.lead,
         headline=_headline(facts),
         curves=[_curve(facts, name) for name in ("loss", "accuracy")],
-        learned=_curves_in_words(facts),
+        learned=_curves_text(facts),
         confusion=figure_picture(
             confusion_figure(facts.counts, ""),
             "Confusion matrix: true label groups in rows, predicted ones in columns.",
-            _confusion_in_words(len(wrong), facts),
+            _confusion_text(len(wrong), facts),
         ),
         pairs=_confused_pairs(facts.counts),
         class_figure=figure_picture(
             f1_figure(_per_class(facts)),
             "F1 score of each label group, the lowest first.",
-            _classes_in_words(facts),
+            _classes_text(facts),
         ),
         class_table=_class_table(facts),
         calibration=figure_picture(
             calibration_figure(facts.calibration),
-            "How often predictions are right against the probability they claim.",
-            _calibration_in_words(facts),
+            "Accuracy of predictions by their probability.",
+            _calibration_text(facts),
         ),
         subsets=_subset_table(facts),
-        mistakes=_gallery(facts, mistakes, "The surest mistakes", _MISTAKES, len(wrong)),
-        attention=_attention(facts, mistakes[:_MOST_TILES], predicted, look),
-        hits=_gallery(facts, hits, "The least sure hits", _HITS, len(right)),
+        mistakes=_gallery(facts, mistakes, "Most confident mistakes", _MISTAKES, len(wrong)),
+        attention=_attention(facts, mistakes[:_MOST_TILES], predicted, explain),
+        hits=_gallery(facts, hits, "Least confident correct predictions", _HITS, len(right)),
         options=list(facts.options.items()),
         data_lines=list(facts.data_lines),
     )
 
 
 _MISTAKES = (
-    "Photos put into a wrong label group with the highest probability. Look for wrong labels, for "
-    "groups that show the same product, and for photos that show something else."
+    "Wrong predictions with the highest probability. Look for wrong labels, label groups that show "
+    "the same product, and photos that show something else."
 )
-_HITS = (
-    "Photos put into the right label group, but only just. More photos like these may help most."
-)
+_HITS = "Correct predictions with the lowest probability. More photos like these may help most."
 
 
 def _curve(facts: TrainingFacts, name: str) -> Picture:
@@ -131,7 +132,7 @@ def _headline(facts: TrainingFacts) -> list[tuple[str, str]]:
     ]
 
 
-def _curves_in_words(facts: TrainingFacts) -> str:
+def _curves_text(facts: TrainingFacts) -> str:
     best, last = int(facts.scores["best_epoch"]), facts.history.iloc[-1]
     gap = last["train_accuracy"] - last["val_accuracy"]
     words = f"Epoch {best} was the best on validation photos, and its weights were kept. "
@@ -142,20 +143,20 @@ def _curves_in_words(facts: TrainingFacts) -> str:
         )
     if last["train_accuracy"] < 0.5:
         return words + (
-            f"At the end only {last['train_accuracy']:.0%} of the training photos are right: it "
-            "has not learned enough yet. Try more epochs or another learning rate."
+            f"At the end only {last['train_accuracy']:.0%} of the training photos are right: the "
+            "model underfits. Try more epochs or another learning rate."
         )
     if best > 0.9 * len(facts.history):
         return words + "It is among the last: more epochs may still help."
     return words + "Training and validation accuracy stay together."
 
 
-def _confusion_in_words(wrong: int, facts: TrainingFacts) -> str:
+def _confusion_text(wrong: int, facts: TrainingFacts) -> str:
     total = len(facts.labels)
     if wrong == 0:
-        return f"All {total:,} test photos are on the diagonal: none was mistaken."
+        return f"All {total:,} test photos are classified correctly."
     noun = "photo is" if wrong == 1 else "photos are"
-    return f"{wrong:,} of {total:,} test {noun} off the diagonal; the table names the pairs."
+    return f"{wrong:,} of {total:,} test {noun} misclassified; the table lists the pairs."
 
 
 def _confused_pairs(counts: pd.DataFrame) -> Table:
@@ -179,12 +180,12 @@ def _per_class(facts: TrainingFacts) -> pd.DataFrame:
     return facts.class_scores.head(len(facts.classes))
 
 
-def _classes_in_words(facts: TrainingFacts) -> str:
+def _classes_text(facts: TrainingFacts) -> str:
     everything = _per_class(facts)
     table = everything[everything["support"] > 0]
     perfect = int((table["f1-score"] == 1).sum())
     few = int((table["support"] < _FEW_PHOTOS).sum())
-    words = f"{perfect:,} of {len(table):,} label groups are recognised without a mistake."
+    words = f"{perfect:,} of {len(table):,} label groups have no mistake."
     if few:
         words += (
             f" {few:,} have fewer than {_FEW_PHOTOS} test photos: one photo moves their score far."
@@ -200,29 +201,28 @@ def _class_table(facts: TrainingFacts) -> Table:
     table.insert(0, "number", table.index)
     caption = (
         "Number: that of the label group in the figures. "
-        "Precision: of the photos put into this group, the share that belongs there. Recall: of "
-        "the photos that belong there, the share that was found. Support: test photos. The "
-        "weakest first."
+        "Precision: share of photos predicted as this label group that belong to it. Recall: share "
+        "of its photos that are found. Support: test photos. Lowest F1 score first."
     )
     return Table("Label groups", caption, table)
 
 
-def _calibration_in_words(facts: TrainingFacts) -> str:
+def _calibration_text(facts: TrainingFacts) -> str:
     table = facts.calibration
     photos = table["photos"] / table["photos"].sum()
     bias = float(((table["confidence"] - table["accuracy"]) * photos).sum())
     variance = float((table["confidence"] * (1 - table["confidence"]) * photos).sum())
     chance = 2 * (variance / int(table["photos"].sum())) ** 0.5
     size = (
-        f"Expected calibration error {facts.calibration_error:.1%}; with so many photos chance "
-        f"alone gives about {facts.chance_error:.1%}. "
+        f"Expected calibration error {facts.calibration_error:.1%}; a calibrated model has "
+        f"about {facts.chance_error:.1%} on so many photos by chance. "
     )
     if abs(bias) <= max(0.02, chance):
-        return size + "On the whole the model is as often right as it claims, give or take chance."
+        return size + "The model is calibrated within chance."
     points = f"{abs(bias) * 100:.0f} percentage points"
     if bias > 0:
-        return size + f"It claims {points} too much: do not take probabilities literally."
-    return size + f"It claims {points} too little: it is more often right than it says."
+        return size + f"Probabilities are {points} too high on average."
+    return size + f"Probabilities are {points} too low on average."
 
 
 def _subset_table(facts: TrainingFacts) -> Table | None:
@@ -238,9 +238,8 @@ def _subset_table(facts: TrainingFacts) -> Table | None:
         for name, (photos, accuracy, low, high) in facts.subsets.items()
     ]
     caption = (
-        "Some test photos have a copy among the training photos, so recognising them proves "
-        "little. Those without a copy tell how the model does on photos it has not seen. "
-        "split=leak_free leaves no such copies."
+        "Some test photos have a copy in train, so their accuracy is partly memory. Photos without "
+        "a copy show the accuracy on new photos. split=leak_free leaves no such copies."
     )
     return Table("With and without a copy in train", caption, pd.DataFrame(rows))
 
@@ -257,44 +256,44 @@ def _gallery(
 
 
 def _attention(
-    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, look: ExplainFn
+    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, explain: ExplainFn
 ) -> Gallery | None:
-    """The mistakes once more, with what spoke for the wrong label group."""
+    """The mistakes with Grad-CAM heat maps for the predicted label group."""
     if not len(rows):
         return None
     photos = facts.photos(rows)
-    maps = look(photos, predicted[rows])
+    maps = explain(photos, predicted[rows])
     if maps is None:
         return None
     tiles = [
         Tile(
             photo_picture(_overlay(photo, heat), _alt(facts, row, "Grad-CAM on photo")),
-            _answer(facts, row),
+            _prediction(facts, row),
         )
         for row, photo, heat in zip(rows, photos, maps, strict=True)
     ]
     caption = (
-        "The same mistakes in the same order. Grad-CAM: the brighter and warmer a part of the "
-        "photo, the more it spoke for the predicted label group. Where that is not the product, "
-        "the network has learned the background."
+        "The same mistakes in the same order. Grad-CAM: brighter and warmer parts of the photo "
+        "contributed more to the predicted label group. Where that is not the product, the network "
+        "may have learned the background."
     )
     return Gallery("Where the network looked", caption, tiles, 0)
 
 
 def _lines(facts: TrainingFacts, row: int) -> list[str]:
-    """What is told of a photo: the answer, its title, and the beginning of its file's name."""
-    lines = _answer(facts, row)
+    """The prediction, the title, and the beginning of the file's name."""
+    lines = _prediction(facts, row)
     if "title" in facts.names:
         lines.append(shortened(str(facts.names["title"].iloc[row]), 80))
     return [*lines, shortened(str(facts.names["image"].iloc[row]), 18)]
 
 
-def _answer(facts: TrainingFacts, row: int) -> list[str]:
+def _prediction(facts: TrainingFacts, row: int) -> list[str]:
     probabilities = facts.probabilities[row]
     predicted, true = int(probabilities.argmax()), int(facts.labels[row])
-    lines = [f"said {_group(facts, predicted)} ({probabilities[predicted]:.0%})"]
+    lines = [f"predicted {_group(facts, predicted)} ({probabilities[predicted]:.0%})"]
     if predicted != true:
-        lines.append(f"is {_group(facts, true)} ({probabilities[true]:.0%})")
+        lines.append(f"true {_group(facts, true)} ({probabilities[true]:.0%})")
     return lines
 
 

@@ -49,7 +49,7 @@ def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
 
     Of many label groups the photos are drawn as dots: cells would be too small to be seen.
 
-    :param counts: square, as :func:`shopee_mlflow.modeling.metrics.confusion` gives it.
+    :param counts: square, as :func:`shopee_mlflow.modeling.metrics.confusion` returns it.
     """
     classes = [str(name) for name in counts.columns]
     values = counts.to_numpy()
@@ -127,7 +127,9 @@ def mistakes_figure(
     columns = 5
     lines = max(-(-len(shown) // columns), 1)
     figure = Figure(figsize=(2.6 * columns, 3.0 * lines), layout="constrained")
-    figure.suptitle(f"{len(rows)} mistakes" + (f", the {most} surest" if len(rows) > most else ""))
+    figure.suptitle(
+        f"{len(rows)} mistakes" + (f", the {most} most confident" if len(rows) > most else "")
+    )
     for index, axes in enumerate(np.ravel(figure.subplots(lines, columns, squeeze=False))):
         axes.set_axis_off()
         if index < len(shown):
@@ -142,13 +144,13 @@ def mistakes_figure(
 
 
 def calibration_figure(table: pd.DataFrame) -> Figure:
-    """Accuracy against claimed probability, the area of each point by its photos.
+    """Accuracy by probability of the prediction; the area of a point is its number of photos.
 
-    :param table: as :func:`shopee_mlflow.modeling.metrics.calibration` gives it.
+    :param table: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
     """
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="as often right as claimed")
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="perfect calibration")
     axes.plot(table["confidence"], table["accuracy"], color=TRAIN_COLOUR, linewidth=1)
     sizes = 30 + 400 * table["photos"] / table["photos"].sum()
     axes.scatter(table["confidence"], table["accuracy"], s=sizes, color=TRAIN_COLOUR, zorder=3)
@@ -164,7 +166,7 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
-    axes.set(xlabel="claimed probability", ylabel="share that is right", xlim=(0, 1.03))
+    axes.set(xlabel="probability", ylabel="accuracy", xlim=(0, 1.03))
     axes.set(ylim=(-0.03, 1.1), title="Calibration; numbers are photos")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -1,4 +1,4 @@
-"""Compare: trainings that have ended, side by side; which differences are more than chance."""
+"""Compare: finished trainings side by side, and which differences are more than chance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from ..console import say
 from ..errors import ConfigError, TrackingError
 from ..modeling.metrics import holm, mcnemar, wilson_interval
 from ..reports.comparison import comparison_page, comparison_table, pairs_table
-from ..reports.comparison_statistics import ComparedRun, ComparisonFacts, Pair, findings, verdict
+from ..reports.comparison_statistics import (
+    ComparedRun,
+    ComparisonFacts,
+    Pair,
+    pair_lines,
+    summary_line,
+)
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.history import CHOSEN_BY, PastRun, best_runs, past_run
@@ -26,17 +32,17 @@ from ..tracking.runs import open_run
 
 _FOLDER = "comparison"
 _NOTE = "mlflow.note.content"
-# What is no option and yet may be why two runs differ: its tag, and what it is called.
+# Tags that may explain a difference without being an option, and their names on the page.
 _FACTS = {"data_digest": "data_digest", "git_commit": "git_commit", "device": "computed on"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison gave.
+    """The result of a comparison.
 
-    :ivar runs: one row a run, as ``comparison.csv`` holds them.
-    :ivar pairs: one row a pair that was tested on the same photos, as ``pairs.csv`` holds them.
-    :ivar words: the verdict, and each finding.
+    :ivar runs: one row for each run, as in ``comparison.csv``.
+    :ivar pairs: one row for each pair tested on the same photos, as in ``pairs.csv``.
+    :ivar words: the summary line, then a line for each pair or group of pairs.
     """
 
     run_id: str
@@ -54,7 +60,7 @@ def compare(
 ) -> Comparison:
     """Compare trainings: options that differ, curves, test accuracies, McNemar's test of pairs.
 
-    Logged as a run of its own, and written into a folder.
+    The comparison is logged as a run and written into a folder.
 
     :param runs: ids of at least two runs; trials of a search may be among them.
     :param experiment: instead, the ``best`` finished trainings of this MLflow experiment, by
@@ -78,13 +84,13 @@ def compare(
             }
         )
         log.log_tags(machine_tags("cpu"))
-        contestants = [
-            _contestant(letter, run) for letter, run in zip(_letters(), past, strict=False)
+        compared = [
+            _compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)
         ]
-        pairs = _pairs(contestants, past)
+        pairs = _pairs(compared, past)
         chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
         lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
-        facts = ComparisonFacts(lead, contestants, pairs)
+        facts = ComparisonFacts(lead, compared, pairs)
         words = _keep(log, facts, out)
         say(*words, f"run {log.run_id}, page in {out / REPORT_FILE}")
     return Comparison(log.run_id, words, comparison_table(facts), pairs_table(facts))
@@ -118,7 +124,7 @@ def _letters() -> Iterator[str]:
         yield from ("".join(letters) for letters in product(ascii_uppercase, repeat=length))
 
 
-def _contestant(letter: str, run: PastRun) -> ComparedRun:
+def _compared_run(letter: str, run: PastRun) -> ComparedRun:
     tested: dict[str, Any] = {}
     if run.predictions is not None:
         right, photos = int(_right(run.predictions).sum()), len(run.predictions)
@@ -139,7 +145,7 @@ def _contestant(letter: str, run: PastRun) -> ComparedRun:
 
 
 def _without_name(options: Mapping[str, str]) -> dict[str, str]:
-    """The run's name stands in its own column."""
+    """The options without the run's name, which has its own column."""
     return {name: value for name, value in options.items() if name != "run_name"}
 
 
@@ -147,10 +153,10 @@ def _right(predictions: pd.DataFrame) -> np.ndarray:
     return (predictions["label_group"] == predictions["predicted"]).to_numpy()
 
 
-def _pairs(contestants: Sequence[ComparedRun], past: Sequence[PastRun]) -> list[Pair]:
-    """McNemar's test of all pairs that were tested on the same photos; p values after Holm."""
+def _pairs(runs: Sequence[ComparedRun], past: Sequence[PastRun]) -> list[Pair]:
+    """McNemar's test of all pairs tested on the same photos; p values adjusted by Holm."""
     found = []
-    for (first, run), (second, other) in combinations(zip(contestants, past, strict=True), 2):
+    for (first, run), (second, other) in combinations(zip(runs, past, strict=True), 2):
         if run.predictions is None or other.predictions is None or first.digest != second.digest:
             continue
         if first.digest:
@@ -179,8 +185,8 @@ def _mcnemar(run: PastRun, other: PastRun) -> tuple[int, int, float]:
 
 
 def _keep(log: RunLog, facts: ComparisonFacts, out: Path) -> list[str]:
-    """Log the page and its tables, write them into the folder, and give the result in words."""
-    words = [verdict(facts), *findings(facts)]
+    """Log the page and its tables, write them into the folder, and return the result's lines."""
+    words = [summary_line(facts), *pair_lines(facts)]
     texts = {
         REPORT_FILE: comparison_page(facts),
         "comparison.csv": comparison_table(facts).to_csv(index=False, lineterminator="\n"),

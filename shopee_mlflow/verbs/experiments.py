@@ -37,7 +37,7 @@ def original_table() -> list[Path]:
         raise ConfigError(
             [f"files: {', '.join(missing)} not found; run this in a checkout or name files"]
         )
-    # Named from here where that is possible: it is what the runs log, on every machine alike.
+    # Relative paths where possible, since runs log them: they are the same on every machine.
     here = Path.cwd()
     return [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
 
@@ -45,11 +45,10 @@ def original_table() -> list[Path]:
 def run_experiments(files: Sequence[Path], cli_options: Mapping[str, str]) -> int:
     """Train each file's configuration and print the table of results.
 
-    One that fails is told and the others go on. All configurations are checked before the first
-    is trained.
+    When one fails, the others still run. All configurations are checked before the first training.
 
-    :param cli_options: options for all of them, going before those in the files.
-    :returns: how many failed.
+    :param cli_options: options for all of them; they override those in the files.
+    :returns: the number of failures.
     """
     _check_call(files, cli_options)
     options = {file.stem: _options_for(file, cli_options) for file in files}
@@ -79,7 +78,7 @@ def _check_call(files: Sequence[Path], cli_options: Mapping[str, str]) -> None:
 
 
 def _options_for(file: Path, cli_options: Mapping[str, str]) -> dict[str, str]:
-    """Options for one file; ``weights`` replaces a download, so only those that have one get it."""
+    """Options for one file; ``weights`` replaces a download, so it applies to pretrained models."""
     given = {**cli_options, "config": str(file)}
     model = str(read_yaml(file).get("model", TrainConfig.model))
     if not cli_options.get("model", model).endswith(PRETRAINED):

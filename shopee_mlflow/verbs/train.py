@@ -92,8 +92,13 @@ def train(
 
 def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: float) -> list[str]:
     """The result in words."""
+    best = ", ".join(
+        f"{name.removeprefix('best_')} {value:.1%}"
+        for name, value in scores.items()
+        if name.startswith("best_val_")
+    )
     return [
-        f"best epoch {scores['best_epoch']:.0f}: val accuracy {scores['best_val_accuracy']:.1%}",
+        f"best epoch {scores['best_epoch']:.0f}: {best}",
         f"test accuracy {scores['test_accuracy']:.1%} of {photos} photos, 95 % interval "
         f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
         f"run {run.run_id}, {duration(seconds)} in all. See it with: mlflow ui",
