@@ -62,6 +62,7 @@ def test_a_timeout_set_by_the_user_holds_for_transfers(
     assert os.environ[TIMEOUT] == seconds
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "error", [ExpiredTokenError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
 )
@@ -89,6 +90,7 @@ def test_our_own_mistakes_are_not_hidden() -> None:
         raise ZeroDivisionError
 
 
+@pytest.mark.fault
 def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "artifacts"
@@ -106,6 +108,7 @@ def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_
     assert found.info.status == "FAILED"
 
 
+@pytest.mark.fault
 def test_a_missing_package_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(TrackingError, match=r"s3://bucket/x, .* pip install boto3"):
@@ -151,6 +154,7 @@ def test_mlflows_variables_for_system_metrics_hold(
     assert intervals == [5]
 
 
+@pytest.mark.fault
 def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> None:
     remark = "the client's photos"
     MlflowClient().log_param(run.result.run_id, "remark", remark)
@@ -160,6 +164,7 @@ def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> No
     assert runs.unquoted("'a b'") == "a b"
 
 
+@pytest.mark.fault
 def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +199,7 @@ with open_run("first", measure=False) as log:
 """
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_three_first_runs_create_a_database_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
