@@ -150,8 +150,10 @@ def connect() -> None:
     if not uri.startswith("sqlite:///") or uri in _connected:
         return
     file = Path(uri.removeprefix("sqlite:///"))
-    writable = os.access(file.parent, os.W_OK)
-    with FileLock(f"{file}.lock") if writable else nullcontext():
+    lock = Path(f"{file}.lock")
+    # Without the right to write, the store is read, or MLflow says why it cannot be.
+    lockable = os.access(lock if lock.exists() else file.parent, os.W_OK)
+    with FileLock(lock) if lockable else nullcontext():
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
 
