@@ -1,4 +1,4 @@
-"""The comparison of trainings, as one HTML page: which differences are more than chance."""
+"""The comparison of trainings as one HTML page."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _pair_rows(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def _option_rows(facts: ComparisonFacts) -> pd.DataFrame:
-    """The options that differ; the table has its shorter side across."""
+    """The options that differ, in one row per run, or per option if these are more."""
     runs, names = facts.runs, differing_options(facts.runs)
     if len(runs) < len(names):
         return pd.DataFrame(
@@ -162,7 +162,7 @@ def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def pairs_table(facts: ComparisonFacts) -> pd.DataFrame:
-    """One row for each pair tested on the same photos, the clearest difference first."""
+    """One row for each pair tested on the same photos, sorted by p value."""
     columns = ("first", "second", "only_first_right", "only_second_right", "p", "p_holm", "differs")
     rows = [
         (p.first.letter, p.second.letter, p.only_first, p.only_second, p.p, p.adjusted, p.differs)

@@ -130,7 +130,7 @@ def summary_line(facts: ComparisonFacts) -> str:
 
 
 def pair_lines(facts: ComparisonFacts) -> list[str]:
-    """A line for each pair, the clearest first, and for runs that cannot be compared."""
+    """A line for each pair, sorted by p value, and for runs that cannot be compared."""
     pairs = sorted(facts.pairs, key=lambda pair: pair.adjusted)
     in_full = len(pairs) <= _MOST_IN_FULL
     lines = [_pair_line(pair) for pair in pairs] if in_full else _short_lines(pairs)

@@ -1,4 +1,4 @@
-"""The report of a training, as one HTML page: what was learned, how well, and where it fails."""
+"""The report of a training as one HTML page."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _confused_pairs(counts: pd.DataFrame) -> Table:
 
 
 def _per_class(facts: TrainingFacts) -> pd.DataFrame:
-    """The report without its averages, which stand at the end."""
+    """The report without the averages in its last rows."""
     return facts.class_scores.head(len(facts.classes))
 
 
