@@ -1,4 +1,4 @@
-"""Compare: the page, its tables, and what they say is chance."""
+"""Compare: the page, its tables, and which differences it calls chance."""
 
 from __future__ import annotations
 
