@@ -284,8 +284,8 @@ def _training(explored: Explored) -> Section:
     splits = selection.splits
     if len(splits):
         caption = (
-            f"One dot per seed ({splits['seed'].nunique()} seeds); lines are means. The score of a "
-            "test photo with a copy in train is partly memory."
+            f"One dot per seed ({splits['seed'].nunique()} seeds); lines are means. The model "
+            "may have memorized test photos with a copy in train."
         )
         alt = "Share of test photos with a copy in train, by split, one dot per seed."
         pictures.append(figure_picture(figures.leaks_figure(splits), alt, caption))

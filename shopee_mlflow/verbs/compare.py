@@ -1,4 +1,4 @@
-"""Compare finished trainings, and test which differences are more than chance."""
+"""Compare finished trainings, and test which differences are significant."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def compare(
 
 
 def _check_call(runs: Sequence[str], experiment: str | None, best: int, out: Path) -> list[str]:
-    """The ids asked for, each once.
+    """The unique ids of the runs.
 
     :raises ConfigError: with every problem of the call.
     """
