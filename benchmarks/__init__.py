@@ -1,1 +1,1 @@
-"""Ours beside honest references; see README.md."""
+"""This project compared with reference implementations; see README.md."""

@@ -21,14 +21,14 @@ from .job import IMAGES, MANIFEST
 
 _QUALITY = 90
 _ABOUT = "about.json"
-_FEWEST = 3  # photos of a label group, which cleaning asks for
-# Decoded only to see that the photos can be; the split does not depend on it.
+_FEWEST = 3  # fewest photos of a label group that cleaning keeps
+# Decoded only to check that the photos decode; the split does not depend on it.
 _SMALL = 32
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """A file to write: its row in the CSV, the photo it shows, and which copy of it it is."""
+    """A file to write: its row in the CSV, its photo, and the number of the copy."""
 
     row: dict[str, Any]
     source: Path
@@ -38,12 +38,12 @@ class _Photo:
 def make_catalog(data: str, size: int, folder: Path, px: int = 1024) -> Path:
     """A catalogue of ``size`` photos in our layout, with the manifest of its leak-free split.
 
-    It takes what our cleaning keeps of ``data``. Fewer photos are a stratified choice; more are
-    filled up with copies that differ in crop and brightness. A copy carries the perceptual hash
-    of its original, so that the split keeps both on one side.
+    The photos are those that cleaning keeps of ``data``: a stratified sample, or all of them and
+    copies that differ in crop and brightness. A copy has the perceptual hash of its original, so
+    the split keeps both on one side.
 
     :param data: a folder in our layout, or ``sample``.
-    :returns: ``folder``; what is there already is taken where it was made alike.
+    :returns: ``folder``; an existing catalogue with the same settings is reused.
     """
     about = {"data": data, "size": size, "px": px}
     marker = folder / _ABOUT
@@ -90,7 +90,7 @@ def _photo(row: dict[Any, Any], number: int, copy: int) -> _Photo:
     stem = Path(str(row["image"])).stem
     facts = {
         "posting_id": f"p{number}",
-        # The first keeps its name: the split follows from the names.
+        # The first one keeps its name, because the split depends on the names.
         "image": f"{stem}-{copy}.jpg" if copy else str(row["image"]),
         "image_phash": row["image_phash"],
         "title": row.get("title", ""),
@@ -100,14 +100,14 @@ def _photo(row: dict[Any, Any], number: int, copy: int) -> _Photo:
 
 
 def _stratified(kept: pd.DataFrame, size: int, rng: np.random.Generator) -> pd.DataFrame:
-    """``size`` rows with each group's share, and no group below the fewest that are allowed."""
+    """Sample ``size`` rows in proportion to the groups, at least ``_FEWEST`` of each."""
     labels = kept["label_group"].to_numpy()
     groups, sizes = np.unique(labels, return_counts=True)
     quota = np.minimum(sizes, _FEWEST)
     if quota.sum() > size:
         raise SystemExit(f"{size} photos are too few: {quota.sum()} are needed for {_FEWEST} each")
     while quota.sum() < size:
-        # The group that is furthest below its share gets the next photo.
+        # The group furthest below its share gets the next photo.
         quota[np.argmin(quota / sizes)] += 1
     chosen = [
         rng.permutation(np.flatnonzero(labels == group))[:count]
@@ -117,7 +117,7 @@ def _stratified(kept: pd.DataFrame, size: int, rng: np.random.Generator) -> pd.D
 
 
 def _more(have: int, size: int, rng: np.random.Generator) -> list[int]:
-    """Positions of the photos to copy, each as often as the others."""
+    """Positions of the photos to copy; each photo is copied equally often."""
     order: list[int] = []
     while len(order) < size - have:
         order += rng.permutation(have).tolist()

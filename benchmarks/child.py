@@ -1,4 +1,4 @@
-"""A child process: reads a job, measures, writes the result or the reason why there is none."""
+"""A child process: read a job, measure it, write the result or the reason of a failure."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MODULES = {
 
 
 def main(job_file: str, answer: str) -> None:
-    """Measure; what goes wrong is an answer, too."""
+    """Measure; an error becomes a result with its reason."""
     job = Job.read(Path(job_file))
     result: dict[str, Any]
     try:
         result = importlib.import_module(f"benchmarks.{MODULES[job.name]}").measure(job)
-    except Exception as error:  # noqa: BLE001 - a row of the table tells it
+    except Exception as error:  # noqa: BLE001 - the table reports it
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         result = {"failed": f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]}

@@ -1,4 +1,4 @@
-"""Run one measurement in a process of its own, with fresh folders, and watch its memory."""
+"""Run one measurement in a separate process with new folders, and record its memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .job import Job
 ROOT = Path(__file__).parents[1]
 _POLL_SECONDS = 0.2
 _GPU_POLL_SECONDS = 1.0
-# Pages that processes share are counted apart only when the sum has grown by this much.
+# Shared pages are counted only when the sum has grown by this many bytes, since it is slow.
 _GROWN = 1.02
 _MIB = 2**20
 _OURS = ("ours_frozen", "ours_full")
@@ -33,9 +33,9 @@ _OURS = ("ours_frozen", "ours_full")
 class Watched:
     """How a process and its own children ended.
 
-    :ivar rss: most bytes of resident memory, summed over the processes.
-    :ivar pss: the same with pages that processes share counted once; 0 where it cannot be known.
-    :ivar gpu: most bytes of the GPU in use above what was before; 0 without one.
+    :ivar rss: peak resident memory in bytes, summed over the processes.
+    :ivar pss: the same with shared pages counted once; 0 if it is unknown.
+    :ivar gpu: peak GPU memory in bytes above that in use before; 0 without a GPU.
     """
 
     began: float
@@ -55,9 +55,9 @@ class Watched:
 
 
 def measure(job: Job, keep: bool = False) -> dict[str, Any]:
-    """The result of a job; of one that fails, the reason under ``failed``.
+    """The result of a job; if it fails, the reason under ``failed``.
 
-    :param keep: leave the job's folder with its log.
+    :param keep: keep the job's folder with its log.
     """
     scratch = Path(job.scratch)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -79,7 +79,7 @@ def _measure_child(job: Job) -> dict[str, Any]:
 
 
 def _measure_ours(job: Job) -> dict[str, Any]:
-    """The real command is the process that is timed; another one reads what it has left."""
+    """Time the real command; a second process reads its results."""
     from .systems import ours
 
     log = Path(job.scratch) / "command.log"
@@ -108,9 +108,9 @@ def _run_child(job: Job) -> tuple[Watched, dict[str, Any]]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Nothing that an earlier measurement has left can be found: no cache, store or kernel."""
+    """An environment without caches, stores or kernels of earlier measurements."""
     scratch = Path(job.scratch)
-    # A run that is under way around us is not the measurement's.
+    # The measurement must not join an active run of the caller.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     return {
         **kept,
@@ -126,7 +126,7 @@ def _environment(job: Job) -> dict[str, str]:
 def watch_process(
     command: list[str], environment: Mapping[str, str], place: Path, log: Path
 ) -> Watched:
-    """Start a command, wait for its end, and note the most memory that it used."""
+    """Start a command, wait for its end, and record its peak memory."""
     before, stop = _gpu_bytes(), threading.Event()
     with log.open("wb") as stream:
         watched = Watched(began=time.time())
@@ -134,7 +134,7 @@ def watch_process(
         child = subprocess.Popen(
             command, env=dict(environment), cwd=place, stdout=stream, stderr=subprocess.STDOUT
         )
-        # In a thread, since what it asks for may take longer than the process has left.
+        # In a thread, since a query may take longer than the process runs.
         looking = threading.Thread(target=_look, args=(child.pid, watched, before, stop))
         looking.start()
         try:
@@ -148,7 +148,7 @@ def watch_process(
 
 
 def _look(pid: int, watched: Watched, before: int | None, stop: threading.Event) -> None:
-    """Note the memory of a process and its children until ``stop`` is set."""
+    """Record the memory of a process and its children until ``stop`` is set."""
     asked = 0.0
     while not stop.wait(_POLL_SECONDS):
         _note_memory(pid, watched)
@@ -158,7 +158,7 @@ def _look(pid: int, watched: Watched, before: int | None, stop: threading.Event)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Where the watch was cut short, the process and all that it has started go, too."""
+    """End the process and its children if recording was interrupted."""
     if child.poll() is not None:
         return
     for process in [*psutil.Process(child.pid).children(recursive=True), child]:
@@ -175,7 +175,7 @@ def _note_memory(pid: int, watched: Watched) -> None:
         return
     rss = sum(_rss(process) for process in tree)
     if rss > watched.rss * _GROWN:
-        # Slower to ask for, so only at a new height.
+        # This query is slower, so it is made only at a new peak.
         watched.pss = max(watched.pss, sum(_pss(process.pid) for process in tree))
     watched.rss = max(watched.rss, rss)
 
@@ -206,6 +206,6 @@ def _gpu_bytes() -> int | None:
 
 
 def _last_words(log: Path) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip()[:300] if lines else ""

@@ -1,10 +1,10 @@
-"""What a photo costs as a catalogue grows: seconds and memory of every step.
+"""Time and memory per photo of every step of a training, for catalogues of increasing size.
 
-    python contextmarks/growth.py --sizes 10000,100000 --rows 1000000 --scratch folder
+    python benchmarks/growth.py --sizes 10000,100000 --rows 1000000 --scratch folder
 
-Each size has a process of its own. Photos are small generated JPEG files, so that what is measured
-is the way through the steps, not the decoder. Catalogues of --rows have no photos: only what needs
-none is measured. docs/scaling.md says what follows from the figures.
+Each size is measured in its own process. Photos are small generated JPEG files, so that decoding
+takes little of the time. Catalogues of --rows have no photos; only steps that need none are
+measured. docs/scaling.md discusses the results.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from PIL import Image
 _SIDE, _GROUP, _COPIES = 64, 20, 0.05
 _EPOCH = "an epoch of the small CNN"
 _AGAIN = "check the cache (later starts)"
-# Functions of a training's way to its data, by the module whose name for them is used.
+# Step -> module and name of the function that is timed.
 _STEPS = {
     "read the CSV": ("dataset", "read_catalog"),
     "clean the rows": ("dataset", "select_rows"),
     "find the files": ("dataset", "locate_files"),
-    "digest the files": ("dataset", "hash_files"),
+    "compute file digests": ("dataset", "hash_files"),
     "decode into the cache": ("dataset", "load_pixels"),
-    "tie copies and split": ("splits", "assign_splits"),
-    "put together, digest": ("dataset", "_assemble"),
+    "group copies and split": ("splits", "assign_splits"),
+    "assemble the dataset, compute its digest": ("dataset", "_assemble"),
 }
 
 
 def main() -> None:
-    """Make what is not there, measure each size, print a table."""
+    """Generate missing catalogues, measure each size and print a table."""
     options = _parser().parse_args()
     if options.child:
         folder = options.scratch / options.child
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def make_catalog(folder: Path, size: int, photos: bool = True) -> None:
-    """A catalogue of so many small photos in groups of 20, a twentieth with another's phash."""
+    """Generate small photos in groups of 20; a twentieth have the phash of another photo."""
     if (folder / "train.csv").exists():
         return
     (folder / "train_images" if photos else folder).mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def make_catalog(folder: Path, size: int, photos: bool = True) -> None:
             picture.save(folder / "train_images" / name, quality=80)
         phash = f"{phashes[number]:016x}"
         rows.append((f"p{number}", name, phash, f"title {number}", f"group {number // _GROUP}"))
-    # The CSV last: where it is, all is there.
+    # The CSV is written last: if it exists, the catalogue is complete.
     with (folder / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("posting_id", "image", "image_phash", "title", "label_group"))
@@ -87,7 +87,7 @@ def make_catalog(folder: Path, size: int, photos: bool = True) -> None:
 
 
 def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
-    """Step -> seconds, and MiB of resident memory above what it began with, at its height."""
+    """Step -> seconds, and MiB of peak resident memory above that before the step."""
     from shopee_mlflow.config import TrainConfig, resolve
     from shopee_mlflow.data import dataset, splits
     from shopee_mlflow.data.pixel_cache import load_pixels
@@ -118,7 +118,7 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
         load_pixels(files, contents, image_size)
     context = TrainingContext(data, choose_machine("cpu"))
     inputs = context.prepare(context.new_model(config), config)
-    with _clock("an epoch of batches alone", measured):
+    with _clock("an epoch of batches, without a model", measured):
         for _ in inputs.train.epoch(1):
             pass
     with _clock(_EPOCH, measured):
@@ -128,7 +128,7 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
 
 
 def measure_rows(folder: Path) -> dict[str, dict[str, float]]:
-    """The same of what needs no photo."""
+    """:func:`measure` for the steps that need no photos."""
     from shopee_mlflow.data.catalog_csv import read_catalog
     from shopee_mlflow.data.cleaning import Cleaning, select_rows
     from shopee_mlflow.data.splits import assign_splits
@@ -182,7 +182,7 @@ def _clock(title: str, measured: dict[str, dict[str, float]]) -> Iterator[None]:
 
 
 def table(columns: list[tuple[int, dict[str, dict[str, float]]]]) -> list[str]:
-    """Markdown: a row a step; seconds, microseconds a photo, and MiB for each size."""
+    """Markdown table, a row per step: seconds, microseconds per photo and MiB for each size."""
     sizes = [f"{size:,} photos: s | µs a photo | MiB more" for size, _ in columns]
     lines = [f"| step | {' | '.join(sizes)} |", "| --- |" + " --- | --- | --- |" * len(columns)]
     for title in columns[0][1]:
@@ -197,7 +197,7 @@ def table(columns: list[tuple[int, dict[str, dict[str, float]]]]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     heights = [max(step["rss"] for step in measured.values()) for _, measured in columns]
     cells = [f"| | {height:,.0f}" for height in heights]
-    lines.append(f"| resident memory at its height | {' | '.join(cells)} |")
+    lines.append(f"| peak resident memory | {' | '.join(cells)} |")
     return lines
 
 
@@ -213,7 +213,7 @@ def _in_child(options: argparse.Namespace, catalog: str) -> dict[str, dict[str, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="contextmarks/growth.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks/growth.py", description=__doc__)
     add = parser.add_argument
     add("--sizes", type=_numbers, default=[10_000, 100_000])
     add("--rows", type=_numbers, default=[], help="catalogues without photos")

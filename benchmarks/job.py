@@ -1,4 +1,4 @@
-"""What a child process is asked to measure, and the photos that every system gets alike."""
+"""The job of a child process, and the photos that all systems use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Job:
     :ivar weights: state-dict file in torchvision's layout; None: random weights.
     :ivar size: photos in the catalogue.
     :ivar budget: seconds of measured batches after which a reference stops; 0: no limit.
-    :ivar whole: train to the end whatever the budget.
+    :ivar whole: train to the end regardless of the budget.
     :ivar workers: worker processes of the references' loaders.
     :ivar trials: of the search that ``tune`` runs.
     :ivar data: name of the folder that the catalogue was made from.
     :ivar scratch: a folder for this measurement alone.
-    :ivar started: when the process began that is asked about (seconds since 1970); 0: this one.
+    :ivar started: start of the measured process (seconds since 1970); 0: this process.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Job:
 
     @property
     def to_the_end(self) -> bool:
-        """Whether nothing is to be scaled."""
+        """Whether the job runs to its end, so that nothing is scaled."""
         return self.whole or self.budget <= 0
 
     def settings(self) -> dict[str, object]:
-        """All that shapes the result: equal for two runs of one measurement, wherever they ran."""
+        """The settings that affect the result, without the paths of one machine."""
         values = dataclasses.asdict(self)
         for name in ("catalog", "scratch", "started"):
             del values[name]
@@ -62,18 +62,18 @@ class Job:
         return values
 
     def write(self, file: Path) -> None:
-        """Store the job for a child to read."""
+        """Write the job to a file for a child process."""
         file.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path) -> Job:
-        """The job that :meth:`write` stored."""
+        """Read a job that :meth:`write` stored."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Photos of one split: files, and their labels as numbers 0, 1, ..."""
+    """Photos of one split: files, and their labels as integers from 0."""
 
     files: list[Path]
     labels: list[int]
@@ -83,7 +83,7 @@ class Split:
 
 
 def read_splits(catalog: str) -> dict[str, Split]:
-    """train, val and test as the manifest of the catalogue says."""
+    """The train, val and test splits of the catalogue's manifest."""
     table = pd.read_csv(Path(catalog) / MANIFEST)
     folder = Path(catalog) / IMAGES
     return {
@@ -93,5 +93,5 @@ def read_splits(catalog: str) -> dict[str, Split]:
 
 
 def count_classes(catalog: str) -> int:
-    """How many label groups the manifest has."""
+    """Number of label groups in the manifest."""
     return int(pd.read_csv(Path(catalog) / MANIFEST)["label"].nunique())

@@ -1,4 +1,4 @@
-"""The plain training loop that the references without one of their own share, with a stopwatch."""
+"""A plain, timed training loop, shared by the references that have no loop of their own."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from .job import Job
 from .stopwatch import Stopwatch
 
 Loader = Iterable[tuple[Tensor, Tensor]]
-# Of the budget, for a part of validation where no epoch was complete.
+# Share of the budget for part of a validation, if no epoch was complete.
 _VALIDATION_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labels and logits of the photos looked at, and the seconds it took."""
+    """Labels and logits of the predicted photos, and the seconds it took."""
 
     labels: np.ndarray
     logits: np.ndarray
     seconds: float
 
     def scaled(self, photos: int) -> float:
-        """Seconds for so many photos."""
+        """Scale the seconds to a number of photos."""
         return self.seconds / len(self.labels) * photos
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a system brings: a model on its device, loaders, and what an update is.
+    """The parts of a system: a model on its device, loaders, and the update of a step.
 
-    :ivar epoch_photos: photos that an epoch of ``train`` gives, and those of ``val``, ``test``.
-    :ivar after_epoch: called with the number of epochs done: the schedule.
+    :ivar epoch_photos: number of photos in an epoch of ``train``, and in ``val`` and ``test``.
+    :ivar after_epoch: called with the number of finished epochs, to step the schedule.
     """
 
     model: nn.Module
@@ -75,7 +75,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self, loader: Loader, limit: float = float("inf")) -> Evaluation:
-        """Logits in eval mode, of all photos or until so many seconds have passed."""
+        """Logits in eval mode, of all photos or until a number of seconds has passed."""
         self.model.eval()
         labels, logits = [], []
         began = time.perf_counter()
@@ -91,7 +91,7 @@ class Training:
 
 
 def run(job: Job, training: Training) -> dict[str, Any]:
-    """Train as far as the budget goes; to the end, the test photos are looked at, too."""
+    """Train until the budget is used up; a training that reaches its end is also tested."""
     watch = Stopwatch(job)
     watch.begin_training()
     for number in range(1, job.epochs + 1):
@@ -123,7 +123,7 @@ def _scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
 
 
 def _train_epoch(training: Training, watch: Stopwatch) -> bool:
-    """Whether the epoch came to its end."""
+    """Whether the epoch was complete."""
     training.model.train()
     asked = time.perf_counter()
     for images, labels in training.train:
@@ -139,13 +139,13 @@ def _train_epoch(training: Training, watch: Stopwatch) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given, so that a step's seconds are its own."""
+    """Synchronize the device, so that the time of a step is its own."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine_of(job: Job) -> Machine:
-    """The device and precision that ours would choose, too."""
+    """The device and precision that this project would choose."""
     machine = choose_machine(job.device)
     if machine.device.type == "cuda":
         torch.backends.cudnn.benchmark = True

@@ -1,4 +1,4 @@
-"""The machine in words: what a figure in seconds means nothing without."""
+"""Describe the machine that the times were measured on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    """From nvidia-smi: torch would take memory of the GPU to tell."""
+    """Ask nvidia-smi, since torch would allocate GPU memory."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The one network that every reference trains, and how it is compiled."""
+"""The network that all references train, and how it is compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shopee_mlflow.modeling.architectures import read_state
 
 from .job import Job, count_classes
 
-# Below this many full batches in a job, compiling evaluation costs more than it gives.
+# With fewer full batches in a job, compiling evaluation takes longer than it saves.
 _WORTH_COMPILING = 100
 
 
@@ -27,17 +27,17 @@ def new_network(job: Job) -> nn.Module:
 
 
 def body_state(job: Job) -> dict[str, Tensor]:
-    """The given weights without the head's, which is for other classes."""
+    """The given weights without those of the head, which has other classes."""
     state = read_state(job.weights) if job.weights else {}
     return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
 
 
 class CompiledBatches:
-    """Takes the place of a module's ``forward``: full batches run compiled, odd ones as they are.
+    """Replace a module's ``forward``: full batches run compiled, smaller ones uncompiled.
 
-    So each kind of batch is compiled once, and the last, smaller one of an epoch never is.
+    The last, smaller batch of an epoch therefore never compiles again.
 
-    :ivar on: False: everything runs as it is.
+    :ivar on: False: all batches run uncompiled.
     """
 
     def __init__(self, module: nn.Module, job: Job, val_photos: int) -> None:
@@ -52,7 +52,7 @@ class CompiledBatches:
     def __call__(self, inputs: Tensor) -> Tensor:
         wanted = self.on and len(inputs) == self._full
         if wanted and (self._module.training or self._evaluation):
-            # fastai's own kind of tensor would be traced method by method.
+            # The methods of fastai's tensor subclass would be traced one by one.
             output: Tensor = self._fast(inputs.as_subclass(Tensor))
         else:
             output = self._plain(inputs)

@@ -1,10 +1,10 @@
-"""How fast is predict beside the bare network? Photos of 1024 px, EfficientNet-B0, the same cores.
+"""Compare the speed of predict with that of the network alone, on photos of 1024 px.
 
     python benchmarks/predict.py --photos 384
 
-Draws the built-in catalogue at 1024 px once (about a minute), logs a model into a temporary
-store, and prints a Markdown row: images/s of the bare fused network on decoded batches, and of the
-whole of predict, loading and decoding included.
+Draws the built-in catalogue at 1024 px once (about a minute), logs an EfficientNet-B0 into a
+temporary store, and prints a Markdown row: images/s of the fused network on decoded batches, and of
+the whole predict command, including loading and decoding, on the same cores.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Both speeds, with photos of the benchmark's catalogue."""
+    """Both speeds for a catalogue of the benchmark."""
     folder = Path(job.catalog) / "train_images"
     photos = list(itertools.islice(sorted(folder.iterdir()), _MOST))
     bare, whole = speeds(photos, job.image_size)
@@ -60,7 +60,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def speeds(photos: list[Path], side: int) -> tuple[float, float]:
-    """Images/s of the bare network, and of predict from the files to the answers."""
+    """Images/s of the network alone, and of predict from files to predictions."""
     model = build_model("effnet", [str(i) for i in range(21)], side).eval()
     bare = bare_speed(model, side, len(photos))
     with tempfile.TemporaryDirectory() as place:
@@ -69,7 +69,7 @@ def speeds(photos: list[Path], side: int) -> tuple[float, float]:
 
 
 def bare_speed(model: torch.nn.Module, side: int, photos: int) -> float:
-    """Images/s of the fused network on batches that are decoded already."""
+    """Images/s of the fused network on decoded batches."""
     network = FastClassifier(model)
     batch = torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     network(batch)

@@ -1,4 +1,4 @@
-"""Measurements kept in a file as soon as they are there, so that a benchmark can go on."""
+"""Store each measurement in a file when it is done, so that a benchmark can be resumed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .job import Job
 
 @dataclass
 class Record:
-    """Lines of JSON: settings of a job, and its result.
+    """A file of JSON lines, each with the settings and the result of a job.
 
-    :ivar file: None: nothing is kept.
+    :ivar file: None: nothing is stored.
     """
 
     file: Path | None
@@ -23,7 +23,7 @@ class Record:
 
     @classmethod
     def open(cls, file: Path | None, resume: bool) -> Record:
-        """A record; with ``resume`` what stands in the file is known, else it is begun anew."""
+        """Open a record; with ``resume``, read the measurements in the file."""
         record = cls(file)
         if file is None:
             return record
@@ -36,14 +36,14 @@ class Record:
         return record
 
     def find(self, job: Job) -> dict[str, Any] | None:
-        """The newest result of this job; a failed one does not count."""
+        """The newest result of this job that did not fail."""
         for line in reversed(self.lines):
             if line["settings"] == job.settings() and "failed" not in line["result"]:
                 return dict(line["result"])
         return None
 
     def add(self, job: Job, result: dict[str, Any]) -> None:
-        """Keep a result."""
+        """Store a result."""
         when = datetime.now().astimezone().isoformat(timespec="seconds")
         line = {"when": when, "settings": job.settings(), "result": result}
         self.lines.append(line)

@@ -1,15 +1,15 @@
-"""Ours beside honest references, on the same images and weights, in one command.
+"""Compare this project with reference implementations on the same photos and weights.
 
     python benchmarks/run.py --data shop --weights backbone.pth
 
-See README.md for what is measured, and how.
+README.md describes what is measured, and how.
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script knows only its own folder.
+    # A script has only its own folder on the path.
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from benchmarks.suite import main
 

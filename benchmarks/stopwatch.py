@@ -1,4 +1,4 @@
-"""Seconds of batches become seconds of epochs and of the whole job: measured, or scaled."""
+"""Compute times of epochs and of the whole job from times of batches, measured or scaled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FEWEST_BATCHES = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Seconds that a batch was waited for, seconds of its step, and its photos.
+    """Seconds of waiting for a batch, seconds of its step, and its number of photos.
 
-    :ivar cold: the first of its kind, which compiles and warms up.
+    :ivar cold: whether it is the first of its phase, which compiles and warms up.
     """
 
     wait: float
@@ -29,13 +29,13 @@ class Batch:
 
     @property
     def seconds(self) -> float:
-        """Waiting and computing."""
+        """Seconds of waiting and computing."""
         return self.wait + self.step
 
 
 @dataclass
 class Pass:
-    """One epoch's batches; ``complete`` when all were there, ``done`` when, since the start."""
+    """The batches of an epoch; whether it is complete, and when it was done since the start."""
 
     batches: list[Batch] = field(default_factory=list)
     complete: bool = False
@@ -45,12 +45,13 @@ class Pass:
 
 @dataclass
 class Stopwatch:
-    """Collects the seconds of a training, and says when it has been measured for long enough.
+    """Records the times of a training, and tells when the budget is used up.
 
-    A phase is a stretch of epochs whose steps are alike: its first batch is cold. fastai has two.
+    A phase is a sequence of epochs with the same kind of steps; its first batch is cold. fastai has
+    two phases.
 
-    :ivar began: when the process began.
-    :ivar phase: number of the epoch that began the present phase.
+    :ivar began: when the process started.
+    :ivar phase: number of the first epoch of the current phase.
     """
 
     job: Job
@@ -60,26 +61,26 @@ class Stopwatch:
     ready: float = 0.0
 
     def elapsed(self) -> float:
-        """Seconds since the process began."""
+        """Seconds since the process started."""
         return time.time() - self.began
 
     def begin_training(self) -> None:
-        """Set-up is done."""
+        """Record the end of the setup."""
         self.ready = self.elapsed()
 
     def begin_epoch(self, new_phase: bool = False) -> None:
-        """Another epoch."""
+        """Start an epoch."""
         if new_phase:
             self.phase = len(self.passes)
         self.passes.append(Pass())
 
     def add(self, wait: float, step: float, photos: int) -> None:
-        """A batch of the present epoch."""
+        """Record a batch of the current epoch."""
         cold = not any(one.batches for one in self.passes[self.phase :])
         self.passes[-1].batches.append(Batch(wait, step, photos, cold))
 
     def end_epoch(self, validation: float) -> None:
-        """The present epoch has ended, validation included, which took so many seconds."""
+        """End the current epoch, after a validation of a number of seconds."""
         last = self.passes[-1]
         last.complete, last.validation, last.done = True, validation, self.elapsed()
 
@@ -98,12 +99,12 @@ class Stopwatch:
         test: float | None,
         evaluation_compiling: float = 0.0,
     ) -> dict[str, Any]:
-        """The figures of the training; what was scaled is named in ``scaled``.
+        """The figures of the training; ``scaled`` names those that were scaled.
 
         :param epoch_photos: photos that an epoch trains on.
-        :param validation: seconds of a validation that has been compiled before; None: the job
-            was run to its end.
-        :param test: seconds of the test, scaled; None as well.
+        :param validation: seconds of a validation that does not compile; None: the job ran to its
+            end.
+        :param test: scaled seconds of the test; None: the job ran to its end.
         :param evaluation_compiling: seconds by which the first validation takes longer.
         """
         scaled = []
@@ -147,13 +148,13 @@ def _warm(passes: list[Pass]) -> list[Batch]:
 
 
 def _rate(passes: list[Pass]) -> float:
-    """Photos a second, waiting included; without the cold batch where there are others."""
+    """Photos per second, including waiting; without the cold batch if there are others."""
     batches = _warm(passes) or [batch for one in passes for batch in one.batches]
     return sum(batch.photos for batch in batches) / sum(batch.seconds for batch in batches)
 
 
 def _compiling(passes: list[Pass]) -> float:
-    """By how much the cold batch took longer than such a batch does."""
+    """How many seconds longer the cold batch took than other batches."""
     if not _warm(passes):
         return 0.0
     cold = [batch for one in passes for batch in one.batches if batch.cold]
@@ -161,6 +162,6 @@ def _compiling(passes: list[Pass]) -> float:
 
 
 def _epoch_seconds(one: Pass, phase: list[Pass]) -> float:
-    """Seconds of a complete epoch, without what its cold batch took for compiling."""
+    """Seconds of a complete epoch, without the compiling of its cold batch."""
     extra = _compiling(phase) if any(batch.cold for batch in one.batches) else 0.0
     return sum(batch.seconds for batch in one.batches) - extra + (one.validation or 0.0)

@@ -1,4 +1,4 @@
-"""The story of the benchmark: catalogues, one measurement after the other, the table."""
+"""Run the benchmark: make catalogues, measure one job after another, write the table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = ("training", "decode", "predict", "tune")
 # Predict and tune are measured on the catalogue whose size is nearest to this.
 _USUAL_SIZE = 827
 _LOOK_SECONDS = 2.0
-# Options that say where, and not what.
+# Options that are paths of this machine.
 _PLACES = ("record", "resume", "scratch", "keep", "out", "help")
 _EXAMPLES = {"data": "shop", "weights": "backbone.pth"}
 _RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -34,7 +34,7 @@ _RESULTS = Path(__file__).parent / "RESULTS.md"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured, as asked for."""
+    """The measurements that the options ask for."""
 
     data: str
     weights: str | None
@@ -59,7 +59,7 @@ class Plan:
                 yield self._job(part, usual)
 
     def catalog(self, size: int) -> Path:
-        """Where the catalogue of this size is, or is to be."""
+        """The folder of the catalogue of this size."""
         return self.scratch / f"catalog-{size}"
 
     def _job(self, name: str, size: int) -> Job:
@@ -79,7 +79,7 @@ class Plan:
 def main() -> None:
     """Read the options, measure, write the table and print it."""
     options = _parser().parse_args()
-    # Ended from outside, the measurement that is under way ends, too.
+    # A signal also ends the current measurement.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = Record.open(options.record, options.resume)
     with tempfile.TemporaryDirectory() as place:
@@ -96,7 +96,7 @@ def _measured(job: Job, plan: Plan, record: Record) -> Measured:
     if result is None:
         make_catalog(plan.data, job.size, plan.catalog(job.size))
         print(f"measuring {job.name}, {job.size} photos ...", flush=True)
-        # Nothing of ours is running now.
+        # No process of the benchmark is running now.
         busy = psutil.cpu_percent(_LOOK_SECONDS)
         result = {**measure(job, plan.keep), "busy_before": busy}
         record.add(job, result)
@@ -118,7 +118,7 @@ def _plan(options: argparse.Namespace, scratch: Path) -> Plan:
         "trials": options.trials,
     }
     return Plan(
-        # Absolute: the children have folders of their own.
+        # Absolute, since children run in other folders.
         data=options.data if options.data == "sample" else str(Path(options.data).resolve()),
         weights=str(Path(options.weights).resolve(strict=True)) if options.weights else None,
         sizes=sorted(options.sizes),
@@ -132,7 +132,7 @@ def _plan(options: argparse.Namespace, scratch: Path) -> Plan:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What was cli_options, without the places of one machine."""
+    """The command line, without paths of this machine."""
     words = ["python benchmarks/run.py"]
     for action in _parser()._actions:
         value = getattr(options, action.dest, None)
@@ -168,7 +168,8 @@ def _sizes(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     yes_or_no = argparse.BooleanOptionalAction
     parser = argparse.ArgumentParser(
-        prog="benchmarks/run.py", description="Ours beside honest references; see README.md."
+        prog="benchmarks/run.py",
+        description="Compare with reference implementations; see README.md.",
     )
     add = parser.add_argument
     add("--data", default="sample", help="folder with train.csv and train_images/; or sample")
@@ -182,19 +183,19 @@ def _parser() -> argparse.ArgumentParser:
         "--whole",
         type=_names(SYSTEMS),
         default=["ours_frozen"],
-        help="systems to train to the end whatever the budget, as SYSTEM or SYSTEM:SIZE",
+        help="systems to train to the end regardless of the budget, as SYSTEM or SYSTEM:SIZE",
     )
     add("--epochs", type=int, default=50)
     add("--batch-size", type=int, default=75)
     add("--image-size", type=int, default=256)
     add("--workers", type=int, default=2, help="processes of the references' loaders")
-    add("--compile", action=yes_or_no, default=True, help="torch.compile, but for the original")
-    add("--channels-last", action=yes_or_no, default=True, help="but for the original")
-    add("--device", default="auto", help="as the option of train")
-    add("--trials", type=int, default=30, help="of the search")
-    add("--record", type=Path, help="keep each measurement in this file, a line of JSON each")
-    add("--resume", action="store_true", help="do not repeat what stands in --record")
-    add("--scratch", type=Path, help="folder for catalogues; they stay there for the next call")
+    add("--compile", action=yes_or_no, default=True, help="torch.compile, except for the original")
+    add("--channels-last", action=yes_or_no, default=True, help="except for the original")
+    add("--device", default="auto", help="as for train")
+    add("--trials", type=int, default=30, help="number of trials of the search")
+    add("--record", type=Path, help="store each measurement in this file, as lines of JSON")
+    add("--resume", action="store_true", help="do not repeat the measurements in --record")
+    add("--scratch", type=Path, help="folder for catalogues, which are kept for the next call")
     add("--keep", action="store_true", help="keep each measurement's folder and log")
-    add("--out", type=Path, default=_RESULTS, help="file whose section of today is written")
+    add("--out", type=Path, default=_RESULTS, help="file to write the section of today to")
     return parser

@@ -1,4 +1,4 @@
-"""Measurements become a dated section of Markdown: figures, ratios, expectations."""
+"""Write measurements as a dated section of Markdown: figures, ratios, expectations."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NOTHING = "–"
 
 @dataclass(frozen=True)
 class Measured:
-    """A job and what came of it."""
+    """A job and its result."""
 
     job: Job
     result: dict[str, Any]
 
     @property
     def failed(self) -> bool:
-        """Whether there is a reason instead of figures."""
+        """Whether the job failed, so that there is a reason instead of figures."""
         return "failed" in self.result
 
 
@@ -54,7 +54,7 @@ def section(measured: list[Measured], day: date, machine: str, command: str) -> 
 
 
 def _busy(measured: list[Measured]) -> str:
-    """How far other work kept the cores busy."""
+    """How busy other work kept the cores."""
     shares = [one.result["busy_before"] for one in measured if "busy_before" in one.result]
     if not shares:
         return ""
@@ -65,7 +65,7 @@ def _busy(measured: list[Measured]) -> str:
 
 
 def write_section(file: Path, lines: list[str]) -> None:
-    """Put the section at the end of a file, in place of an earlier one with its heading."""
+    """Append the section to a file; it replaces an earlier one with the same heading."""
     text = file.read_text(encoding="utf-8") if file.is_file() else "# Measured speeds\n"
     before, found, rest = text.partition(lines[0] + "\n")
     later = rest.partition("\n## ") if found else ("", "", "")
@@ -204,7 +204,7 @@ def _ratios(measured: list[Measured]) -> list[str]:
 
 
 def _job_ratios(size: int, here: dict[str, Measured]) -> Iterable[list[str]]:
-    """Whole jobs against the original's, and against the fastest of the others."""
+    """Ratios of whole jobs to the original's, and to the fastest of the others."""
     rivals = [here[name] for name in _RIVALS if name in here]
     best = min(rivals, key=lambda one: float(one.result["whole_job"]), default=None)
     for name, over_best in (("ours_frozen", 10), ("ours_full", 1)):

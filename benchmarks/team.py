@@ -1,9 +1,9 @@
-"""What a team's tracking server does under several clients at once.
+"""Measure a team's tracking server under several clients at once.
 
     python benchmarks/team.py --server http://127.0.0.1:5000 --storage postgresql://user@host/name
 
-Starts trainings and a search with workers against a server that runs, all at the same time, and
-looks in it for all that they have logged. deploy/README.md says how to start such a server.
+Starts several trainings and a search with several workers at once against a running server, and
+checks that the server has everything they logged. deploy/README.md explains how to start one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SMALL = {"model": "cnn", "image_size": 32, "batch_size": 16, "sample_px": 64}
 
 
 def main() -> int:
-    """Start all clients, wait for them, print what they took and whether anything is missing."""
+    """Start all clients, wait for them, print their times and whether anything is missing."""
     options = _parser().parse_args()
     mlflow.set_tracking_uri(options.server)
     experiment = f"{_NAME} {time.time():.0f}"
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _missing(experiment: str, options: argparse.Namespace) -> list[str]:
-    """What the server lacks of the runs that were made."""
+    """What is missing on the server of the runs that were logged."""
     runs = mlflow.search_runs(experiment_names=[experiment], output_format="list")
     children = [run for run in runs if "study" not in run.data.tags]
     wanted = options.trainings + options.trials
@@ -64,7 +64,7 @@ def _missing(experiment: str, options: argparse.Namespace) -> list[str]:
     for run in children:
         points = client.get_metric_history(run.info.run_id, "val_accuracy")
         steps = [point.step for point in points]
-        # A trial that was pruned has fewer epochs.
+        # A pruned trial has fewer epochs.
         wanted = len(steps) if run.data.tags.get("state") == "pruned" else options.epochs
         if not steps or steps != list(range(1, wanted + 1)):
             problems.append(f"run {run.info.run_id} has {len(points)} epochs")

@@ -1,11 +1,11 @@
-"""What does a trial cost once the first has been run? A whole study against its first trial.
+"""Compare the time of a whole study with that of its first trial.
 
     python benchmarks/tune.py --trials 30
     python benchmarks/tune.py --trials 30 --data shop/ --weights backbone.pth
 
-Runs the real command with ``experiments/tune.yaml`` (only the head is trained) in a process of its
-own, with an empty cache and a new tracking store, and prints a Markdown row. Without ``--data`` and
-``--weights`` it takes the built-in catalogue and random weights: the work is the same.
+Runs the real command with ``experiments/tune.yaml`` (only the head is trained) in a separate
+process, with an empty cache and a new tracking store, and prints a Markdown row. Without ``--data``
+and ``--weights`` it uses the built-in catalogue and random weights, which take the same time.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ def main() -> None:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The seconds of a study on the benchmark's catalogue."""
+    """Times of a study on a catalogue of the benchmark."""
     given = {"data": job.catalog, "n_trials": job.trials, "image_size": job.image_size}
     return study_seconds({**given, "device": job.device, **starting_weights(job.weights)})
 
 
 def starting_weights(weights: str | None) -> dict[str, str]:
-    """The options for these weights; without any, random ones."""
+    """The options for these weights; None: random weights."""
     return {"weights": weights} if weights else {"model": "effnet"}
 
 
 def study_seconds(given: Mapping[str, object]) -> dict[str, Any]:
-    """Seconds of the first trial, of the others (median) and of the whole command."""
+    """Seconds of the first trial, of the other trials (median) and of the whole command."""
     with tempfile.TemporaryDirectory() as place:
         whole, table = run_study(Path(place), given)
     states = table["state"].value_counts()

@@ -1,4 +1,4 @@
-"""What all tests share: a cache and a tracking store of their own, and small catalogues."""
+"""Fixtures of all tests: a separate cache and tracking store, and small catalogues."""
 
 from __future__ import annotations
 

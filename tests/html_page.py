@@ -1,4 +1,4 @@
-"""HTML pages in tests: their text and elements, what every report must keep, and a browser."""
+"""Helpers for HTML pages: text and elements, checks for every report, and a browser."""
 
 from __future__ import annotations
 

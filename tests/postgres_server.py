@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, from the system's packages."""
+"""A PostgreSQL server for one test, from the system's packages."""
 
 from __future__ import annotations
 

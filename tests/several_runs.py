@@ -1,4 +1,4 @@
-"""Runs to be compared: a few trained ones that test modules share, and made ones."""
+"""Runs to compare: a few trained ones, shared by test modules, and artificial ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few random photos as batches, for trainings that end in a moment."""
+"""Batches of a few random photos, for trainings that take a moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues of trials that test modules share: each a worker of its own, run in turn by hand."""
+"""Queues of trials, shared by test modules: each is a worker, run step by step."""
 
 from __future__ import annotations
 

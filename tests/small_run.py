@@ -1,4 +1,4 @@
-"""One small trained run that test modules share: training takes seconds, asking it a moment."""
+"""One small trained run, shared by test modules, since training it takes seconds."""
 
 from __future__ import annotations
 

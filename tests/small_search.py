@@ -1,4 +1,4 @@
-"""Small searches that test modules share, and what is looked at in their runs."""
+"""Small searches, shared by test modules, and helpers to inspect their runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any catalogue: whatever stands in the file, reading, cleaning and splitting keep their word."""
+"""Arbitrary CSV files: reading, cleaning and splitting keep their guarantees."""
 
 from __future__ import annotations
 

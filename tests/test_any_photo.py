@@ -1,4 +1,4 @@
-"""Any file in the place of a photo: pixels of the right shape, or a clear error, and soon."""
+"""Arbitrary files as photos: pixels of the right shape, or a clear error, and soon."""
 
 from __future__ import annotations
 

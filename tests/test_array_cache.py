@@ -1,4 +1,4 @@
-"""Cached arrays: built once, by one process, resumed when interrupted, never read half-built."""
+"""Cached arrays: built once by one process, resumed when interrupted, never read half-built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: every photo once an epoch, in an order and variant that follow from the seed."""
+"""Batches: every photo once an epoch, in an order and variant that depend only on the seed."""
 
 from __future__ import annotations
 

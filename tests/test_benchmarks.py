@@ -1,4 +1,4 @@
-"""What the benchmarks make of seconds: scaling, marks, ratios, a file that keeps the rest."""
+"""The benchmarks: scaled times, ratios, sections of the results, and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far claimed probabilities are off, and how far chance alone would put them."""
+"""The calibration error of predicted probabilities, and the error expected by chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, nothing executed; a training goes on from one exactly."""
+"""Checkpoints: complete or absent, never executed, and resumed exactly."""
 
 from __future__ import annotations
 

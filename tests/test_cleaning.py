@@ -1,4 +1,4 @@
-"""A CSV becomes a clean table: what is understood, what is refused, and what is counted."""
+"""Cleaning a CSV: which rows are kept, refused and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages for people, one behaviour for both spellings."""
+"""The command line: exit codes, error messages, and both spellings of options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare: the page, its tables, and what they say is chance."""
+"""Compare: the page, its tables, and which differences it calls chance."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_trained_runs_side_by_side(
     assert pairs[["first", "second"]].to_numpy().tolist() == [["A", "B"]]
 
     digests = table["data_digest"].tolist()
-    told = f"their test photos may: A, B on {digests[0]}; C on {digests[2]}."
-    assert told in out
+    groups = f"their data_digest differs: A, B on {digests[0]}; C on {digests[2]}."
+    assert groups in out
     page = read_page(folder / "report.html")
-    assert told in page.text
+    assert groups in page.text
     assert "3 runs, chosen by their ids" in page.text
     assert "Test splits 2" in page.text
     assert "Highest test accuracy" not in page.text, "accuracies on different photos"
@@ -96,9 +96,9 @@ def test_a_difference_is_counted_by_photo(tmp_path: Path) -> None:
     assert pair["p"] == pair["p_holm"] == pytest.approx(2 * (1 + 9) / 2**9)
     assert pair["differs"]
     assert result.words == [
-        "The difference between the two runs that can be compared is more than chance.",
-        "B (good) is better than A (bad): of 20 test photos, 8 are right only with B and 1 only "
-        "with A. More than chance (p = 0.039).",
+        "The difference between the two runs that can be compared is significant.",
+        "B (good) is better than A (bad): of 20 test photos, 8 are correct only with B and 1 only "
+        "with A. Significant (p = 0.039).",
     ]
     assert result.runs["test_right"].tolist() == [12, 19]
     assert result.runs["test_accuracy_low"].tolist()[0] == wilson_interval(12, 20)[0]
@@ -122,13 +122,13 @@ def test_many_pairs_are_held_to_a_stricter_measure(tmp_path: Path) -> None:
     assert found["p_holm"].tolist() == pytest.approx([3 * p[0], 2 * p[1], p[2]])
     assert found["differs"].tolist() == [True, False, False]
     assert result.words == [
-        "1 of the 3 differences between runs is more than chance; chance can explain the rest.",
-        "A (best) is better than B (nine): of 20 test photos, 9 are right only with A and 0 only "
-        "with B. More than chance (p = 0.012).",
-        "A (best) and C (six): of 20 test photos, 6 are right only with A and 0 only with C. No "
-        "more than chance can explain (p = 0.062).",
-        "C (six) and B (nine): of 20 test photos, 9 are right only with C and 6 only with B. No "
-        "more than chance can explain (p = 0.61).",
+        "1 of the 3 differences between runs is significant; the others may be chance.",
+        "A (best) is better than B (nine): of 20 test photos, 9 are correct only with A and 0 only "
+        "with B. Significant (p = 0.012).",
+        "A (best) and C (six): of 20 test photos, 6 are correct only with A and 0 only with C. "
+        "Not significant (p = 0.062).",
+        "C (six) and B (nine): of 20 test photos, 9 are correct only with C and 6 only with B. "
+        "Not significant (p = 0.61).",
     ]
 
 
@@ -138,11 +138,11 @@ def test_many_runs_in_few_words(tmp_path: Path) -> None:
     result = compare(runs, out=tmp_path / "out")
     assert result.runs["run"].tolist()[-3:] == ["Z", "AA", "AB"]
     assert len(result.pairs) == 28 * 27 // 2
-    assert result.words[0].startswith("52 of the 378 differences between runs are more than chance")
+    assert result.words[0].startswith("52 of the 378 differences between runs are significant")
     losers = ", ".join(result.runs["run"].tolist()[2:])
-    assert f"A (run 0) is better than {losers}: more than chance" in result.words[1]
-    assert f"B (run 1) is better than {losers}: more than chance" in result.words[2]
-    assert result.words[3].startswith("No more than chance can explain: A and B, C and D, ")
+    assert f"A (run 0) is better than {losers}: significant" in result.words[1]
+    assert f"B (run 1) is better than {losers}: significant" in result.words[2]
+    assert result.words[3].startswith("Not significant: A and B, C and D, ")
     assert result.words[3].endswith("and 286 more.")
     page = read_page(tmp_path / "out" / "report.html")
     assert "and 318 more rows" in page.text
@@ -152,9 +152,8 @@ def test_equal_answers_and_no_difference(tmp_path: Path) -> None:
     runs = [made_run("equal", name, [3, 4]) for name in ("one", "two")]
     words = compare(runs, out=tmp_path / "out").words
     assert words == [
-        "The difference between the two runs that can be compared is no more than chance can "
-        "explain.",
-        "A (one) and B (two) are right on the very same photos.",
+        "The difference between the two runs that can be compared is not significant.",
+        "A (one) and B (two) classify the same photos correctly.",
     ]
 
 
@@ -165,8 +164,8 @@ def test_other_test_photos_are_not_compared(tmp_path: Path, digests: tuple[str, 
     result = compare(runs, out=tmp_path / "out")
     assert result.pairs.empty
     assert result.words[0] == (
-        "No two of these runs are known to have the same test photos, so none is known to be "
-        "better."
+        "No two of these runs are known to have the same test photos, so none of them can be "
+        "compared."
     )
     assert ("A on d1; B on d2" in " ".join(result.words)) == (digests[0] == "d1")
     assert pd.read_csv(tmp_path / "out" / "pairs.csv").empty

@@ -1,4 +1,4 @@
-"""torch.compile: used when asked for or worth it, never where it cannot work, same results."""
+"""torch.compile: used on request or when it saves time, with the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options: one spelling everywhere, every problem found and told at once."""
+"""Options: one spelling everywhere, and all problems reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: names from strangers are text there, and nothing else."""
+"""Terminal output: control characters in names are escaped."""
 
 from __future__ import annotations
 

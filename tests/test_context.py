@@ -1,4 +1,4 @@
-"""Trainings on one dataset share its pixels and activations, and nothing that may not be shared."""
+"""Trainings on one dataset share its pixels and activations, and nothing else."""
 
 from __future__ import annotations
 

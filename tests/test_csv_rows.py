@@ -1,4 +1,4 @@
-"""Rows, quotes and kinds of files: read in one way, or refused with line and advice."""
+"""Rows, quotes and kinds of files: parsed in one way, or refused with line and advice."""
 
 from __future__ import annotations
 

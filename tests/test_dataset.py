@@ -1,4 +1,4 @@
-"""From the options to photos in memory, with everything that can be wrong with a catalogue."""
+"""Loading a dataset: from options to photos in memory, and errors in a catalogue."""
 
 from __future__ import annotations
 

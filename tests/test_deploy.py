@@ -1,4 +1,4 @@
-"""The files of deploy/: valid by their schemas, without secrets, and true to what they start."""
+"""The files of deploy/: valid schemas, no secrets, and options that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine: what it can, and what becomes of memory that a training has freed."""
+"""Devices: detection, precision, and freed memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long proofs: minutes each, so they run when asked for: ``python -m pytest --endurance``."""
+"""Endurance tests, which take minutes: run them with ``python -m pytest --endurance``."""
 
 from __future__ import annotations
 

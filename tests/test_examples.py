@@ -1,4 +1,4 @@
-"""The notebook in examples/ runs from its first cell to its last, in whatever folder it is."""
+"""The notebook in examples/ runs from the first cell to the last, in any folder."""
 
 from __future__ import annotations
 

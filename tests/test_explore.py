@@ -1,4 +1,4 @@
-"""Explore: one page and its tables, from a CSV alone or with photos; strangers' text stays text."""
+"""Explore: a page and tables from a CSV, with or without photos; text is escaped."""
 
 from __future__ import annotations
 

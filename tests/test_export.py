@@ -1,4 +1,4 @@
-"""Export: the ONNX file answers like torch, says what it knows, and is put in place whole."""
+"""Export: the ONNX file has the logits of torch and metadata, and is written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run of several processes ends: truthfully, with the reason of whoever failed."""
+"""A run of several processes ends with the right status and the reason of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen prefix: both parts together are the model, and caching changes nothing."""
+"""Frozen prefix: both parts together equal the model, and caching changes nothing."""
 
 from __future__ import annotations
 

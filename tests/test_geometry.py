@@ -1,4 +1,4 @@
-"""How a photo becomes a square: stretch or pad, the same wherever the model goes."""
+"""Resizing to a square: stretch or pad, the same in training, inference and serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grad-CAM: the map is hot where the answer comes from, and looking changes nothing."""
+"""Grad-CAM: the map highlights what the prediction depends on; the model is unchanged."""
 
 from __future__ import annotations
 

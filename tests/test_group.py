@@ -1,4 +1,4 @@
-"""Several processes train one model: the same history as one, each photo counted once."""
+"""Several processes train one model: the history of one process, each photo counted once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours and depths of photo files: every mode gives the sRGB values that a person sees."""
+"""Colour modes and bit depths of photo files are converted to the right sRGB values."""
 
 from __future__ import annotations
 

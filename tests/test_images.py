@@ -1,4 +1,4 @@
-"""Photo files become pixels: every format and every kind of damage that shops send."""
+"""Decoding photo files: all formats, and all kinds of damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inference: one stream of photos, decoded ahead of the network in bounded memory."""
+"""Inference: a stream of photos, decoded ahead of the network in bounded memory."""
 
 from __future__ import annotations
 

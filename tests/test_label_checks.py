@@ -1,4 +1,4 @@
-"""Labels that people take for one, and labels that stand for nothing."""
+"""Labels that look alike, and labels that read like a missing value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What large catalogues are read in parts for gives the same as reading them whole."""
+"""Reading and processing large catalogues in parts gives the same result as at once."""
 
 from __future__ import annotations
 

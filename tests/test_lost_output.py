@@ -1,4 +1,4 @@
-"""A program whose output nobody reads any more goes on to its end."""
+"""A command finishes its work even if its output pipe is closed."""
 
 from __future__ import annotations
 

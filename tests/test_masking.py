@@ -1,4 +1,4 @@
-"""Passwords are masked in every form of address, and in every text that leaves the program."""
+"""Passwords are masked in all forms of addresses, and in all output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Too little memory for a batch: it goes in parts, and the step stays that of the whole batch."""
+"""Out of memory: a batch is split, and the step equals that of the whole batch."""
 
 from __future__ import annotations
 

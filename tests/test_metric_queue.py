@@ -1,4 +1,4 @@
-"""Metrics on their way: nobody waits for them, none is lost, a silent store is told once."""
+"""The metric queue: it does not block, loses nothing, and warns once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Architectures: every name builds and has our head; weights fit or say why."""
+"""Architectures: every name builds a model with our head; weights load or are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near phashes: every pair, each once, and none that is not one."""
+"""Near phashes: every pair is found once, and no other."""
 
 from __future__ import annotations
 

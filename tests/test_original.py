@@ -1,4 +1,4 @@
-"""The original experiment's way of counting, made again, beside the right one.
+"""The original experiment's faulty accuracy, reproduced, and the correct one.
 
 ``docs/original.md`` tells the story; these tests hold its figures.
 """

@@ -1,4 +1,4 @@
-"""setup.cfg, conda.yaml, MLproject and the command line tell the same story."""
+"""setup.cfg, conda.yaml, MLproject and the command line are consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages in a real browser: each picture loads, and the console is empty."""
+"""Reports in a real browser: each picture loads, and the console is empty."""
 
 from __future__ import annotations
 

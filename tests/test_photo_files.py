@@ -1,4 +1,4 @@
-"""Names in a CSV and files in a folder: found by the one reading that fits, and never outside."""
+"""Matching names in a CSV to files: one rule that fits all, and never outside the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoded photos in the cache folder: found again, never stale, never half written."""
+"""The pixel cache: photos are decoded once, never stale, never partial."""
 
 from __future__ import annotations
 

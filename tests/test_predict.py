@@ -1,4 +1,4 @@
-"""Predict: what it finds, what it writes, and how it resumes after an interruption."""
+"""Predict: which photos it reads, what it writes, and how it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of processes: who is alive, whatever the clock says and whoever has the id now."""
+"""Process identities: whether a process is alive, despite clock changes and reused ids."""
 
 from __future__ import annotations
 

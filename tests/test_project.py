@@ -1,4 +1,4 @@
-"""The MLflow project for real: mlflow run in its own process, and what signals do to it."""
+"""A real mlflow run in its own process, and its response to signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue of a study's trials: whatever dies whenever, the total is right and nothing is lost.
+"""A study's queue: whenever a worker dies, the total is right and no trial is lost.
 
 Workers are queues of their own on one file, run in turn by hand; each has a process's name.
 """

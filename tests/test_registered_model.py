@@ -1,4 +1,4 @@
-"""A logged model, wherever it is loaded: as a module, as a python_function, as a program."""
+"""A logged model, loaded as a module, as a python_function and as a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry: which model becomes the champion, and what happens when something goes wrong."""
+"""The registry: which model becomes the champion, and errors of its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of faults and the tests that bear the mark ``fault`` are the same."""
+"""docs/reliability.md lists exactly the tests with the marker ``fault``."""
 
 from __future__ import annotations
 

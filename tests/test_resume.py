@@ -1,4 +1,4 @@
-"""A training that is interrupted goes on in its run, to the end it would have come to."""
+"""An interrupted training resumes in its run, with the result of an undisturbed training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that resume one run in the same moment: one is let in, the others say so."""
+"""Several processes resume one run at once: one proceeds, the others exit with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is where it belongs and ends as what it was, whatever else happens at that moment."""
+"""Runs are in the right experiment and end with the right status."""
 
 from __future__ import annotations
 

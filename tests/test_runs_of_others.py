@@ -1,4 +1,4 @@
-"""Runs that somebody else has made, used, deleted or holds open are not written over."""
+"""Runs that someone else created, deleted or holds open are not overwritten."""
 
 from __future__ import annotations
 

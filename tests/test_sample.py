@@ -1,4 +1,4 @@
-"""The built-in sample catalogue: what it holds, and that it appears whole or not at all."""
+"""The built-in sample catalogue: its contents, and its atomic creation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer, loss, transform, metric: a second member of each works as the first does."""
+"""Optimizers, losses, transforms and metrics: a second one of each works like the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real tracking server goes away, comes back, or answers late, while a training is under way."""
+"""A real tracking server that stops, restarts or responds late during a training."""
 
 from __future__ import annotations
 

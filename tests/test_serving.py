@@ -1,4 +1,4 @@
-"""The registered model served for real on loopback: asked by Python, by curl and by the example."""
+"""The registered model served on loopback: requests from Python, curl and the example."""
 
 from __future__ import annotations
 

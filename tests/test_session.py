@@ -1,4 +1,4 @@
-"""The training loop: it learns, it repeats exactly, it counts every photo, it stops at NaN."""
+"""The training loop: it learns, repeats exactly, counts every photo and stops at NaN."""
 
 from __future__ import annotations
 

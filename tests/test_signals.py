@@ -1,4 +1,4 @@
-"""A stop that waits: what must not be cut short is finished first."""
+"""Graceful stops: a protected block is finished before a signal takes effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search tries: the space of a YAML file, its baseline, and what makes two searches one."""
+"""Search spaces: parsing, baselines, and a study's identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spaces and options of a search that make no sense, and what is said of them."""
+"""Invalid search spaces and options, and their error messages."""
 
 from __future__ import annotations
 

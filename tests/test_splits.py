@@ -1,4 +1,4 @@
-"""Splits: no copy on both sides, every label in train, the same split for the same photos."""
+"""Splits: copies on one side, every label in train, and the same split for the same photos."""
 
 from __future__ import annotations
 

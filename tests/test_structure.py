@@ -1,4 +1,4 @@
-"""The layers: which folder may import which, and that heavy imports wait until they are needed."""
+"""Layers: which folder may import which, and lazy imports of heavy packages."""
 
 from __future__ import annotations
 

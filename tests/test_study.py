@@ -1,4 +1,4 @@
-"""A study as its workers see it: begun once, gone on with, refused where it is another one."""
+"""Studies: creating, joining and resuming one, and refusing a different one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a study is kept: a file that survives power cuts, a database where hearts beat."""
+"""Storage of studies: a file that survives power cuts, a database with heartbeats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CSV tells by itself, against counts made by hand, and against the real file's facts."""
+"""The survey of a CSV, compared with manual counts and with the real file's facts."""
 
 from __future__ import annotations
 

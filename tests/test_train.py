@@ -1,4 +1,4 @@
-"""A whole training in one process: what it gives, what it logs, how it ends."""
+"""A whole training in one process: its result, its logs, its errors."""
 
 from __future__ import annotations
 

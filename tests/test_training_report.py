@@ -1,4 +1,4 @@
-"""The report of a training: what the page shows, and that what it says is true."""
+"""The report of a training: its contents, and the correctness of its statements."""
 
 from __future__ import annotations
 

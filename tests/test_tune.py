@@ -1,4 +1,4 @@
-"""A whole search in one process, looked at from all sides."""
+"""A whole search in one process: its trials, its runs and its result."""
 
 from __future__ import annotations
 

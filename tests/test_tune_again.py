@@ -1,4 +1,4 @@
-"""A search that is called again: gone on with, interrupted, out of time, or refused."""
+"""Repeated calls of a search: resumed, interrupted, out of time, or refused."""
 
 from __future__ import annotations
 

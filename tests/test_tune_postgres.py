@@ -1,4 +1,4 @@
-"""A study in a PostgreSQL database: several commands at once, one killed; a server that stops."""
+"""A study in PostgreSQL: several commands at once, one killed; a server that stops."""
 
 from __future__ import annotations
 

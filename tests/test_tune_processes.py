@@ -1,4 +1,4 @@
-"""A search whose processes are ended from outside: real processes, real signals."""
+"""A search whose real processes are killed by real signals."""
 
 from __future__ import annotations
 

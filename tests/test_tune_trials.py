@@ -1,4 +1,4 @@
-"""The trials of a search: those that fail or are given up, and what they share."""
+"""Trials of a search: failed and pruned ones, and what they share."""
 
 from __future__ import annotations
 

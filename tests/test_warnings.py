@@ -1,4 +1,4 @@
-"""Which warnings fail the tests: those of our modules, and never a library's about itself."""
+"""Warnings that fail tests: those of our modules, but not those of a library about itself."""
 
 from __future__ import annotations
 

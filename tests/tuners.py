@@ -1,4 +1,4 @@
-"""Searches in processes of their own, for tests that end these, and what must hold then."""
+"""Searches in separate processes that tests kill, and the invariants to check."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file a system; each has ``measure(job)``, which runs in a process of its own."""
+"""One file per system; each has ``measure(job)``, which runs in a separate process."""

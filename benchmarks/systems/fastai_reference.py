@@ -28,12 +28,12 @@ from ..loop import describe, machine_of, wait_for
 from ..network import CompiledBatches, body_state
 from ..stopwatch import Stopwatch
 
-# Of the budget, for the epoch whose body is frozen.
+# Share of the budget for the epoch with a frozen body.
 _FROZEN_SHARE = 0.25
 
 
 class Watch(Callback):
-    """Takes the time of its loop, and ends a fit when the budget is used up."""
+    """Time fastai's loop, and end a fit when the budget is used up."""
 
     def __init__(self, watch: Stopwatch, compiled: CompiledBatches | None, device: torch.device):
         self.watch, self.compiled, self.device = watch, compiled, device
@@ -42,7 +42,7 @@ class Watch(Callback):
     def before_fit(self) -> None:
         self.fits += 1
         if self.compiled:
-            # The frozen epoch would be compiled for itself, which takes longer than the epoch.
+            # Compiling the frozen epoch separately would take longer than the epoch.
             self.compiled.on = self.fits > 1
 
     def before_epoch(self) -> None:
@@ -80,7 +80,7 @@ class Watch(Callback):
 
 
 def new_loaders(job: Job, table: pd.DataFrame, device: torch.device) -> Any:
-    """Its loaders; photos are squeezed, and normalised as batches."""
+    """fastai's loaders; photos are stretched to squares, and normalised in batches."""
     table = table[table["split"] != "test"].assign(is_valid=lambda t: t["split"] == "val")
     return ImageDataLoaders.from_df(
         table,
@@ -98,7 +98,7 @@ def new_loaders(job: Job, table: pd.DataFrame, device: torch.device) -> Any:
 
 
 def new_learner(job: Job, loaders: Any, machine: Machine) -> Learner:
-    """Its learner, with the given weights in the body."""
+    """fastai's learner, with the given weights in the body."""
     learner = vision_learner(loaders, torchvision.models.efficientnet_b0, pretrained=False)
     if job.weights:
         state = body_state(job)
@@ -114,7 +114,7 @@ def new_learner(job: Job, loaders: Any, machine: Machine) -> Learner:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Its figures. Its training loader leaves out the last, smaller batch of each epoch."""
+    """Measure fastai. Its training loader drops the last, smaller batch of each epoch."""
     machine = machine_of(job)
     table = pd.read_csv(Path(job.catalog) / MANIFEST)
     loaders = new_loaders(job, table, machine.device)
@@ -132,7 +132,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _finish(job: Job, learner: Learner, watch: Stopwatch, table: pd.DataFrame) -> dict[str, Any]:
-    """Test what was trained to the end; else scale what was measured."""
+    """Test a training that reached its end; scale the times of any other."""
     epoch_photos = len(learner.dls.train) * job.batch_size
     if watch.passes[-1].complete and len(watch.passes) == job.epochs:
         test = learner.dls.test_dl(table[table["split"] == "test"], with_labels=True)

@@ -18,7 +18,7 @@ from ..network import new_network
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """A photo is opened, decoded whole, resized and made a tensor each time it is asked for."""
+    """Photos that are decoded at full size, resized and converted at each access."""
 
     def __init__(self, split: Split, image_size: int) -> None:
         self.split = split
@@ -34,14 +34,14 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
 
 def read(file: Path) -> Image.Image:
-    """A whole decoded photo."""
+    """Decode a photo at full size."""
     with Image.open(file) as image:
         return image.convert("RGB")
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Its figures. Its faults that cost no time are mended: validation runs in eval mode, and the
-    head has as many classes as there are label groups."""
+    """Measure the original. Faults that do not affect time are fixed: validation runs in eval
+    mode, and the head has a class for each label group."""
     job = dataclasses.replace(job, compile=False, channels_last=False, workers=0)
     device = machine_of(job).device
     model = new_network(job).to(device)

@@ -1,4 +1,4 @@
-"""Ours: the command as people type it, read back from the tracking store that it has written."""
+"""This project: the train command, measured by what it logs to the tracking store."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ..job import MANIFEST, Job
 
 FROZEN, FULL = "ours_frozen", "ours_full"
 _FAST = Path(__file__).parents[2] / "experiments" / "fast.yaml"
-# Photos times epochs from which compiling pays on a CPU, all layers trained.
+# Photos times epochs from which compiling saves time on a CPU when all layers are trained.
 _LONG = 45_000
-# Epochs of a job that is scaled: one that starts up, and one that is like all that follow.
+# Epochs of a scaled job: one that warms up, and one like all later ones.
 _FEWEST = 2
-# Batches of the epoch in which waiting is measured, where all of them would take minutes.
+# Batches to measure waiting with, if the whole epoch would take minutes.
 _WAIT_BATCHES = 4
 
 
 def options(job: Job) -> dict[str, Any]:
-    """The options of the training, as they are cli_options."""
+    """The options of the training."""
     given: dict[str, Any] = {
         "data": job.catalog,
         "model": "effnet_pretrained" if job.weights else "effnet",
@@ -42,13 +42,13 @@ def options(job: Job) -> dict[str, Any]:
         "device": job.device,
     }
     if job.name == FROZEN and choose_machine(job.device).device.type == "cpu" and computes_bf16():
-        # What is trained are matrix products nearly all, which gain by it.
+        # The trainable part is mostly matrix products, which are faster in bf16.
         given["precision"] = "bf16"
     if job.weights:
         given["weights"] = job.weights
     if job.name == FULL:
         given |= {"freeze": "none", "augment": "none"}
-        # As auto decides for the whole job; of a scaled one it sees two epochs.
+        # What auto decides for the whole job; in a scaled job it would see two epochs only.
         given["compile"] = str(job.compile and job.size * job.epochs > _LONG).lower()
     elif _FAST.is_file():
         given["config"] = str(_FAST)
@@ -58,20 +58,20 @@ def options(job: Job) -> dict[str, Any]:
 
 
 def epochs(job: Job) -> int:
-    """How many epochs are run."""
+    """Number of epochs to run."""
     return job.epochs if job.to_the_end else min(_FEWEST, job.epochs)
 
 
 def command(job: Job) -> list[str]:
-    """What is cli_options."""
+    """The command line of the training."""
     words = [word for name, value in options(job).items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "shopee_mlflow", "train", *words]
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The figures of the command that has been run in this job's folder, and the input wait.
+    """The figures of the command that ran in this job's folder, and the input wait.
 
-    Seconds are told by the metrics in the tracking store; ``job.started`` is when it began.
+    Times come from the metrics in the tracking store; ``job.started`` is the start of the command.
     """
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     client = mlflow.MlflowClient()
@@ -103,10 +103,10 @@ def _flags(job: Job, compiled: bool) -> str:
 
 
 class WatchedBatches(Batches):
-    """The training's own batches, with the seconds that they were waited for."""
+    """The batches of the training, with the seconds of waiting for each."""
 
     def epoch(self, number: int = 0, skip: int = 0) -> Iterator[Batch]:
-        """Batches as they are."""
+        """Yield the batches and time the waiting."""
         waits = _waits.setdefault(number, [])
         batches = super().epoch(number, skip)
         while True:
@@ -123,11 +123,11 @@ _waits: dict[int, list[float]] = {}
 
 
 def input_wait(job: Job) -> float:
-    """Share of a warm epoch, without validation, in which the next batch was waited for.
+    """Share of a warm epoch, without validation, spent waiting for the next batch.
 
-    The real loop is run for two epochs on the prepared photos, or activations; the second counts.
+    The training loop runs for two epochs on the prepared photos or activations; the second counts.
     """
-    # The length of the whole job decides what is worth compiling.
+    # The length of the whole job decides whether to compile.
     config = resolve(TrainConfig, {**options(job), "epochs": max(job.epochs, 2)})
     machine = choose_machine(config.device, config.precision)
     context = TrainingContext(load_dataset(config), machine)

@@ -17,11 +17,11 @@ from ..job import Job, Split, read_splits
 from ..loop import Training, describe, machine_of, run
 from ..network import CompiledBatches, new_network
 
-_WARMUP_EPOCHS = 5  # its script's default
+_WARMUP_EPOCHS = 5  # the default of timm's script
 
 
 class ManifestReader(Reader):
-    """Files and labels of a split, as timm's datasets ask for them."""
+    """Files and labels of a split, as timm's datasets expect them."""
 
     def __init__(self, split: Split) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ManifestReader(Reader):
 
 
 def new_loader(job: Job, split: Split, training: bool, device: torch.device) -> Any:
-    """Its loader with its prefetcher, which normalises on the device; no augmentation."""
+    """timm's loader with its prefetcher, which normalises on the device; no augmentation."""
     return create_loader(
         ImageDataset("", reader=ManifestReader(split)),
         input_size=(3, job.image_size, job.image_size),
@@ -55,7 +55,7 @@ def new_loader(job: Job, split: Split, training: bool, device: torch.device) -> 
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Its figures. Its training loader leaves out the last, smaller batch of each epoch."""
+    """Measure timm. Its training loader drops the last, smaller batch of each epoch."""
     machine = machine_of(job)
     order = torch.channels_last if job.channels_last else torch.contiguous_format
     model = new_network(job).to(memory_format=order).to(machine.device)

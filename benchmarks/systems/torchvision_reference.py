@@ -1,6 +1,6 @@
-"""A plain DataLoader with worker processes and transforms as torchvision's reference scripts have.
+"""torchvision's reference: a DataLoader with worker processes and the transforms of its scripts.
 
-Its reference for classification decodes with Pillow and normalises in the workers, trains with
+The reference for classification decodes with Pillow and normalises in the workers, trains with
 SGD on cross entropy and lowers the learning rate along a cosine.
 """
 
@@ -24,7 +24,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """Decoded by Pillow and transformed in a worker."""
+    """Photos decoded with Pillow and transformed in a worker."""
 
     def __init__(self, split: Split, image_size: int) -> None:
         self.split = split
@@ -45,7 +45,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
 
 def new_loaders(job: Job, splits: dict[str, Split], pinned: bool) -> dict[str, Any]:
-    """A loader for each split; workers stay from epoch to epoch."""
+    """A loader for each split, with persistent workers."""
     return {
         name: DataLoader(
             Photos(split, job.image_size),
@@ -60,7 +60,7 @@ def new_loaders(job: Job, splits: dict[str, Split], pinned: bool) -> dict[str, A
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Its figures."""
+    """Measure torchvision's reference."""
     machine = machine_of(job)
     order = torch.channels_last if job.channels_last else torch.contiguous_format
     model = new_network(job).to(memory_format=order).to(machine.device)

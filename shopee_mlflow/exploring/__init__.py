@@ -1,4 +1,4 @@
-"""The report on a catalogue, as one HTML page: what is in it, and what to know before training."""
+"""The report on a catalogue as one HTML page: its contents, and problems to fix before training."""
 
 from .catalog_sections import explore_page
 from .explored import TABLES, Explored

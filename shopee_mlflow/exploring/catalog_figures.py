@@ -16,20 +16,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from ..data.near_copies import NEAR_BITS
 
-# Of the Okabe-Ito palette, which colour-blind people can tell apart.
+# Colours of the Okabe-Ito palette, which colour-blind people can distinguish.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 _SIZE = (5.2, 3.3)
 _MARKERS = "os^"
-# More bars than this are drawn as a histogram of wider and wider bins.
+# More bars than this are drawn as a histogram with bins of increasing width.
 _MOST_BARS = 80
 _BINS = 40
-# Up to so many a linear axis shows a one.
+# Largest count at which a bar of one is visible on a linear axis.
 _LINEAR = 60
 _LEAST_SHARE = 0.01
 
 
 def group_sizes_figure(sizes: pd.Series) -> Figure:
-    """Label groups by their number of rows.
+    """Histogram of label groups by their number of rows.
 
     :param sizes: label group -> rows.
     """
@@ -82,7 +82,7 @@ def repeats_figure(counts: Mapping[str, pd.Series]) -> Figure:
 
 
 def near_figure(bits: np.ndarray, same_group: np.ndarray | None) -> Figure:
-    """Pairs of phashes by the bits that differ, and whether a label group has both."""
+    """Pairs of phashes by the number of bits that differ, and whether a label group has both."""
     figure, axes = _new("bits that differ", "pairs of phashes")
     ticks = np.arange(1, NEAR_BITS + 1)
     whole = np.bincount(bits, minlength=NEAR_BITS + 1)[1:]
@@ -157,7 +157,7 @@ def leaks_figure(splits: pd.DataFrame) -> Figure:
 
 
 def sides_figure(photos: pd.DataFrame, image_size: int) -> Figure:
-    """Photos by their shorter side.
+    """Histogram of photos by their shorter side.
 
     :param photos: columns width, height.
     """
@@ -173,11 +173,11 @@ def sides_figure(photos: pd.DataFrame, image_size: int) -> Figure:
 
 
 def aspect_figure(photos: pd.DataFrame) -> Figure:
-    """Photos by width divided by height, tall ones on the left, squares in the middle."""
+    """Histogram of photos by width divided by height, with squares in the middle."""
     figure, axes = _new("width / height", "photos")
     ratio = (photos["width"] / photos["height"]).to_numpy(dtype=float)
     reach = max(2.0, ratio.max(), 1 / ratio.min()) * 1.02
-    # An odd number of bins has squares in the middle of one.
+    # With an odd number of bins, squares are in the middle of a bin.
     axes.hist(ratio, bins=list(np.geomspace(1 / reach, reach, _BINS + 2)), color=BLUE)
     axes.set_xscale("log")
     ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 10) if 1 / reach <= tick <= reach]
@@ -189,7 +189,7 @@ def aspect_figure(photos: pd.DataFrame) -> Figure:
 
 
 def bytes_figure(photos: pd.DataFrame) -> Figure:
-    """Photos by the size of their files."""
+    """Histogram of photos by file size."""
     figure, axes = _new("file size (kB)", "photos")
     sizes = np.maximum(photos["bytes"].to_numpy(dtype=float) / 1000, 0.01)
     low, high = float(sizes.min()) * 0.9, float(sizes.max()) * 1.1
@@ -223,7 +223,7 @@ def levels_figure(levels: np.ndarray) -> Figure:
 
 
 def phash_figure(bits: np.ndarray) -> Figure:
-    """Photos by the bits in which their phash differs from the catalogue's."""
+    """Histogram of photos by the bits in which their phash differs from the catalogue's."""
     figure, axes = _new("bits that differ from the catalogue's phash", "photos")
     counts = np.bincount(bits, minlength=NEAR_BITS + 1)
     axes.bar(np.arange(len(counts)), counts, color=BLUE)
@@ -247,12 +247,12 @@ def _new(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides no data."""
+    """Put the legend above the axes, where it hides no data."""
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
 
 def _counts(axes: Axes, most: int) -> None:
-    """Whole numbers; over several powers of ten a one must be seen beside a thousand."""
+    """Scale an axis of counts; several powers of ten need a scale on which a one is visible."""
     if most <= _LINEAR:
         _photo_counts(axes)
         return
@@ -262,7 +262,7 @@ def _counts(axes: Axes, most: int) -> None:
 
 
 def _plain_log(axis: Axis) -> None:
-    """Ticks as plain numbers: 1, 2 and 5 of each power of ten where there are few powers."""
+    """Ticks as plain numbers: 1, 2 and 5 times each power of ten if there are few powers."""
     low, high = axis.get_view_interval()
     few = high / max(low, 1e-9) < 200
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))

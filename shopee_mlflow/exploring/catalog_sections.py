@@ -29,7 +29,7 @@ _ONE_TEST_PHOTO = 10
 
 
 def explore_page(explored: Explored) -> str:
-    """The page; its sections follow one another in this order."""
+    """The page, with its sections in this order."""
     files = [f"{name}: {len(table):,} rows" for name, table in explored.tables().items()]
     found = [
         _overview(explored),
@@ -76,7 +76,7 @@ def _overview(explored: Explored) -> Section:
 
 
 def findings(explored: Explored) -> list[str]:
-    """Problems to check before training, a line each; empty if there is none."""
+    """Problems to check before training, one line each; empty if there are none."""
     survey, selection = explored.survey, explored.selection
     points = [f"{line}." for line in survey.label_remarks()]
     if any(len(table) for table in survey.conflicts.values()):
@@ -97,7 +97,7 @@ def findings(explored: Explored) -> list[str]:
 
 
 def conflicts_line(survey: Survey) -> str:
-    """How many files, phashes and titles have contradictory labels."""
+    """The number of files, phashes and titles with contradictory labels."""
     counts = ", ".join(f"{len(table):,} {KINDS[c]}" for c, table in survey.conflicts.items())
     return f"Under more than one label group: {counts}."
 
@@ -116,7 +116,7 @@ def _leaks(selection: Selection) -> list[str]:
 
 
 def _unknown(explored: Explored) -> Section | None:
-    """What cannot be known from this catalogue, a line for each missing column or photo."""
+    """Facts that are unknown for this catalogue, one line for each missing column or photo."""
     survey, photos = explored.survey, explored.photos
     points = []
     if photos is None or photos.good.empty:
@@ -284,8 +284,8 @@ def _training(explored: Explored) -> Section:
     splits = selection.splits
     if len(splits):
         caption = (
-            f"One dot per seed ({splits['seed'].nunique()} seeds); lines are means. The score of a "
-            "test photo with a copy in train is partly memory."
+            f"One dot per seed ({splits['seed'].nunique()} seeds); lines are means. The model "
+            "may have memorized test photos with a copy in train."
         )
         alt = "Share of test photos with a copy in train, by split, one dot per seed."
         pictures.append(figure_picture(figures.leaks_figure(splits), alt, caption))
@@ -299,7 +299,7 @@ def _training(explored: Explored) -> Section:
 
 
 def coverage_line(selection: Selection) -> str:
-    """What ``largest_groups`` keeps."""
+    """The rows and files that ``largest_groups`` keeps."""
     facts = selection.facts()
     text = (
         f"largest_groups keeps {facts['kept_groups']:,} of {selection.groups:,} label groups with "
@@ -317,7 +317,7 @@ def coverage_line(selection: Selection) -> str:
 
 
 def _leak_table(splits: pd.DataFrame) -> pd.DataFrame:
-    """For each kind of split the mean, the range, and the share of the test photos."""
+    """Mean, range and share of the test photos with copies in train, for each kind of split."""
 
     def counts(part: pd.DataFrame, name: str) -> str:
         values, share = part[name], percent(part[name].sum(), part["test"].sum())

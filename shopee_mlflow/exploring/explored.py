@@ -1,4 +1,4 @@
-"""Everything known about a catalogue: facts, tables, and the parts its page is made of."""
+"""All facts and tables about a catalogue, and the parts of its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .photo_survey import PhotoSurvey
 from .selection import Selection
 from .survey import KINDS, TITLE, Survey, cluster_table
 
-# Every table that may lie beside the page.
+# All tables that may be beside the page.
 TABLES = (
     *("facts.csv", "columns.csv", "groups.csv", "lookalike_labels.csv", "missing_labels.csv"),
     *(f"repeated_{name}.csv" for name in KINDS.values()),
@@ -29,7 +29,7 @@ class Explored:
     """Everything known about a catalogue.
 
     :ivar name: the catalogue's name on the page.
-    :ivar selection: None where nothing could be selected; ``no_selection`` is the reason.
+    :ivar selection: None if nothing could be selected; ``no_selection`` is the reason.
     :ivar photos: None without a folder of photos.
     :ivar folder: the folder in which photos were looked for.
     """
@@ -49,7 +49,7 @@ class Explored:
         return facts | (self.photos.facts() if self.photos else {})
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """File name -> a table of the page, those that the catalogue has."""
+        """File name -> table, for the tables that this catalogue has."""
         survey = self.survey
         tables = {
             "facts.csv": pd.DataFrame(self.facts().items(), columns=["fact", "number"]),
@@ -81,7 +81,7 @@ class Explored:
 class Section:
     """A part of the page: numbers, sentences, points, figures, tables, photos, in this order.
 
-    :ivar small: tables shown side by side where there is room.
+    :ivar small: tables shown side by side if there is room.
     """
 
     anchor: str

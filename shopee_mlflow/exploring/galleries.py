@@ -19,7 +19,7 @@ from .survey import GROUP, IMAGE, KINDS, PHASHES, TITLE, Survey
 _MOST_TILES = 12
 _TILES_OF_GROUP = 3
 _MOST_GROUPS = 4
-# At most so many galleries of each kind.
+# Most galleries of each kind.
 _CONFLICTS = {IMAGE: 2, PHASHES: 1, TITLE: 1}
 _PIXELS = 220
 
@@ -29,7 +29,7 @@ def gallery_section(survey: Survey, photos: PhotoSurvey | None) -> Section | Non
 
     Only photos that decode are shown; a gallery without one is left out.
 
-    :returns: None without any gallery.
+    :returns: None if there is no gallery.
     """
     if photos is None:
         return None
@@ -69,7 +69,7 @@ def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Galler
     sizes = cluster.value_counts()
     if not len(sizes) or sizes.iloc[0] < 2:
         return None
-    # Of equally large ones always the same.
+    # Deterministic if several are equally large.
     chosen = min(sizes.index[sizes == sizes.iloc[0]])
     part = part[cluster == chosen].sort_values([PHASHES, IMAGE])
     caption = f"Connected phashes: {part[PHASHES].nunique():,}. Files: {len(part):,}."
@@ -80,7 +80,7 @@ def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Galler
 
 
 def _one_title(rows: pd.DataFrame, folder: Path) -> Gallery | None:
-    """The title whose photos differ most: by phashes, else by files."""
+    """The title with the most different photos, by phash if known, else by file."""
     if TITLE not in rows:
         return None
     column = PHASHES if PHASHES in rows else IMAGE
@@ -95,7 +95,7 @@ def _one_title(rows: pd.DataFrame, folder: Path) -> Gallery | None:
 
 
 def _conflicts(survey: Survey, rows: pd.DataFrame, folder: Path) -> list[Gallery]:
-    """Values under several label groups, each beside other photos of these groups."""
+    """Values under several label groups, with other photos of these groups."""
     found: list[Gallery] = []
     for column, table in survey.conflicts.items():
         there = rows[rows[column].isin(set(table["value"])) & (rows[GROUP] != "")]
@@ -151,5 +151,5 @@ def _thumbnail(folder: Path, name: str) -> np.ndarray | None:
     try:
         return None if file is None else read_thumbnail(file, _PIXELS)
     except ImageError:
-        # It decoded a moment ago: the file has changed since.
+        # It decoded before, so the file has changed since then.
         return None

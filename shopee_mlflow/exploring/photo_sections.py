@@ -22,7 +22,7 @@ _LONG = 1.5
 
 
 def photo_findings(photos: PhotoSurvey, image_size: int) -> list[str]:
-    """Problems of the photos, a line each; empty if there is none."""
+    """Problems of the photos, one line each; empty if there are none."""
     good, total = photos.good, len(photos.table)
     opened = len(good) + photos.count(BAD)
     small = int((_sides(good).min(axis=1) < image_size).sum())
@@ -38,7 +38,7 @@ def photo_findings(photos: PhotoSurvey, image_size: int) -> list[str]:
 
 
 def photo_section(explored: Explored) -> Section:
-    """Which photos are present, their sizes, shapes and colours, and whether phashes match."""
+    """The section on photos: which are present, sizes, shapes, colours, and matching phashes."""
     photos = explored.photos
     if photos is None:
         where = f"No folder of photos at {explored.folder}. Name one with the option images."
@@ -58,7 +58,7 @@ def photo_section(explored: Explored) -> Section:
 
 
 def states_line(photos: PhotoSurvey) -> str:
-    """How many of the catalogue's photos are present and can be decoded."""
+    """The number of the catalogue's photos that are present, and that decode."""
     opened = photos.count(OK) + photos.count(BAD)
     text = f"Photos present: {ratio(photos.present, len(photos.table))}."
     if photos.count(LEFT_OUT):

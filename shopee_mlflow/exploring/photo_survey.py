@@ -1,4 +1,4 @@
-"""Survey the photos of a catalogue. Each is opened once, in threads; none is kept in memory."""
+"""Survey the photos of a catalogue. Threads open each photo once and release it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEVELS = 256
 _NUMBERS = ("bytes", "width", "height", "phash_bits")
 _MEANS = ("red", "green", "blue")
 _TEXTS = ("image", "state", "reason", "format", "mode", "content", "phash", "listed_phash")
-# Bounds the results that wait in memory.
+# Limits the number of results waiting in memory.
 _AHEAD = 1000
 
 
@@ -51,12 +51,12 @@ class PhotoSurvey:
     levels: np.ndarray
 
     def count(self, state: str) -> int:
-        """How many files are in a state."""
+        """The number of files in a state."""
         return int((self.table["state"] == state).sum())
 
     @property
     def present(self) -> int:
-        """How many files are in the folder."""
+        """The number of files in the folder."""
         return len(self.table) - self.count(MISSING) - self.count(OUTSIDE)
 
     @property
@@ -97,8 +97,8 @@ def survey_photos(
     """Survey the photos that a catalogue names.
 
     :param rows: column image, and optionally image_phash.
-    :param most: how many to open at most, chosen by ``seed``; 0: all. Whether a file is present is
-        checked for all.
+    :param most: most photos to open, a random sample drawn with ``seed``; 0: all. All files are
+        checked for presence.
     """
     listed = _listed_phashes(rows)
     names = sorted(name for name in set(rows["image"]) if name)

@@ -1,5 +1,6 @@
-"""What training keeps of a catalogue, and what its split leaks: the steps of
-:mod:`shopee_mlflow.data.dataset`, without decoding photos again.
+"""The part of a catalogue that training keeps, and the leaks of its split.
+
+The steps are those of :mod:`shopee_mlflow.data.dataset`, without decoding photos again.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ _COLUMNS = ("split", "seed", TRAIN, VAL, TEST, "copies", "near_copies")
 
 @dataclass(frozen=True)
 class Selection:
-    """What ``largest_groups``, ``min_group`` and ``bad_images`` keep, and how it can be split.
+    """The photos that ``largest_groups``, ``min_group`` and ``bad_images`` keep, and their splits.
 
-    :ivar chosen: one row a file after the steps that the CSV alone decides.
-    :ivar groups: how many label groups there are; ``kept`` how many of them largest_groups keeps.
-    :ivar cleaning: every step counted.
-    :ivar clusters: of ``chosen``: how many sets of equal or near phashes there are; None without
-        phashes.
+    :ivar chosen: one row per file, after the steps that need only the CSV.
+    :ivar groups: number of label groups, of which largest_groups keeps ``kept``.
+    :ivar cleaning: the counts of all steps.
+    :ivar clusters: number of sets of equal or near phashes in ``chosen``; None without phashes.
     :ivar with_photos: whether the steps that need photos are among them.
     :ivar splits: as :func:`try_splits` returns it; empty where unknown.
     :ivar problem: why training is not possible; empty if it is.
@@ -89,11 +89,11 @@ class Selection:
 def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None) -> Selection:
     """Apply the cleaning steps of training as far as they are known.
 
-    Where not every photo was opened, or too few photos are present to train on, only the steps that
-    depend on the CSV alone are applied.
+    If not every photo was opened, or too few photos are present to train on, only the steps that
+    need only the CSV are applied.
 
     :param rows: with columns image and label_group, and clean phashes where there are any.
-    :raises CatalogError: when the CSV alone leaves no row.
+    :raises CatalogError: when the steps for the CSV leave no row.
     """
     problem = ""
     for known in (photos, None) if photos is not None and photos.complete else (None,):
@@ -124,7 +124,7 @@ def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | 
 def _last_steps(
     frame: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None, cleaning: Cleaning
 ) -> pd.DataFrame:
-    """The cleaning steps after the choice of rows, in the order of training."""
+    """The cleaning steps after the selection of rows, in the order of training."""
     if photos is not None:
         frame = _with_contents(locate_files(frame, photos.folder, cleaning), photos)
         frame = drop_bad_images(frame, _reasons(frame, photos), config.bad_images, cleaning)
@@ -133,7 +133,7 @@ def _last_steps(
 
 
 def try_splits(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
-    """Split photos with several seeds, and count what leaks from train into test.
+    """Split photos with several seeds, and count the test photos with a copy in train.
 
     :param frame: columns image, label_group, image_phash, and content where it is known.
     :returns: columns split, seed, train, val, test, copies (test photos with an equal phash, or
@@ -162,9 +162,9 @@ def _seeds(photos: int) -> int:
 
 
 def _near(phashes: pd.Series) -> tuple[np.ndarray, int, NearPairs]:
-    """For each row the number of its phash, how many numbers there are, pairs of near ones.
+    """The index of each row's phash, the number of indices, and pairs of near indices.
 
-    Each row without a phash has a number of its own.
+    Each row without a phash has its own index.
     """
     code, distinct = pd.factorize(phashes.where(phashes != "", None))
     pairs = near_pairs(parse_phashes([str(phash) for phash in distinct]))
@@ -174,7 +174,7 @@ def _near(phashes: pd.Series) -> tuple[np.ndarray, int, NearPairs]:
 
 
 def _has_near(train: np.ndarray, code: np.ndarray, count: int, pairs: NearPairs) -> np.ndarray:
-    """For each row whether train has an equal or a near phash; all bool."""
+    """Whether train has an equal phash, or a near one, for each row; bool."""
     in_train = np.zeros(count, dtype=bool)
     in_train[code[train]] = True
     near = in_train.copy()
@@ -189,7 +189,7 @@ def _with_contents(frame: pd.DataFrame, photos: PhotoSurvey) -> pd.DataFrame:
 
 
 def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:
-    """Row -> why its photo does not decode."""
+    """Row -> the reason why its photo does not decode."""
     bad = photos.table[photos.table["state"] == BAD]
     reasons = dict(zip(bad["image"], bad["reason"], strict=True))
     named = zip(frame.index.tolist(), frame["image"], strict=True)
@@ -197,7 +197,7 @@ def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:
 
 
 def _count_clusters(frame: pd.DataFrame) -> int:
-    """How many phashes there are where near ones count as one."""
+    """The number of phashes if near ones count as one."""
     _, count, pairs = _near(frame["image_phash"][frame["image_phash"] != ""])
     return len(np.unique(connected(count, pairs.left, pairs.right)))
 

@@ -16,15 +16,15 @@ from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
 from .titles import count_bytes_literals, escaped_titles
 
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
-# The most pairs of near phashes in a table for people.
+# Most pairs of near phashes in a table.
 MOST_LISTED = 100_000
-# Columns whose values may repeat, and may be under several label groups, and their plurals.
+# Columns whose values may repeat or be under several label groups -> their plurals.
 KINDS = {IMAGE: "files", PHASHES: "phashes", TITLE: "titles"}
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often each value of one column occurs; empty values are left out.
+    """The number of rows of each value of a column, without empty values.
 
     :ivar counts: value -> rows, the most frequent first.
     """
@@ -54,7 +54,7 @@ class Repeats:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """Phashes few bits apart.
+    """Phashes that differ in few bits.
 
     :ivar phashes: every distinct phash, sorted.
     :ivar pairs: pairs of indices of ``phashes``.
@@ -69,7 +69,7 @@ class NearCopies:
 
     @property
     def clusters(self) -> int:
-        """How many clusters have more than one phash."""
+        """The number of clusters with more than one phash."""
         return int((np.bincount(self.cluster) > 1).sum()) if len(self.cluster) else 0
 
     @property
@@ -100,8 +100,8 @@ class NearCopies:
 class Survey:
     """The facts of a CSV.
 
-    :ivar rows: the catalogue, a row each, with clean phashes.
-    :ivar columns: one row a column: column, filled, empty, distinct.
+    :ivar rows: the rows of the catalogue, with clean phashes.
+    :ivar columns: one row per column: column, filled, empty, distinct.
     :ivar absent: known columns that this catalogue lacks.
     :ivar invalid_phashes: entries of image_phash that are not a phash.
     :ivar groups: label group -> rows, the largest first; None without labels.
@@ -196,7 +196,7 @@ def survey_catalog(rows: pd.DataFrame, computed: Mapping[str, str] | None = None
 
 
 def cluster_table(survey: Survey) -> pd.DataFrame:
-    """Clusters of several phashes, those of most rows first.
+    """Clusters of several phashes, sorted by number of rows, descending.
 
     Columns cluster, phashes, files, rows, label_groups where there are labels, and members, the
     phashes themselves.
@@ -249,9 +249,9 @@ def _missing_labels(groups: pd.Series) -> pd.DataFrame:
 
 
 def _clean_phashes(rows: pd.DataFrame, computed: Mapping[str, str]) -> tuple[pd.DataFrame, int]:
-    """Lower case, 16 digits, or empty; where it is no phash, the one of the photo if known.
+    """Clean phashes: 16 lower-case digits, or empty; invalid ones are replaced by the photo's.
 
-    Without a single one the column is left out.
+    The column is left out if it has no phash at all.
     """
     if PHASHES not in rows and not computed:
         return rows, 0
@@ -266,13 +266,13 @@ def _clean_phashes(rows: pd.DataFrame, computed: Mapping[str, str]) -> tuple[pd.
 
 
 def _counts(values: pd.Series) -> pd.Series:
-    """Value -> rows, the most frequent first, equal ones by name; empty values left out."""
+    """Value -> rows, sorted by frequency, then name, without empty values."""
     counts = values[values != ""].value_counts()
     return counts.sort_index().sort_values(ascending=False, kind="stable")
 
 
 def _conflicts(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Values of a column under several label groups, those of most groups first.
+    """Values of a column under several label groups, sorted by number of groups, descending.
 
     :returns: columns value, rows, label_groups (how many), groups (their names and rows).
     """

@@ -1,4 +1,4 @@
-r"""Titles as shops wrote them: UTF-8 bytes that became text, such as ``\xe2``."""
+r"""Garbled titles of shops: UTF-8 bytes written as text, such as ``\xe2``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pandas as pd
 
 ESCAPE = r"\\[xX][0-9a-fA-F]{2}"
 _RUN = re.compile(f"(?:{ESCAPE})+")
-# A minus before nothing but a number is one.
+# A minus in front of a number is a sign, not a formula.
 _FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+([.,]\d+)?$)")
 # The text that Python prints for bytes: b'...' or b"...".
 _BYTES_LITERAL = r"b(?:'.*'|\".*\")"
 
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for people, in which no text begins as a formula of a spreadsheet program does.
+    """A table in which no text is a formula for a spreadsheet program.
 
-    Such a text gets an apostrophe before it, which those programs take for "this is text".
+    A text that begins like a formula gets an apostrophe in front, which marks it as text.
     """
 
     def plain(value: object) -> object:
@@ -29,8 +29,8 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
 def decode_escapes(title: str) -> str:
     r"""A title with its byte escapes decoded: ``\xe2\x9d\xa4`` becomes a heart.
 
-    A run of escapes that is no UTF-8 stays as it is. Where the whole title is a bytes literal of
-    Python, its quotes go as well.
+    Escapes that are not valid UTF-8 are kept. If the whole title is a bytes literal of Python, its
+    quotes are removed, too.
     """
     if re.fullmatch(_BYTES_LITERAL, title):
         title = title[2:-1]
@@ -60,5 +60,5 @@ def escaped_titles(titles: pd.Series) -> pd.DataFrame:
 
 
 def count_bytes_literals(titles: pd.Series) -> int:
-    """How many titles are bytes literals of Python, such as ``b'Rice 5 kg'``, quotes and all."""
+    """The number of titles that are bytes literals of Python, such as ``b'Rice 5 kg'``."""
     return int(titles.str.fullmatch(_BYTES_LITERAL).sum())

@@ -1,4 +1,4 @@
-"""The comparison of trainings, as one HTML page: which differences are more than chance."""
+"""The comparison of trainings as one HTML page."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def comparison_page(facts: ComparisonFacts) -> str:
 
 
 _CAUTION = (
-    "This compares trained models, not recipes: another seed would give other models of the same "
-    "options, so train several seeds before you say that an option is better. And the best of many "
-    "runs owes a part of its accuracy to luck."
+    "This page compares trained models, not options: with another seed, the same options give "
+    "another model. Train several seeds before you conclude that an option is better. The accuracy "
+    "of the best of many runs is biased upwards."
 )
 _PAIRS = (
-    "McNemar's exact test looks only at photos that one run gets right and the other wrong: were "
-    "both equally good, each would have half of them. p is then the chance of a difference at "
-    "least as large; with Holm's correction, a false alarm among all pairs together stays below "
+    "McNemar's exact test uses the photos that only one run of a pair classifies correctly. p is "
+    "the probability of a difference at least as large if both runs are equally good. With Holm's "
+    "correction, the probability of any false positive among all pairs is at most "
     f"{SIGNIFICANT:.0%}."
 )
 _INTERVALS = (
-    "Test accuracy with its 95 % Wilson interval. Where intervals overlap, the pairs below may "
-    "still tell runs apart, since these saw the same photos."
+    "Test accuracy with its 95 % Wilson interval. Runs with overlapping intervals may still differ "
+    "significantly, because the test of pairs below compares them on the same photos."
 )
 
 
@@ -71,7 +71,7 @@ def _headline(facts: ComparisonFacts) -> list[tuple[str, str]]:
     else:
         lines.append(("Test splits", f"{len(facts.splits):,}"))
     differ = sum(pair.differs for pair in facts.pairs)
-    lines.append(("More than chance", f"{differ:,} of {len(facts.pairs):,} pairs"))
+    lines.append(("Significant", f"{differ:,} of {len(facts.pairs):,} pairs"))
     return lines
 
 
@@ -93,8 +93,11 @@ def _best_epochs(facts: ComparisonFacts) -> str:
     late = [c for c in facts.runs if c.best_epoch > 0.9 * c.epochs["epoch"].max()]
     words = "Each run kept the weights of its best epoch on validation photos. "
     if not late:
-        return words + "None of these is among the last epochs: longer training promises little."
-    return words + (f"In {listed(late)} it is among the last: there, more epochs may still help.")
+        return (
+            words
+            + "None of these is among the last epochs, so longer training is unlikely to help."
+        )
+    return words + f"In {listed(late)} it is among the last, so more epochs may help."
 
 
 def _run_rows(facts: ComparisonFacts) -> pd.DataFrame:
@@ -120,7 +123,7 @@ def _pair_rows(facts: ComparisonFacts) -> pd.DataFrame:
             "only second right": pair.only_second,
             "p": f"{pair.p:.2g}",
             "p, Holm": f"{pair.adjusted:.2g}",
-            "difference": "more than chance" if pair.differs else "chance can explain it",
+            "difference": "significant" if pair.differs else "not significant",
         }
         for pair in sorted(facts.pairs, key=lambda pair: pair.adjusted)
     ]
@@ -128,7 +131,7 @@ def _pair_rows(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def _option_rows(facts: ComparisonFacts) -> pd.DataFrame:
-    """The options that differ; the table has its shorter side across."""
+    """The options that differ, in one row per run, or per option if these are more."""
     runs, names = facts.runs, differing_options(facts.runs)
     if len(runs) < len(names):
         return pd.DataFrame(
@@ -162,7 +165,7 @@ def comparison_table(facts: ComparisonFacts) -> pd.DataFrame:
 
 
 def pairs_table(facts: ComparisonFacts) -> pd.DataFrame:
-    """One row for each pair tested on the same photos, the clearest difference first."""
+    """One row for each pair tested on the same photos, sorted by p value."""
     columns = ("first", "second", "only_first_right", "only_second_right", "p", "p_holm", "differs")
     rows = [
         (p.first.letter, p.second.letter, p.only_first, p.only_second, p.p, p.adjusted, p.differs)

@@ -1,4 +1,4 @@
-"""Figures of several trainings: told apart by colour, line and letter, so also in grey."""
+"""Figures of several trainings, distinguished by colour, line style and letter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
             marker="." if len(epochs) <= _DOTS_UP_TO else None,
             label=f"{letter}  {squeezed(drawable(name), 24)}",
         )
-        # In the first epochs all lines lie close together.
+        # In the first epochs all lines are close together.
         at = round((0.3 + 0.7 * (index + 0.5) / len(runs)) * (len(epochs) - 1))
         axes.annotate(
             letter,
@@ -63,7 +63,7 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
 
 
 def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
-    """Test accuracies with their intervals, a colour for each test split.
+    """Test accuracies with their intervals, one colour per test split.
 
     :param splits: data digest -> the runs that were tested on it.
     """

@@ -113,24 +113,24 @@ def summary_line(facts: ComparisonFacts) -> str:
     differ = sum(pair.differs for pair in facts.pairs)
     if not facts.pairs:
         return (
-            "No two of these runs are known to have the same test photos, so none is known to be "
-            "better."
+            "No two of these runs are known to have the same test photos, so none of them can be "
+            "compared."
         )
     if len(facts.pairs) == 1:
-        more = "more than chance" if differ else "no more than chance can explain"
-        return f"The difference between the two runs that can be compared is {more}."
+        verdict = "significant" if differ else "not significant"
+        return f"The difference between the two runs that can be compared is {verdict}."
     if differ == 0:
-        return f"None of the {len(facts.pairs)} differences is more than chance can explain."
+        return f"None of the {len(facts.pairs)} differences between runs is significant."
     if differ == len(facts.pairs):
-        return f"All {differ} differences between runs are more than chance."
+        return f"All {differ} differences between runs are significant."
     return (
-        f"{differ} of the {len(facts.pairs)} differences between runs "
-        f"{_are(differ)} more than chance; chance can explain the rest."
+        f"{differ} of the {len(facts.pairs)} differences between runs {_are(differ)} significant; "
+        "the others may be chance."
     )
 
 
 def pair_lines(facts: ComparisonFacts) -> list[str]:
-    """A line for each pair, the clearest first, and for runs that cannot be compared."""
+    """A line for each pair, sorted by p value, and for runs that cannot be compared."""
     pairs = sorted(facts.pairs, key=lambda pair: pair.adjusted)
     in_full = len(pairs) <= _MOST_IN_FULL
     lines = [_pair_line(pair) for pair in pairs] if in_full else _short_lines(pairs)
@@ -140,14 +140,13 @@ def pair_lines(facts: ComparisonFacts) -> list[str]:
             for digest, some in facts.splits.items()
         )
         lines.append(
-            "Not to be compared with one another, since their data_digest differs, and their test "
-            f"photos may: {groups}."
+            "These groups of runs are not compared with each other, because their data_digest "
+            f"differs: {groups}."
         )
     untested = [c for c in facts.runs if not c.photos]
     if untested:
         lines.append(
-            f"Not tested, as is every trial of a search, and so without test accuracy: "
-            f"{listed(untested)}."
+            f"Runs without a test accuracy, such as trials of a search: {listed(untested)}."
         )
     return lines
 
@@ -159,14 +158,14 @@ def _short_lines(pairs: Sequence[Pair]) -> list[str]:
         if pair.differs:
             better.setdefault(pair.better.title, []).append(pair)
     lines = [
-        f"{title} is better than {worse_runs(mine)}: more than chance "
+        f"{title} is better than {worse_runs(mine)}: significant "
         f"({_p_text(mine[-1].adjusted, most=True)})."
         for title, mine in better.items()
     ]
     rest = [f"{p.first.letter} and {p.second.letter}" for p in pairs if not p.differs]
     more = f" and {len(rest) - _MOST_LISTED} more" if len(rest) > _MOST_LISTED else ""
     if rest:
-        lines.append(f"No more than chance can explain: {', '.join(rest[:_MOST_LISTED])}{more}.")
+        lines.append(f"Not significant: {', '.join(rest[:_MOST_LISTED])}{more}.")
     return lines
 
 
@@ -179,15 +178,15 @@ def _pair_line(pair: Pair) -> str:
     better, worse = pair.better, pair.worse
     mine, its = sorted((pair.only_first, pair.only_second), reverse=True)
     if mine == 0:
-        return f"{better.title} and {worse.title} are right on the very same photos."
+        return f"{better.title} and {worse.title} classify the same photos correctly."
     counts = (
-        f"of {better.photos:,} test photos, {mine:,} {_are(mine)} right only with {better.letter} "
-        f"and {its:,} only with {worse.letter}"
+        f"of {better.photos:,} test photos, {mine:,} {_are(mine)} correct only with "
+        f"{better.letter} and {its:,} only with {worse.letter}"
     )
     p = _p_text(pair.adjusted)
     if pair.differs:
-        return f"{better.title} is better than {worse.title}: {counts}. More than chance ({p})."
-    return f"{better.title} and {worse.title}: {counts}. No more than chance can explain ({p})."
+        return f"{better.title} is better than {worse.title}: {counts}. Significant ({p})."
+    return f"{better.title} and {worse.title}: {counts}. Not significant ({p})."
 
 
 def _p_text(p: float, *, most: bool = False) -> str:

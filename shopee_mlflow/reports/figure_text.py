@@ -10,7 +10,7 @@ from .pages import shortened
 
 
 def drawable(text: str) -> str:
-    """A text without the characters that the figures' font lacks, which would be boxes."""
+    """A text without the characters that the figures' font would show as boxes."""
     return "".join(character for character in text if _has_glyph(character)).strip()
 
 

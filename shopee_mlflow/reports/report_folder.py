@@ -12,7 +12,7 @@ REPORT_FILE = "report.html"
 
 
 def prepare_report_folder(out: Path, command: str) -> None:
-    """Make the folder of a command's report, or accept one with an earlier report of it.
+    """Create the folder of a command's report, or accept one with an earlier report of it.
 
     :param command: the command that writes the report, as in the page's generator.
     :raises ConfigError: when the folder has other files without such a report, or cannot be

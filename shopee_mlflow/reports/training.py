@@ -1,4 +1,4 @@
-"""The report of a training, as one HTML page: what was learned, how well, and where it fails."""
+"""The report of a training as one HTML page."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _curves_text(facts: TrainingFacts) -> str:
         )
     if last["train_accuracy"] < 0.5:
         return words + (
-            f"At the end only {last['train_accuracy']:.0%} of the training photos are right: the "
+            f"At the end only {last['train_accuracy']:.0%} of the training photos are correct: the "
             "model underfits. Try more epochs or another learning rate."
         )
     if best > 0.9 * len(facts.history):
@@ -176,7 +176,7 @@ def _confused_pairs(counts: pd.DataFrame) -> Table:
 
 
 def _per_class(facts: TrainingFacts) -> pd.DataFrame:
-    """The report without its averages, which stand at the end."""
+    """The report without the averages in its last rows."""
     return facts.class_scores.head(len(facts.classes))
 
 
@@ -188,7 +188,8 @@ def _classes_text(facts: TrainingFacts) -> str:
     words = f"{perfect:,} of {len(table):,} label groups have no mistake."
     if few:
         words += (
-            f" {few:,} have fewer than {_FEW_PHOTOS} test photos: one photo moves their score far."
+            f" {few:,} have fewer than {_FEW_PHOTOS} test photos, so one photo changes their score "
+            "a lot."
         )
     if len(table) < len(everything):
         words += f" {len(everything) - len(table):,} have no test photo and are not shown."
@@ -200,9 +201,9 @@ def _class_table(facts: TrainingFacts) -> Table:
     table = table.assign(support=table["support"].astype(int))
     table.insert(0, "number", table.index)
     caption = (
-        "Number: that of the label group in the figures. "
+        "Number: of the label group in the figures. "
         "Precision: share of photos predicted as this label group that belong to it. Recall: share "
-        "of its photos that are found. Support: test photos. Lowest F1 score first."
+        "of its photos predicted as this label group. Support: test photos. Lowest F1 score first."
     )
     return Table("Label groups", caption, table)
 
@@ -238,8 +239,9 @@ def _subset_table(facts: TrainingFacts) -> Table | None:
         for name, (photos, accuracy, low, high) in facts.subsets.items()
     ]
     caption = (
-        "Some test photos have a copy in train, so their accuracy is partly memory. Photos without "
-        "a copy show the accuracy on new photos. split=leak_free leaves no such copies."
+        "Some test photos have a copy in train, so the model may have memorized them. Photos "
+        "without a copy show the accuracy on new photos. With split=leak_free there are no such "
+        "copies."
     )
     return Table("With and without a copy in train", caption, pd.DataFrame(rows))
 

@@ -1,4 +1,4 @@
-"""Figures of a training. Nothing here knows where they are logged or shown."""
+"""Figures of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .figure_text import drawable, group_name
 
-# Two colours of the Okabe-Ito palette, told apart by colour-blind people.
+# Two colours of the Okabe-Ito palette, which colour-blind people can distinguish.
 TRAIN_COLOUR = "#0072B2"
 VAL_COLOUR = "#D55E00"
 _NAMED_CLASSES = 40
@@ -28,7 +28,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
 
 
 def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> Figure:
-    """One half of :func:`learning_curves`, ``loss`` or ``accuracy``, as a figure of its own."""
+    """Half of :func:`learning_curves`, ``loss`` or ``accuracy``, as a separate figure."""
     figure = Figure(figsize=(5.2, 4), layout="constrained")
     _draw_curves(figure.subplots(), history, name, best_epoch)
     return figure
@@ -45,9 +45,9 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, name: str, best_epoch: int) 
 
 
 def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
-    """True (rows) against predicted (columns) label groups; numbers where they can be read.
+    """True (rows) against predicted (columns) label groups, with numbers if they are readable.
 
-    Of many label groups the photos are drawn as dots: cells would be too small to be seen.
+    With many label groups, photos are drawn as dots, because cells would be too small.
 
     :param counts: square, as :func:`shopee_mlflow.modeling.metrics.confusion` returns it.
     """
@@ -62,7 +62,7 @@ def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     short = [group_name(name, number) for number, name in enumerate(classes)]
-    # Labels come from strangers: a dollar sign must not start mathematics.
+    # Labels are untrusted: a dollar sign must not start mathematics.
     axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=9, parse_math=False)
     axes.set_yticks(range(len(classes)), short, fontsize=9, parse_math=False)
     _write_counts(axes, values, share)
@@ -115,12 +115,12 @@ def mistakes_figure(
     rows: np.ndarray,
     most: int = 20,
 ) -> Figure:
-    """Photos that were put into the wrong label group, the most confident first.
+    """Misclassified photos, the most confident first.
 
-    Where the font lacks characters of a label, the title names the row of ``predictions``, from 1.
+    If the font lacks characters of a label, the title has the row in ``predictions``, from 1.
 
     :param pixels: (N, S, S, 3) uint8.
-    :param predictions: row for row label_group, predicted, probability.
+    :param predictions: columns label_group, predicted, probability.
     :param rows: the mistakes, in the order in which to show them.
     """
     shown = rows[:most]
@@ -174,7 +174,7 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
 
 
 def f1_figure(scores: pd.DataFrame) -> Figure:
-    """F1 score of each label group, the lowest first; named while names can be read.
+    """F1 score of each label group, the lowest first, with names if they are readable.
 
     :param scores: a row for each label group: label_group, f1-score, support; the index is its
         number. Label groups without photos have no score and are left out.

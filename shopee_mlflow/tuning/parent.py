@@ -27,8 +27,8 @@ _STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 @contextmanager
 def parent_run(search: Search) -> Iterator[RunLog]:
-    """Open the run of the whole study: a new one, the resumed one, or the one that another process
-    holds open and will end."""
+    """Open the run of the whole study: a new run, the resumed run, or the run of another process,
+    which will end it."""
     config = search.plan.config
     name = search.name if config.run_name == AUTO else config.run_name
     mine = {PROCESS_TAG: process_name(), STUDY_TAG: search.name}
@@ -66,7 +66,7 @@ def _is_held(run_id: str) -> bool:
 
 
 def _is_over(search: Search) -> bool:
-    """Whether the study has its total; then the last process to leave ends the run."""
+    """Whether the study has its total; if so, the last process ends the run."""
     with suppress(ShopeeError):
         return search.finished() >= search.plan.config.n_trials
     return False
@@ -82,7 +82,7 @@ def _orphaned_run(search: Search) -> str | None:
 
 
 def _close_lost_runs(search: Search, run: RunLog) -> None:
-    """Give the runs of ended trials their trial's state."""
+    """End the runs of ended trials with the state of their trial."""
     search.queue.requeue_lost()
     for child in child_runs(run):
         number = child.data.tags.get(TRIAL_TAG)

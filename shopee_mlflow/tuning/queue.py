@@ -3,11 +3,11 @@
 A study has a total of trials. The storage gives each trial a unique number, so each worker can
 tell on its own whether its trial is within the total. A trial whose process was ended from outside
 is interrupted: it is not part of the total, its values are queued again, and its slot stays
-reserved for the retry. Every worker requeues what it finds interrupted; of several retries of one
-trial, the first is used.
+reserved for the retry. Every worker requeues the interrupted trials that it finds; of several
+retries of one trial, the first is used.
 
 Optuna's heartbeats are used (``record_heartbeat``, ``fail_stale_trials``). Three other parts of
-Optuna 5 were tried with real SIGKILLs and do not hold:
+Optuna 5 were tested with real SIGKILLs and are not used:
 
 - ``Study.optimize`` with ``MaxTrialsCallback`` checks the total only after a trial, so each call
   and each further worker adds one: 9 instead of 6 trials after five kills
@@ -56,7 +56,7 @@ OWNERLESS = timedelta(seconds=60)
 
 
 def is_interrupted(trial: FrozenTrial) -> bool:
-    """Whether a trial's process was ended from outside; one that failed by itself says why."""
+    """Whether a trial's process was ended from outside; a trial that fails has a reason."""
     return trial.state == TrialState.FAIL and FAILURE not in trial.user_attrs
 
 
@@ -167,9 +167,9 @@ class TrialQueue:
         self.requeue_interrupted()
 
     def requeue_lost(self) -> None:
-        """Queue the trials of dead processes again, and what this process left running.
+        """Requeue the trials of dead processes, and those that this process left running.
 
-        To be called between two trials of this process.
+        Call it between two trials of this process.
         """
         with reachable(self.study), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -181,7 +181,7 @@ class TrialQueue:
         self.requeue_interrupted()
 
     def requeue_interrupted(self) -> None:
-        """Queue interrupted trials again that nobody has queued yet."""
+        """Requeue interrupted trials that no worker has requeued yet."""
         trials = self.all_trials()
         retried = {t.user_attrs.get(REPEATS) for t in trials}
         for trial in _unique(trials):
@@ -189,9 +189,9 @@ class TrialQueue:
                 self._queue_again(trial, **{REPEATS: trial.number})
 
     def crashed(self, owner: str) -> None:
-        """A worker process has died by itself: its trial is retried once, then fails."""
+        """Handle the death of a worker process: its trial is retried once, then fails."""
         for trial in self.all_trials():
-            # The start time in a process's name moves a little with the clock.
+            # The start time in a process's name changes slightly with the clock.
             same = trial.user_attrs.get(OWNER, "").rpartition(":")[0] == owner.rpartition(":")[0]
             if trial.state == TrialState.RUNNING and same:
                 crashes = trial.user_attrs.get(CRASHES, 0) + 1
@@ -200,14 +200,14 @@ class TrialQueue:
                 self.interrupt(trial, {CRASHES: crashes, **failure})
 
     def claim(self) -> Trial | None:
-        """Start a trial, or return None if other workers have taken the last one meanwhile."""
+        """Start a trial, or return None if other workers have taken the last one."""
         with reachable(self.study), suppress(UpdateFinishedTrialError):
             with warnings.catch_warnings():
                 # "Heartbeat is supposed to be used with Study.optimize"; see _heartbeat.
                 warnings.simplefilter("ignore", UserWarning)
                 trial = self.study.ask()
             if isinstance(self.storage, RDBStorage):
-                # Before the owner, whose machine may go down now.
+                # Recorded before the owner, since the machine may go down in between.
                 self.storage.record_heartbeat(trial._trial_id)
             trial.set_user_attr(OWNER, self.owner)
             trials = self.all_trials()
@@ -224,7 +224,7 @@ class TrialQueue:
         return None
 
     def _has_work(self) -> bool:
-        """Whether a trial may start; what is queued beyond the total waits for a larger one."""
+        """Whether a trial may start; trials queued beyond the total wait until it is increased."""
         trials = self.all_trials()
         waiting = [t for t in _unique(trials) if t.state == TrialState.WAITING]
         started = [t for t in trials if t.state != TrialState.WAITING]
@@ -244,7 +244,7 @@ class TrialQueue:
 
 @contextmanager
 def _heartbeat(storage: BaseStorage, trial: Trial) -> Iterator[None]:
-    """Record heartbeats of a trial while the block runs, where the storage has them."""
+    """Record heartbeats of a trial while the block runs, if the storage supports them."""
     if not isinstance(storage, RDBStorage):
         yield
         return
@@ -254,7 +254,7 @@ def _heartbeat(storage: BaseStorage, trial: Trial) -> Iterator[None]:
         while not over.wait(storage.get_heartbeat_interval()):
             try:
                 storage.record_heartbeat(trial._trial_id)
-            except FAULTS as error:  # the database may be back for the next one
+            except FAULTS as error:  # the database may respond to the next one
                 _log.warning("No heartbeat of trial %s: %s", trial.number, error)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

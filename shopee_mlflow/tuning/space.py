@@ -28,7 +28,7 @@ from ..errors import ConfigError
 from ..options import Role, as_text, parse_option, unknown_option, with_role
 
 DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
-# What the original experiment used; see docs/original.md.
+# Settings of the original experiment; see docs/original.md.
 ORIGINAL: Mapping[str, Any] = {
     "lr": 0.001,
     "momentum": 0.9,
@@ -39,16 +39,16 @@ ORIGINAL: Mapping[str, Any] = {
     "label_smoothing": 0.0,
     "clip_norm": 0.0,
 }
-# Sections of a YAML file; everything else in it is an option.
+# Sections of a YAML file; all other names in it are options.
 SECTIONS = ("space", "baseline", "sampler_settings", "pruner_settings")
 _RANGE_KEYS = {"low", "high", "log", "step"}
-# File systems allow 255, of which the suffixes of the journal and its lock take some.
+# File systems allow 255, including the suffixes of the journal and its lock.
 _MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included."""
+    """A range of numbers from low to high, inclusive."""
 
     low: float
     high: float
@@ -93,7 +93,7 @@ class Choice:
 class SearchPlan:
     """A checked search: fixed options, the space, and the values of the baseline.
 
-    :ivar cli_options: options as typed.
+    :ivar cli_options: options as written on the command line.
     """
 
     config: TuneConfig
@@ -104,7 +104,7 @@ class SearchPlan:
     cli_options: Mapping[str, str] = field(default_factory=dict)
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
-        """The training with these values of the searched options.
+        """The configuration of a training with these values of the searched options.
 
         ``weights`` replaces a download, so architectures without pretrained weights ignore it.
 
@@ -125,7 +125,7 @@ class SearchPlan:
         return [{**start, "model": name} for name in models.values]
 
     def identity(self) -> dict[str, str]:
-        """What all calls that share a study must have in common, except the data."""
+        """The settings, other than data, that must be the same in all calls of a study."""
         identifying = with_role(TuneConfig, Role.LEARNING, Role.DATA)
         facts = {
             f.name: as_text(getattr(self.config, f.name))
@@ -152,7 +152,7 @@ class SearchPlan:
         return f"{'models' if many else self.config.model.replace('/', '-')}-{digest}"
 
     def _start(self, name: str, where: Range | Choice) -> Any:
-        """The original's value, even outside the space; else our default, if in the space."""
+        """The original's value, even outside the space; else the default, if it is in the space."""
         if name in self.baseline:
             return self.baseline[name]
         default = getattr(TrainConfig, name)

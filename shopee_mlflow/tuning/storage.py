@@ -24,9 +24,9 @@ from ..errors import ConfigError, StudyError
 
 _FOLDER = "studies"
 _EXAMPLE = "postgresql://user@host/name"
-# Every journal of Optuna starts with this.
+# The beginning of every journal of Optuna.
 _FIRST_BYTES = b'{"op_code":'
-# A process on another machine is known by its heartbeat alone.
+# A process on another machine can be checked only by its heartbeat.
 HEARTBEAT_SECONDS = 15
 DEAD_SECONDS = 60
 _CONNECT_SECONDS = 20
@@ -54,7 +54,7 @@ def open_storage(storage: str, file: Path) -> BaseStorage:
     :raises ConfigError: if this kind of storage is not supported.
     :raises StudyError: if it cannot be reached.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials are reported by trials.py
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # trials.py reports trials
     try:
         return _database(storage) if is_database(storage) else _journal(file)
     except ImportError as error:
@@ -80,7 +80,7 @@ def reachable(study: optuna.Study) -> Iterator[None]:
 def _database(storage: str) -> RDBStorage:
     try:
         url = make_url(storage)
-    except (ArgumentError, ValueError):  # the latter for a port that is no number
+    except (ArgumentError, ValueError):  # ValueError: the port is not a number
         raise ConfigError(
             [f"storage={storage}: not a database address such as {_EXAMPLE}"]
         ) from None
@@ -90,7 +90,7 @@ def _database(storage: str) -> RDBStorage:
         raise ConfigError([f"storage={storage}: SQLite serves one process only; {advice}"])
     timeout = {"connect_timeout": _CONNECT_SECONDS} if backend == "postgresql" else {}
     if url.drivername == "postgresql":
-        # The driver in our requirements; SQLAlchemy's default depends on its version.
+        # The driver in the requirements; SQLAlchemy's default depends on its version.
         url = url.set(drivername="postgresql+psycopg2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,4 +1,4 @@
-"""One search in its storage: its study, sampler, pruner and best trial."""
+"""A search in its storage: study, sampler, pruner and best trial."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .trial_results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_r
 # User attributes of a study.
 _CREATOR, _PLAN, _PARENT, _DATA = "creator", "plan", "parent_run", "data_digest"
 _TESTED = "tested_trials"
-# How long other processes wait for what the study's creator records.
+# How long other processes wait for the records of the study's creator.
 CREATOR_SECONDS = 20.0
 
 
 class Search:
-    """A study, the queue of its trials, and what its workers agree on."""
+    """A study, the queue of its trials, and the state that its workers share."""
 
     def __init__(self, plan: SearchPlan, folder: Path) -> None:
         """Create the study of a plan, or load it.
@@ -62,7 +62,7 @@ class Search:
         else:
             self._check_plan()
 
-    # --- what all workers of a study agree on ---
+    # --- state that all workers of a study share ---
 
     def keep_parent(self, run_id: str) -> None:
         """Record the run of the whole study."""
@@ -120,7 +120,7 @@ class Search:
                 with reachable(self.study):
                     values = self._values(trial)
             except UpdateFinishedTrialError:
-                continue  # given to another process meanwhile
+                continue  # another process has the trial now
             yield trial, values
             self._seed_sampler()
 
@@ -134,13 +134,13 @@ class Search:
     def is_best(self, score: float, val_loss: float) -> bool:
         """Whether no complete trial is better so far.
 
-        Of equal trials the lowest number is the best, and it may be the last to end.
+        Of equal trials, the one with the lowest number is the best, and it may end last.
         """
         best = self.best()
         return best is None or (score, -val_loss) >= best.rank
 
     def best(self, *, baseline: bool = False) -> TrialResult | None:
-        """The complete trial of highest score; of equal ones, of lowest val_loss.
+        """The complete trial with the highest score, then the lowest val_loss.
 
         :param baseline: look only at trials with the original's settings.
         """
@@ -166,7 +166,7 @@ class Search:
                 return NAMES[trial.state], trial.user_attrs.get(FAILURE, "")
         return "interrupted", "its process was ended; the trial is repeated"
 
-    # --- inside ---
+    # --- internal ---
 
     def _attrs(self) -> dict[str, Any]:
         with reachable(self.study):
@@ -236,7 +236,7 @@ class Search:
 
     def _seed_sampler(self) -> None:
         """Seed the sampler by the number of trials, so that a resumed study does not repeat its
-        first values; and by the process, where several may ask at once."""
+        first values; also by the process, if several processes sample at once."""
         shared = is_database(self.plan.config.storage) or self.plan.config.jobs > 1
         own = os.getpid() if shared else 0
         number = len(self.queue.all_trials())

@@ -48,7 +48,7 @@ class TrialResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What complete trials are compared by: score, then negative loss."""
+        """Sort key of complete trials: score, then negative loss."""
         return self.score or 0.0, -(self.val_loss or 0.0)
 
 
@@ -77,7 +77,7 @@ def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
 
 
 def as_table(results: Sequence[TrialResult]) -> pd.DataFrame:
-    """One row a trial, the searched values after its state."""
+    """One row per trial, with the searched values after its state."""
     rows = []
     for result in results:
         row = dataclasses.asdict(result)

@@ -41,9 +41,9 @@ def run_trial(
     """Train with these values and report the result to the study.
 
     Errors of the training itself (a NaN loss, out of memory) fail the trial, and the study
-    continues. What ends the whole search (a signal, an unreachable store) interrupts the trial,
-    which is then repeated. The result is ignored if the study has given the trial to another
-    process meanwhile.
+    continues. Errors that end the whole search (a signal, an unreachable store) interrupt the
+    trial, which is then repeated. The result is ignored if the study has given the trial to another
+    process in the meantime.
     """
     started = time.monotonic()
     attrs = trial.user_attrs
@@ -125,7 +125,7 @@ def _record(
     how = (None, attrs, TrialState.PRUNED) if session.pruned else (best[monitor], attrs)
     if not search.queue.end(trial, *how):
         return _ignore(run, trial, values)
-    # After the study has it, so that the run never claims more than the study knows.
+    # Logged after the study has the result, so that the run is never ahead of the study.
     run.log_tags({STATE_TAG: state, "weights_kept": as_text(kept)})
     after = f"after {len(session.history)} epochs" if session.pruned else f"in {duration(seconds)}"
     say(

@@ -32,15 +32,15 @@ from .trials import run_trial
 
 _STOP_SECONDS = 60.0
 _INTERRUPTED = 130
-# Deaths in a row without a finished trial in between.
+# Most deaths in a row without a finished trial.
 _MAX_DEATHS = 5
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker process needs to know.
+    """The settings of a worker process.
 
-    :ivar folder: of the tracking store, where the study may be kept.
+    :ivar folder: the folder of the tracking store, where the study may be.
     :ivar run: id and experiment of the run of the whole study.
     :ivar deadline: in ``time.time()``, or None.
     :ivar parent_pid: the worker stops when this process is gone.
@@ -113,7 +113,7 @@ def _check_death(name: str, code: int | None, deaths: int) -> None:
 
 
 def _stop(processes: list[BaseProcess]) -> None:
-    """Ask the processes to give their trials back, and wait for that."""
+    """Terminate the processes and wait until they have returned their trials to the queue."""
     for process in processes:
         process.terminate()
     until = time.monotonic() + _STOP_SECONDS
@@ -134,7 +134,7 @@ def _work_alone(assignment: Assignment) -> None:
 
 
 def _exit_code(assignment: Assignment) -> int:
-    """Work until nothing is left to do; returns the exit code."""
+    """Run trials until none is left; return the exit code."""
     guard_output()
     show_log_messages()
     quieten()
@@ -149,6 +149,6 @@ def _exit_code(assignment: Assignment) -> int:
     except ShopeeError as error:
         fail(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, psutil.NoSuchProcess):  # or the parent is gone already
+    except (KeyboardInterrupt, psutil.NoSuchProcess):  # NoSuchProcess: the parent has ended already
         return _INTERRUPTED
     return 0

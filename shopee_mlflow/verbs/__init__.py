@@ -1,1 +1,1 @@
-"""What can be done, one verb a file: each main function is the story of its job."""
+"""The commands, one per file; each main function shows the job from start to end."""

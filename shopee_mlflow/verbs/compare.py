@@ -1,4 +1,4 @@
-"""Compare: finished trainings side by side, and which differences are more than chance."""
+"""Compare finished trainings, and test which differences are significant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..tracking.runs import open_run
 
 _FOLDER = "comparison"
 _NOTE = "mlflow.note.content"
-# Tags that may explain a difference without being an option, and their names on the page.
+# Tags, other than options, that may explain a difference, and their names on the page.
 _FACTS = {"data_digest": "data_digest", "git_commit": "git_commit", "device": "computed on"}
 
 
@@ -97,7 +97,7 @@ def compare(
 
 
 def _check_call(runs: Sequence[str], experiment: str | None, best: int, out: Path) -> list[str]:
-    """The ids asked for, each once.
+    """The unique ids of the runs.
 
     :raises ConfigError: with every problem of the call.
     """

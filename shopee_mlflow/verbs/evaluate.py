@@ -50,11 +50,11 @@ def evaluate(
     """Score a model on labelled photos; log scores, tables and figures as a new run.
 
     :param model: an MLflow model URI.
-    :param data: a labelled catalogue; with ``run``, where its photos are now (auto: where the run
-        had them).
-    :param run: id of a training run, whose test split is scored as its manifest lists it.
-    :raises ShopeeError: when the photos or the model are not there, when the run's photos have
-        changed, or when the labels are unknown to the model.
+    :param data: a labelled catalogue; with ``run``, the present place of its photos (auto: the
+        run's own options).
+    :param run: id of a training run; the test split in its manifest is scored.
+    :raises ShopeeError: when the photos or the model do not exist, when the run's photos have
+        changed, or when the model does not know a label.
     """
     loaded = load_classifier(model)
     with open_run("evaluate", experiment) as log:
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _catalogue(data: str, images: str) -> pd.DataFrame:
-    """Every labelled photo of a catalogue, cleaned; groups of any size are kept."""
+    """All labelled photos of a catalogue after cleaning; groups of any size are kept."""
     if data == AUTO:
         raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
     csv, folder = find_catalog(data, None if images == AUTO else images)
@@ -91,7 +91,7 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
     """The test photos of a run, after checking that none is missing or has changed."""
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
-    # If data is given, photos are looked for there alone, not where the run had them.
+    # If data is given, the options data and images of the run are ignored.
     names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
     _, folder = locate_catalog(config, watch)

@@ -1,4 +1,4 @@
-"""Run a list of experiment files as one comparison: a parent run, a child each, a table."""
+"""Train a list of experiment files: a parent run, a child run for each file, a table."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _run_one(
     started = time.monotonic()
     try:
         result = train(config, cli_options, parent=parent, name=name)
-    except (ShopeeError, RuntimeError) as error:  # out of memory, for one, is a RuntimeError
+    except (ShopeeError, RuntimeError) as error:  # such as out of memory
         say(f"{name} failed: {error}")
         return {**row, "failure": str(error).splitlines()[0]}
     scores = result.scores

@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..tracking.registry import LoadedModel, load_classifier
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-# Other numbers of photos than the program is traced with.
+# Numbers of photos other than that of the tracing.
 _CHECKED_BATCHES = (1, 3, 5)
 _TOLERANCE = 1e-3
 
@@ -32,7 +32,7 @@ def export(model: str, out: Path) -> Path:
     ``mlflow_model``. N is free.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
-    :raises ShopeeError: when the model is not there, packages are missing, the model cannot be
+    :raises ShopeeError: when the model does not exist, packages are missing, the model cannot be
         written as ONNX, or its logits differ from torch's; ``out`` is then unchanged.
     """
     _check_packages()

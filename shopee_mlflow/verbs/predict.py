@@ -1,4 +1,4 @@
-"""Predict: classify any number of photos into a CSV of label groups, as a stream."""
+"""Predict: classify any number of photos and write their label groups to a CSV."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def predict(
 ) -> int:
     """Classify photos and write a CSV, one row for each photo, in the order of the source.
 
-    Memory holds a few batches whatever the number of photos. Until all are done, the rows are in
-    a file beside ``out``; after an interruption the same call resumes there, unless photos or the
-    model have changed.
+    Only a few batches are in memory at a time. Until all photos are classified, the rows are in a
+    file beside ``out``. After an interruption the same call resumes from that file, unless photos
+    or the model have changed.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
@@ -45,8 +45,8 @@ def predict(
     :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
         on, else ``train_images`` beside the CSV.
     :param top_k: how many of the most probable label groups to write for each photo.
-    :returns: the number of photos that could not be read; their rows hold the reason.
-    :raises ShopeeError: when the model or the source is not there, when no photo can be read, or
+    :returns: the number of photos that could not be read; their rows have the reason.
+    :raises ShopeeError: when the model or the source does not exist, when no photo can be read, or
         when another process is writing ``out``.
     """
     found = find_photos(source, images)
@@ -86,14 +86,14 @@ def _check_place(out: Path, source: str) -> None:
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    """Let one process at a time write a file; the system frees the lock of one that dies."""
+    """Let one process at a time write a file; the system releases the lock of a dead process."""
     lock = out.with_name(f".{out.name}.lock")
     try:
         with locked(lock, wait=False):
             try:
                 yield
             finally:
-                # While it is held: another process notices that its lock file is gone.
+                # Deleted while locked, so that another process notices that its lock file is gone.
                 lock.unlink(missing_ok=True)
     except Timeout as error:
         raise CatalogError(
@@ -104,7 +104,7 @@ def _only_writer(out: Path) -> Iterator[None]:
 
 @dataclass
 class _Progress:
-    """Rows that were written, how many of them with an error, and the first error."""
+    """The number of rows written, how many of them have an error, and the first error."""
 
     done: int = 0
     bad: int = 0
@@ -148,7 +148,7 @@ def _more_columns(k: int) -> Iterator[str]:
 
 
 def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
-    """Changes when the output would, so that a partial file of other photos is not resumed."""
+    """A digest that changes with the output, so that only a matching partial file is resumed."""
     sha = hashlib.sha256(repr((model, found.key, k)).encode())
     for photo in found.photos:
         sha.update(repr((photo.name, str(photo.file), photo.state())).encode())
@@ -156,10 +156,10 @@ def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
 
 
 def _resume(file: IO[bytes], header: list[str], photos: list[Photo]) -> _Progress:
-    """What a partial file holds already; what follows its last whole batch is cut off.
+    """Read the progress from a partial file, and truncate the file after its last whole batch.
 
-    Only whole batches count, since probabilities can be rounded differently in a batch of other
-    photos, and the output is to be the same as without the interruption.
+    Only whole batches count: the rounding of probabilities can depend on the other photos of a
+    batch, and the output must be the same as without the interruption.
     """
     file.seek(0)
     kept, progress = 0, _Progress()
@@ -176,7 +176,7 @@ def _resume(file: IO[bytes], header: list[str], photos: list[Photo]) -> _Progres
 
 
 class _Lines:
-    """Whole lines of a file as text; counts the bytes of those that were taken."""
+    """Yield the complete lines of a file as text, and count their bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -184,7 +184,7 @@ class _Lines:
 
     def __iter__(self) -> Iterator[str]:
         for line in self.file:
-            # A last line without its end was cut off while it was written.
+            # A last line without a line break was interrupted while it was written.
             if not line.endswith(b"\n"):
                 return
             self.bytes_read += len(line)
@@ -223,7 +223,7 @@ def _as_csv(rows: list[list[str]]) -> bytes:
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        # csv leaves a carriage return unquoted, and readers take it for the end of the row.
+        # csv does not quote a carriage return, and readers treat it as the end of the row.
         writer = quoted if any("\r" in value for value in row) else plain
         writer.writerow(row)
     return text.getvalue().encode("utf-8", "backslashreplace")

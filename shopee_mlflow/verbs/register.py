@@ -1,4 +1,4 @@
-"""Register the model of a run that has ended, and say which alias it got and why."""
+"""Register the model of a finished run, and print its alias and the reason for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train: photos in, a tracked, tested, logged model out. The main function is the story."""
+"""Train a classifier, test it, and log the model and its results."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def train(
     parent: RunLog | None = None,
     name: str | None = None,
 ) -> TrainResult:
-    """Train a classifier as the options say, and log everything about it to MLflow.
+    """Train a classifier with these options, and log the model and its results to MLflow.
 
     The epoch with the best validation metric is kept; the test split is predicted once, after
     that. Started by torchrun, all processes train one model together, and the first one tracks it.
 
     :param cli_options: options as they were typed on the command line; logged in that spelling.
     :param parent: the run to make this one a child of.
-    :param name: of the run; by default the option run_name, else the model's name.
-    :raises ShopeeError: for what the user can correct.
+    :param name: name of the run; by default the option run_name, else the model's name.
+    :raises ShopeeError: for errors that the user can correct.
     """
     started, model_id = time.monotonic(), ""
     with training_job(config, cli_options or {}, parent, name) as job:

@@ -62,7 +62,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
 
     :param cli_options: options by name, values or text: those of ``train``, and those of a search.
     :returns: the result, or None if another process did the final test.
-    :raises ShopeeError: for what the user can mend.
+    :raises ShopeeError: for errors that the user can correct.
     """
     plan = plan_search(cli_options)
     config = plan.config
@@ -73,7 +73,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     with stop_on_signals():
         search = Search(plan, local_folder())
-        # Before the run is resumed, since other data must not change it.
+        # Read before the run is resumed, so that other data cannot change the run.
         known = None if search.created else _read_data(search)
         with parent_run(search) as run:
             dataset = known or _read_data(search)
@@ -197,7 +197,7 @@ def _architectures(plan: SearchPlan) -> list[str]:
 
 
 def _check_stages(plan: SearchPlan, context: TrainingContext) -> None:
-    """Build each architecture and split it at each frozen stage, to find mistakes early.
+    """Build each architecture and split it at each frozen stage, to find errors early.
 
     :raises ModelError: if weights do not fit, or a stage does not exist.
     """
