@@ -39,7 +39,8 @@ def lookalike_labels(labels: Iterable[str]) -> list[list[str]]:
 
     These are: upper and lower case, spaces, Unicode forms, invisible characters, kinds of dashes
     and quotation marks, letters of other scripts that look the same, and ways to write a
-    number (``249114794.0``, ``2.49114794E+08``). Leading zeros count: ``007`` and ``7`` are two labels.
+    number (``249114794.0``, ``2.49114794E+08``). Leading zeros count: ``007`` and ``7`` are two
+    labels.
 
     :returns: sets of two or more, each sorted, in the order of their first label.
     """
