@@ -12,13 +12,14 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from small_run import SmallRun, small_run
 
-from shopee_mlflow.errors import TrackingError
+from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
 from shopee_mlflow.tracking import registry, runs, store
-from shopee_mlflow.tracking.runs import open_run, read_manifest
+from shopee_mlflow.tracking.runs import open_run, open_run_if_writable, read_manifest
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -121,6 +122,36 @@ def test_a_read_only_store_is_one_sentence() -> None:
     message = str(store.store_error(MlflowException(text)))
     assert message.endswith("may read it, but not write to it")
     assert "\n" not in message
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("code", [None, PERMISSION_DENIED])
+def test_an_evaluation_needs_no_right_to_write(
+    code: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "you may not" if code else "attempt to write a readonly database"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException(text, error_code=code) if code else MlflowException(text)
+
+    monkeypatch.setattr(mlflow, "start_run", refuse)
+    with open_run_if_writable("evaluate", "shopee") as log:
+        assert log.run_id == "none"
+        log.log_metrics({"test_accuracy": 0.5})
+    assert "not logged" in caplog.text
+    with pytest.raises(ReadOnlyStoreError), open_run("trains", measure=False):
+        pass
+
+
+def test_a_store_that_fails_in_another_way_is_no_read_only_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(mlflow, "start_run", fail)
+    with pytest.raises(TrackingError, match="refused"), open_run_if_writable("e", "shopee"):
+        pass
 
 
 def test_the_statement_of_a_database_error_is_not_shown() -> None:
