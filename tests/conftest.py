@@ -50,6 +50,7 @@ def own_places(
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
+    monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path))
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

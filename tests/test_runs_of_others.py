@@ -108,3 +108,21 @@ def test_resume_last_passes_over_deleted_and_unknown_runs(
     assert f"run {deleted} was deleted; passed over" in said
     assert f"run {'0' * 32} has a checkpoint but is not in the store" in said
     assert "there is no interrupted training" in said
+
+
+def test_checkpoints_outlive_a_temporary_clone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``mlflow run`` of a git address works in a folder that nobody finds again."""
+    clone, home = tmp_path / "clone", tmp_path / "state"
+    clone.mkdir()
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    monkeypatch.delenv("SHOPEE_MLFLOW_STATE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert checkpoints_of("run").folder == home / "shopee_mlflow" / "checkpoints" / "run"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    assert checkpoints_of("run").folder.resolve() == clone / "checkpoints" / "run"
+    monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path / "chosen"))
+    assert checkpoints_of("run").folder == tmp_path / "chosen" / "checkpoints" / "run"

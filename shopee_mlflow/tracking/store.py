@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import ReadOnlyStoreError, TrackingError
 from ..masking import mask_passwords
 
+STATE_VARIABLE = "SHOPEE_MLFLOW_STATE"
 # Errors of a store that is not available; a store on a disk also raises OSError.
 SILENCE = (MlflowException, SQLAlchemyError)
 STORE_ERRORS = (*SILENCE, OSError)
@@ -168,6 +169,21 @@ _connected: set[str] = set()
 
 
 def local_folder() -> Path:
-    """The folder of a tracking store that is a local database; else the current one."""
+    """The folder that holds checkpoints and studies.
+
+    It is the folder of a tracking store that is a local database. For any other store it is
+    ``$SHOPEE_MLFLOW_STATE``, else the current folder. ``mlflow run`` of a git address works in a
+    temporary clone, whose files nobody finds again: there it is the user's state folder,
+    ``$XDG_STATE_HOME/shopee_mlflow`` or ``~/.local/state/shopee_mlflow``.
+    """
     uri = mlflow.get_tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else Path()
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).parent
+    chosen = os.environ.get(STATE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    temporary = Path(tempfile.gettempdir()).resolve()
+    if not Path.cwd().resolve().is_relative_to(temporary):
+        return Path()
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "shopee_mlflow"
