@@ -52,6 +52,10 @@ class TrackingError(ShopeeError):
     """The tracking server, the registry or a logged model is not what was asked for."""
 
 
+class ReadOnlyStoreError(TrackingError):
+    """The tracking store may be read, but not written."""
+
+
 class TrainingError(ShopeeError):
     """Training cannot go on, for instance because the loss is no number any more."""
 

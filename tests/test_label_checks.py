@@ -35,8 +35,34 @@ ALIKE = [
     ("ﬁg", "fig"),
     ("cop", "сор"),
     ("❤", "❤\ufe0f"),
+    ("bag", "bag\u3164"),
+    ("bag", "bag\u2800"),
+    ("bag", "b\u034fag"),
+    ("249114794", "2.49114794E+08"),
+    ("1000", "1e3"),
+    ("1234", "1,234"),
+    ("7", "+7"),
+    ("7", "٧"),
+    ("COM", "СОМ"),
+    ("ABE", "ΑΒΕ"),
+    ("a/b", "a∕b"),
 ]
-APART = ["007", "7", "1e3", "1000", "2.49E+08", "249114794", "red bag", "redbag", "Cafe", "Café"]
+APART = [
+    "007",
+    "7",
+    "+",
+    "1e",
+    "2.49E+08",
+    "1e999999",
+    "1,2",
+    "9" * 40,
+    "9" * 39 + "8",
+    "249114794",
+    "red bag",
+    "redbag",
+    "Cafe",
+    "Café",
+]
 
 
 @pytest.mark.fault
@@ -58,7 +84,22 @@ def test_sets_are_whole_and_sorted() -> None:
 
 
 def test_labels_that_read_like_missing_values() -> None:
-    missing = ["nan", "NaN", "None", "#N/A", "null", "NULL", "NA", "N/A", "-", "<NA>", "#REF!"]
+    missing = [
+        "nan",
+        "NaN",
+        "None",
+        "#N/A",
+        "null",
+        "NULL",
+        "NA",
+        "N/A",
+        "-",
+        "<NA>",
+        "#REF!",
+        "#NV",
+        "#N/A N/A",
+    ]
+    missing += ["-1.#IND", "(blank)", "<null>", "(none)"]
     named = ["Nantes", "nanny", "none of these", "0", "Nathan", "no", "-1", "unknown", ""]
     assert missing_value_labels([*missing, *named, "nan"]) == sorted(missing)
 

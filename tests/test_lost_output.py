@@ -39,6 +39,7 @@ def closed_pipe() -> int:
     return writer
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_a_closed_pipe_or_a_full_disk_ends_nothing(full: bool) -> None:

@@ -16,6 +16,7 @@ from shopee_mlflow.tracking.runs import open_run
 ADDRESS = "http://ann:S3CRET@127.0.0.1:5999"
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -92,6 +93,7 @@ def test_errors_hold_no_password() -> None:
     assert error.problems == ["storage=http://ann:***@127.0.0.1:5999"]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "error", [ValueError(ADDRESS), MlflowException(ADDRESS), ShopeeError(ADDRESS)]
 )

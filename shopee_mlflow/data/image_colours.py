@@ -103,7 +103,7 @@ def value_range(image: Image.Image) -> tuple[float, float]:
 
 
 def check_deep_colour(image: Image.Image) -> None:
-    """Refuse 16-bit colour whose values use 12 bits or fewer, of which Pillow keeps only zeros.
+    """Refuse 16-bit colour whose values use 14 bits or fewer: Pillow keeps the upper 8 of 16.
 
     :raises ImageError: for such an image, once decoded.
     """
@@ -112,10 +112,10 @@ def check_deep_colour(image: Image.Image) -> None:
     ]
     extremes = image.getextrema()
     bands = extremes if isinstance(extremes[0], tuple) else (extremes,)
-    if max(high for _, high in bands[: len(colours)]) < 16:
+    if max(high for _, high in bands[: len(colours)]) < 64:
         raise ImageError(
-            "a 16-bit colour image whose values use 12 bits or fewer: it would be black. Save it "
-            "with 8 bits a channel"
+            "a 16-bit colour image whose values use 14 bits or fewer: it would be dark or black. "
+            "Save it with 8 bits a channel"
         )
 
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from decimal import Context, Decimal
 
-_NUMBER = re.compile(r"([+-]?\d+)\.(\d*?)0*")
+# Spreadsheets write 249114794 as 249114794.0, 249,114,794 and 2.49114794E+08.
+_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?(?:e[+-]?\d{1,2})?")
+_ZEROS_FIRST = re.compile(r"[+-]?0\d")
 # After case folding: typographic dashes, minus signs and quotation marks, and Cyrillic and Greek
-# letters that look like Latin ones.
+# letters that look like Latin ones, small or capital.
 _CONFUSABLE = str.maketrans(
     {
         **dict.fromkeys("‐‑‒–—―−﹘﹣－⁃", "-"),
         **dict.fromkeys("‘’‚‛′`´ʼ", "'"),
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict(zip("аеорсухіјѕԁһԛԝοαν", "aeopcyxijsdhqwoav", strict=True)),
+        **dict(zip("вкмнтβεζικρτυχ", "bkmhtbezikptyx", strict=True)),
+        **dict.fromkeys("∕⁄", "/"),
     }
 )
+# Letters and symbols that fonts leave blank: Hangul fillers, the empty Braille pattern, and others.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\ufffc")
 _MISSING = frozenset(
     {
-        *("nan", "-nan", "na", "n/a", "n.a.", "n.a", "<na>", "nat", "1.#ind", "1.#qnan"),
+        *("nan", "-nan", "na", "n/a", "n.a.", "n.a", "<na>", "nat", "1.#ind", "1.#qnan", "-1.#ind"),
         *("none", "null", "(null)", "nil", "undefined", "\\n", "-", "--", "---", "?", "."),
         *("#n/a", "#na", "#null!", "#div/0!", "#ref!", "#value!", "#name?", "#num!"),
+        *("#nv", "#n/a n/a", "-1.#qnan", "<null>", "<none>", "(none)", "(blank)", "(empty)"),
     }
 )
 
@@ -30,8 +38,9 @@ def lookalike_labels(labels: Iterable[str]) -> list[list[str]]:
     """Sets of labels that differ only in ways that people overlook.
 
     These are: upper and lower case, spaces, Unicode forms, invisible characters, kinds of dashes
-    and quotation marks, letters of other scripts that look the same, and decimal zeros
-    (``249114794.0``). Leading zeros count: ``007`` and ``7`` are two labels.
+    and quotation marks, letters of other scripts that look the same, and ways to write a
+    number (``249114794.0``, ``2.49114794E+08``). Leading zeros count: ``007`` and ``7`` are two
+    labels.
 
     :returns: sets of two or more, each sorted, in the order of their first label.
     """
@@ -60,8 +69,8 @@ def label_remarks(labels: Iterable[str]) -> list[str]:
         few = "; ".join(" and ".join(map(shown_label, some[:4])) for some in alike[:3])
         lines.append(
             f"{len(alike):,} {'set' if len(alike) == 1 else 'sets'} of label groups differ only in "
-            "case, spaces, Unicode form, lookalike characters or a decimal .0, and are kept apart: "
-            f"{few}{'; ...' if len(alike) > 3 else ''}"
+            "case, spaces, Unicode form, lookalike characters or how a number is written, and are "
+            f"kept apart: {few}{'; ...' if len(alike) > 3 else ''}"
         )
     if missing := missing_value_labels(labels):
         few = ", ".join(map(shown_label, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -75,15 +84,15 @@ def _as_seen(label: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold()
     text = unicodedata.normalize("NFKC", text).translate(_CONFUSABLE)
     text = " ".join("".join(char for char in text if not _invisible(char)).split())
-    number = _NUMBER.fullmatch(text)
-    if number:
-        whole, decimals = number.groups()
-        text = f"{whole}.{decimals}" if decimals else whole
+    if _NUMBER.fullmatch(text) and not _ZEROS_FIRST.match(text):
+        # As many digits as there are: long identifiers must not be rounded to the same number.
+        return f"{Decimal(text.replace(',', '')).normalize(Context(prec=len(text))):f}"
     return text
 
 
 def _invisible(text: str) -> bool:
-    """Whether format characters or variation selectors are in a text: zero-width spaces, marks."""
+    """Whether a text holds format characters, variation selectors or blank letters."""
     return not text.isascii() and any(
-        unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f" for char in text
+        unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f" or char in _BLANK
+        for char in text
     )

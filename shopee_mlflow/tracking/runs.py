@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import mlflow
 import pandas as pd
@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from ..errors import ShopeeError, TrackingError
+from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
 from ..masking import mask_passwords
 from .mlflow_run_log import MlflowRunLog, read_table
 from .names import (
@@ -27,7 +27,7 @@ from .names import (
     PROCESS_TAG,
     VERSION_TAG,
 )
-from .run_log import RunLog
+from .run_log import NullRunLog, RunLog
 from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
 
@@ -97,6 +97,22 @@ def open_run(
                 mlflow.end_run(log.status)
         finally:
             log.close()
+
+
+@contextmanager
+def open_run_if_writable(name: str, experiment: str) -> Iterator[RunLog]:
+    """Open a run, or, with a warning, a log that stores nothing if the store is read-only.
+
+    :raises TrackingError: when the tracking store cannot be used.
+    """
+    with ExitStack() as stack:
+        log: RunLog
+        try:
+            log = stack.enter_context(open_run(name, experiment))
+        except ReadOnlyStoreError as error:
+            _log.warning("%s. The results are printed, but not logged.", error)
+            log = NullRunLog()
+        yield log
 
 
 @contextmanager

@@ -18,6 +18,8 @@ _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop; the message says by whom."""
@@ -107,8 +109,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
     ``mlflow run`` does not forward SIGTERM, so the process stops when ``mlflow run`` is gone. It
     answers Ctrl-C by a SIGTERM after the terminal's SIGINT, so signals may come in pairs; later
     ones are ignored until the run has ended. Within another such block, and outside the main
-    thread, where Python allows no handlers, nothing is changed. A signal that is ignored already
-    (SIGHUP under nohup) stays ignored.
+    thread, where Python allows no handlers, nothing is changed. SIGHUP stays ignored under nohup.
 
     :param parent: the process to watch; by default ``mlflow run``, if it started this one.
     """
@@ -140,7 +141,12 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
             return
         raise stopped
 
-    handled = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    # nohup ignores SIGHUP. Shells ignore SIGINT for background jobs, which must still be stoppable.
+    handled = [
+        number
+        for number in _SIGNALS
+        if number in _ALWAYS or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, handle) for number in handled}
     finished = threading.Event()
     watched = parent or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)

@@ -19,7 +19,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import TrackingError
+from ..errors import ReadOnlyStoreError, TrackingError
 from ..masking import mask_passwords
 
 # Errors of a store that is not available; a store on a disk also raises OSError.
@@ -42,11 +42,15 @@ _OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
 def store_error(error: BaseException) -> TrackingError:
     """The error for people about a store that has failed, in one sentence."""
+    kind = TrackingError
     message = str(getattr(error, "message", None) or error).strip() or type(error).__name__
     if "readonly database" in message or "read-only" in message.lower():
         message = f"{getpass.getuser()} may read it, but not write to it"
+        kind = ReadOnlyStoreError
+    elif getattr(error, "error_code", "") == "PERMISSION_DENIED":
+        kind = ReadOnlyStoreError
     lines = [line for line in message.splitlines() if line and not line.startswith("[SQL")]
-    return TrackingError(f"The tracking store {mlflow.get_tracking_uri()} failed: {lines[0]}")
+    return kind(f"The tracking store {mlflow.get_tracking_uri()} failed: {lines[0]}")
 
 
 @contextmanager
@@ -124,10 +128,11 @@ def quieten() -> None:
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for noisier in ("mlflow.system_metrics", "urllib3.connectionpool"):
-        logging.getLogger(noisier).setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for noisy in ("mlflow.system_metrics", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # It logs the traceback of each error that it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for handler in logging.getLogger("mlflow").handlers:
         handler.addFilter(_mask_record)
 
@@ -150,8 +155,10 @@ def connect() -> None:
     if not uri.startswith("sqlite:///") or uri in _connected:
         return
     file = Path(uri.removeprefix("sqlite:///"))
-    writable = os.access(file.parent, os.W_OK)
-    with FileLock(f"{file}.lock") if writable else nullcontext():
+    lock = Path(f"{file}.lock")
+    # Without the right to write, the store is read, or MLflow says why it cannot be.
+    lockable = os.access(lock if lock.exists() else file.parent, os.W_OK)
+    with FileLock(lock) if lockable else nullcontext():
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
 

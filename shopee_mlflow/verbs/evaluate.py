@@ -23,7 +23,7 @@ from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
-from ..tracking.runs import open_run, read_manifest
+from ..tracking.runs import open_run_if_writable, read_manifest
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def evaluate(
         changed, or when the model does not know a label.
     """
     loaded = load_classifier(model)
-    with open_run("evaluate", experiment) as log:
+    with open_run_if_writable("evaluate", experiment) as log:
         log.log_params({"model": model, "data": data, "images": images, "run": run or NONE})
         log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
         frame = _test_split(run, data, images) if run else _catalogue(data, images)

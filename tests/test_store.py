@@ -1,0 +1,244 @@
+"""Tracking and artifact stores that fail, are created, or may only be read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from small_run import SmallRun, small_run
+
+from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
+from shopee_mlflow.tracking import registry, runs, store
+from shopee_mlflow.tracking.runs import open_run, open_run_if_writable, read_manifest
+
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+class ExpiredTokenError(Exception):
+    """An error of an artifact store's own package."""
+
+
+ExpiredTokenError.__module__ = "botocore.exceptions"
+
+
+@pytest.fixture
+def no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT, "1")  # so that it is restored
+    monkeypatch.delenv(TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.usefixtures("no_timeout")
+def test_transfers_have_the_time_that_mlflow_allows() -> None:
+    store.quieten()
+    assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 20
+    with store.artifact_errors("a file"):
+        assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 120
+    assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 20
+
+
+@pytest.mark.usefixtures("no_timeout")
+@pytest.mark.parametrize("seconds", ["20", "300"])
+def test_a_timeout_set_by_the_user_holds_for_transfers(
+    seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIMEOUT, seconds)
+    store.quieten()
+    with store.artifact_errors("a file"):
+        assert os.environ[TIMEOUT] == seconds
+    assert os.environ[TIMEOUT] == seconds
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "error", [ExpiredTokenError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
+)
+def test_errors_of_other_packages_become_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", upload)
+
+    def log_a_file() -> None:
+        with open_run("fails", measure=False) as log:
+            log.log_text("text", "file.txt")
+
+    with pytest.raises(TrackingError) as caught:
+        log_a_file()
+    message = str(caught.value)
+    assert message.endswith(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    assert "\n" not in message
+
+
+def test_our_own_mistakes_are_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), store.artifact_errors("a file"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.fault
+def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "artifacts"
+    MlflowClient().create_experiment("unwritable", artifact_location=place.as_uri())
+    begun: list[str] = []
+
+    def begin() -> None:
+        with open_run("fails", "unwritable", measure=False) as log:
+            begun.append(log.run_id)
+
+    with pytest.raises(TrackingError, match=f"artifacts .* in {place}.*cannot be written"):
+        begin()
+    assert begun == []
+    (found,) = mlflow.search_runs(experiment_names=["unwritable"], output_format="list")
+    assert found.info.status == "FAILED"
+
+
+@pytest.mark.fault
+def test_a_missing_package_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(TrackingError, match=r"s3://bucket/x, .* pip install boto3"):
+        store.check_artifacts("s3://bucket/x")
+    store.check_artifacts("mlflow-artifacts:/1/2")
+
+
+def test_a_read_only_store_is_one_sentence() -> None:
+    text = "(sqlite3.OperationalError) attempt to write a readonly database\n[SQL: INSERT ...]"
+    message = str(store.store_error(MlflowException(text)))
+    assert message.endswith("may read it, but not write to it")
+    assert "\n" not in message
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("code", [None, PERMISSION_DENIED])
+def test_an_evaluation_needs_no_right_to_write(
+    code: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "you may not" if code else "attempt to write a readonly database"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException(text, error_code=code) if code else MlflowException(text)
+
+    monkeypatch.setattr(mlflow, "start_run", refuse)
+    with open_run_if_writable("evaluate", "shopee") as log:
+        assert log.run_id == "none"
+        log.log_metrics({"test_accuracy": 0.5})
+    assert "not logged" in caplog.text
+    with pytest.raises(ReadOnlyStoreError), open_run("trains", measure=False):
+        pass
+
+
+def test_a_store_that_fails_in_another_way_is_no_read_only_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(mlflow, "start_run", fail)
+    with pytest.raises(TrackingError, match="refused"), open_run_if_writable("e", "shopee"):
+        pass
+
+
+def test_the_statement_of_a_database_error_is_not_shown() -> None:
+    error = MlflowException("(OperationalError) no disk\n[SQL: INSERT ...]\n(Background ...)")
+    assert str(store.store_error(error)).endswith("failed: (OperationalError) no disk")
+
+
+@pytest.mark.parametrize("wanted", ["false", "true"])
+def test_mlflows_variables_for_system_metrics_hold(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    start = mlflow.start_run
+
+    def start_run(*arguments: object, **options: object) -> object:
+        given.append(options.pop("log_system_metrics"))
+        return start(*arguments, log_system_metrics=False, **options)  # type: ignore[arg-type]
+
+    intervals: list[float] = []
+    monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", raising=False)
+    monkeypatch.setattr(mlflow, "start_run", start_run)
+    monkeypatch.setattr(mlflow, "set_system_metrics_sampling_interval", intervals.append)
+    with open_run("measured"):
+        pass
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", wanted)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "60")
+    with open_run("as the user says"):
+        pass
+    # None: MLflow reads the variable.
+    assert given == [True, None]
+    assert intervals == [5]
+
+
+@pytest.mark.fault
+def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> None:
+    remark = "the client's photos"
+    MlflowClient().log_param(run.result.run_id, "remark", remark)
+    _, params = read_manifest(run.result.run_id)
+    assert params["remark"] == remark
+    assert params["model"] == "cnn"
+    assert runs.unquoted("'a b'") == "a b"
+
+
+@pytest.mark.fault
+def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "no-copies"
+    registry.register_model(run.result.run_id, name)
+    model_folder = Path(mlflow.artifacts.download_artifacts(run.uri))
+    before = sorted(model_folder.rglob("*"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    local = LocalArtifactRepository.download_artifacts
+
+    def download(
+        self: LocalArtifactRepository, artifact_path: str, dst_path: str | None = None
+    ) -> str:
+        """Copy the store's files, as if they were on a server."""
+        is_copy = str(tmp_path) in self._artifact_dir
+        function = local if is_copy else ArtifactRepository.download_artifacts
+        return str(function(self, artifact_path, dst_path))
+
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", download)
+    for uri in (run.uri, f"models:/{name}@champion"):
+        assert registry.load_classifier(uri).image_size == 32
+    registry.register_model(run.result.run_id, name)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert sorted(model_folder.rglob("*")) == before
+
+
+OPEN = """
+from shopee_mlflow.tracking.runs import open_run
+with open_run("first", measure=False) as log:
+    print(log.run_id)
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_three_first_runs_create_a_database_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/new.db"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri}
+    processes = [subprocess.Popen([sys.executable, "-c", OPEN], env=env) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    found = mlflow.search_runs(experiment_names=["shopee"], output_format="list")
+    assert [one.info.status for one in found] == ["FINISHED"] * 3
