@@ -165,7 +165,7 @@ def evaluate_command(**options: Any) -> None:
     "--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Folder"
 )
 def compare_command(runs: str, **options: Any) -> None:
-    """Compare runs on one page: options, curves, and which differences are more than chance."""
+    """Compare runs on one page: options, curves, and which differences are significant."""
     from .verbs.compare import compare
 
     compare(runs.split(","), **options)
