@@ -218,8 +218,10 @@ class Trainer:
 
     def _report(self, on_progress: OnProgress | None) -> None:
         """Report progress, taking this process's share for that of all."""
-        own = self._totals - self._restored
-        loss, accuracy = self._means(self._restored + own * self._group.size)
+        totals = self._restored + (self._totals - self._restored) * self._group.size
+        # The normaliser is that of the whole batches already.
+        totals[1] = self._totals[1]
+        loss, accuracy = self._means(totals)
         if self._group.leads:
             # One process checks: if several ended here, one could be reported as lost instead.
             self._check_finite(loss)
