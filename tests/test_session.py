@@ -273,3 +273,12 @@ def test_the_running_loss_of_several_processes_is_that_of_one(
     list(trainer.epochs(lambda _done, loss, _accuracy: losses.append(loss)))
     # Equal logits: each photo's loss is log 3.
     assert losses == pytest.approx([math.log(3)] * 3)
+
+
+def test_running_totals_of_another_device_are_restored_in_this_ones_precision() -> None:
+    model = build_model(CONFIG.model, ["r", "g", "b"], 32)
+    trainer = Trainer(model, batches(train=True), batches(), CONFIG, CPU)
+    state = trainer.state()
+    # MPS has no float64, so its checkpoints hold float32; and it cannot take float64 in.
+    trainer.restore({**state, "totals": state["totals"].float()})
+    assert trainer.state()["totals"].dtype == torch.float64

@@ -137,7 +137,9 @@ class Trainer:
             self._seen, self._lr = state["seen"], state["lr"]
             if self._group.size == 1:
                 self.part = state["part"]
-            self._keep_totals(state["totals"].to(self._machine.device))
+            # The precision first: MPS takes no float64.
+            totals = state["totals"].to(self._totals.dtype)
+            self._keep_totals(totals.to(self._machine.device))
             self._random = state["random"].cpu()
             if state["cuda_random"] is not None and self._machine.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
