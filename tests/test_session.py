@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -17,6 +19,7 @@ from shopee_mlflow.data.transforms import transform_named
 from shopee_mlflow.errors import ConfigError, TrainingError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.device import Machine, choose_machine
+from shopee_mlflow.modeling.distributed import Group
 from shopee_mlflow.modeling.epochs import BestEpoch, Epoch
 from shopee_mlflow.modeling.optim import learning_rate_curve
 from shopee_mlflow.modeling.scoring import predict_logits
@@ -232,3 +235,50 @@ def test_mixed_precision_trains_on_the_cpu() -> None:
     last = list(fit(model, batches(4, train=True), batches(), config, machine))[-1]
     assert last["val_accuracy"] > 0.9
     assert next(model.parameters()).dtype == torch.float32
+
+
+class OneOfTwo(Group):
+    """The first of two processes, seen alone: the other one's share is left out."""
+
+    def wrap(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        sync_batchnorm: bool = False,
+    ) -> nn.Module:
+        return module
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        pass
+
+    def gather(self, positions: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+        return list(columns)
+
+
+def test_the_running_loss_of_several_processes_is_that_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each batch takes a second, so that the progress is reported after each.
+    monkeypatch.setattr("time.perf_counter", itertools.count().__next__)
+    model = build_model("cnn", ["r", "g", "b"], 32)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    train, val = (dataclasses.replace(batches(train=t), share=(0, 2)) for t in (True, False))
+    config = dataclasses.replace(CONFIG, epochs=1, lr=1e-30)
+    trainer = Trainer(model, train, val, config, CPU, group=OneOfTwo(0, 2))
+    losses: list[float] = []
+    list(trainer.epochs(lambda _done, loss, _accuracy: losses.append(loss)))
+    # Equal logits: each photo's loss is log 3.
+    assert losses == pytest.approx([math.log(3)] * 3)
+
+
+def test_running_totals_of_another_device_are_restored_in_this_ones_precision() -> None:
+    model = build_model(CONFIG.model, ["r", "g", "b"], 32)
+    trainer = Trainer(model, batches(train=True), batches(), CONFIG, CPU)
+    state = trainer.state()
+    # MPS has no float64, so its checkpoints hold float32; and it cannot take float64 in.
+    trainer.restore({**state, "totals": state["totals"].float()})
+    assert trainer.state()["totals"].dtype == torch.float64

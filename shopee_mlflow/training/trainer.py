@@ -137,7 +137,9 @@ class Trainer:
             self._seen, self._lr = state["seen"], state["lr"]
             if self._group.size == 1:
                 self.part = state["part"]
-            self._keep_totals(state["totals"].to(self._machine.device))
+            # The precision first: MPS takes no float64.
+            totals = state["totals"].to(self._totals.dtype)
+            self._keep_totals(totals.to(self._machine.device))
             self._random = state["random"].cpu()
             if state["cuda_random"] is not None and self._machine.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
@@ -218,8 +220,10 @@ class Trainer:
 
     def _report(self, on_progress: OnProgress | None) -> None:
         """Report progress, taking this process's share for that of all."""
-        own = self._totals - self._restored
-        loss, accuracy = self._means(self._restored + own * self._group.size)
+        totals = self._restored + (self._totals - self._restored) * self._group.size
+        # The normaliser is that of the whole batches already.
+        totals[1] = self._totals[1]
+        loss, accuracy = self._means(totals)
         if self._group.leads:
             # One process checks: if several ended here, one could be reported as lost instead.
             self._check_finite(loss)
