@@ -151,6 +151,7 @@ class TrainConfig(DataConfig):
         False,
         "test-time augmentation: the model averages its predictions for a photo and its mirror "
         "image, in test and serving; takes twice the time",
+        Role.DATA,
     )
     epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
     batch_size: int = option(75, "photos in a training step", minimum=1, maximum=65_536)

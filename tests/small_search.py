@@ -54,7 +54,7 @@ def quick_search(shop: Path, place: Path, patch: pytest.MonkeyPatch) -> Call:
     """
     module = "shopee_mlflow.verbs.tune"
     patch.setattr(f"{module}.log_results", lambda run, *given: run.log_metrics(given[-1].scores))
-    patch.setattr(f"{module}.draw_plots", lambda study: iter(()))
+    patch.setattr(f"{module}.draw_plots", lambda *_: iter(()))
     patch.setattr(MlflowRunLog, "log_model", lambda self, *_: self.log_tags({"model": "logged"}))
 
     def call(cli_options: dict[str, Any] | None = None, **content: Any) -> TuneResult | None:

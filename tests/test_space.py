@@ -44,7 +44,7 @@ def test_ranges_and_lists(tmp_path: Path) -> None:
         "epochs": {"low": 2, "high": 10, "step": 4},
         "batch_size": {"low": 8, "high": 64, "log": True},
         "freeze": ["none", "backbone"],
-        "tta": [True, False],
+        "class_weights": ["none", "balanced"],
     }
     assert plan_of(tmp_path, {"space": space}).space == {
         "lr": Range(1e-4, 0.1, log=True),
@@ -52,7 +52,7 @@ def test_ranges_and_lists(tmp_path: Path) -> None:
         "epochs": Range(2, 10, step=4, whole=True),
         "batch_size": Range(8, 64, log=True, whole=True),
         "freeze": Choice(("none", "backbone")),
-        "tta": Choice((True, False)),
+        "class_weights": Choice(("none", "balanced")),
     }
 
 

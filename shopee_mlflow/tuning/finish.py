@@ -90,14 +90,15 @@ def summarize(search: Search, best: Tested, baseline: Tested | None, times: int)
             f"({in_words(baseline.trial.values)}): {_scores(baseline)}.",
             f"- {_difference(best, baseline)}",
         ]
-    lines += _by_architecture(results)
+    lines += _by_architecture(results, _in_words(search.plan.config.monitor))
     lines += [
         f"- Trial {t.number} failed: {t.failure.splitlines()[0]}" for t in results if t.failure
     ]
     often = "once" if times == 1 else f"{times} times, for {times} best trials"
     lines += [
         "",
-        "The best trial was chosen by its validation accuracy, which is therefore biased upwards. "
+        f"The best trial was chosen by its {_in_words(search.plan.config.monitor)}, which is "
+        "therefore biased upwards. "
         f"The test split was used {often}, after the choice.",
     ]
     return lines
@@ -128,15 +129,19 @@ def _difference(best: Tested, baseline: Tested) -> str:
     )
 
 
-def _by_architecture(results: list[TrialResult]) -> list[str]:
+def _in_words(monitor: str) -> str:
+    return {"val_accuracy": "validation accuracy", "val_macro_f1": "validation macro F1"}[monitor]
+
+
+def _by_architecture(results: list[TrialResult], measure: str) -> list[str]:
     if not any("model" in t.values for t in results):
         return []
-    lines = ["", "| model | trials | complete | best validation accuracy | trial |"]
+    lines = ["", f"| model | trials | complete | best {measure} | trial |"]
     lines.append("| --- | --- | --- | --- | --- |")
     for name in sorted({as_text(t.values["model"]) for t in results}):
         mine = [t for t in results if t.values["model"] == name]
         done = [t for t in mine if t.state == "complete"]
         top = max(done, key=lambda t: t.rank, default=None)
-        accuracy = f"{top.val_accuracy:.1%} | {top.number}" if top else " | "
-        lines.append(f"| {name} | {len(mine)} | {len(done)} | {accuracy} |")
+        score = f"{top.score:.1%} | {top.number}" if top else " | "
+        lines.append(f"| {name} | {len(mine)} | {len(done)} | {score} |")
     return [*lines, ""]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import optuna
 from matplotlib import pyplot
@@ -13,30 +12,32 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as drawing
 
-_MEASURE = "validation accuracy"
 # A longer legend does not fit beside a plot.
 _MAX_LEGEND = 12
 
 
-def _plot_epochs(study: optuna.Study) -> None:
+def _plot_epochs(study: optuna.Study, target_name: str) -> None:
     axes: Axes = drawing.plot_intermediate_values(study)
-    axes.set(title="Trials by epoch", xlabel="epoch", ylabel=_MEASURE)
+    axes.set(title="Trials by epoch", xlabel="epoch", ylabel=target_name)
     legend = axes.get_legend()
     if legend and len(legend.get_texts()) > _MAX_LEGEND:
         legend.remove()
 
 
-_PLOTS: dict[str, Callable[[optuna.Study], object]] = {
-    "history": partial(drawing.plot_optimization_history, target_name=_MEASURE),
+_PLOTS: dict[str, Callable[..., object]] = {
+    "history": drawing.plot_optimization_history,
     "intermediate_values": _plot_epochs,
-    "parallel_coordinates": partial(drawing.plot_parallel_coordinate, target_name=_MEASURE),
-    "slices": partial(drawing.plot_slice, target_name=_MEASURE),
-    "importances": partial(drawing.plot_param_importances, target_name=_MEASURE),
+    "parallel_coordinates": drawing.plot_parallel_coordinate,
+    "slices": drawing.plot_slice,
+    "importances": drawing.plot_param_importances,
 }
 
 
-def draw_plots(study: optuna.Study) -> Iterator[tuple[str, Figure | str]]:
-    """Yield each plot by name, or the reason why it cannot be drawn."""
+def draw_plots(study: optuna.Study, monitor: str) -> Iterator[tuple[str, Figure | str]]:
+    """Yield each plot by name, or the reason why it cannot be drawn.
+
+    :param monitor: the metric that the study maximizes, for the axes.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     for name, plot in _PLOTS.items():
         if len(complete) < 2 and name != "history":
@@ -45,15 +46,15 @@ def draw_plots(study: optuna.Study) -> Iterator[tuple[str, Figure | str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                yield name, _draw(plot, study)
+                yield name, _draw(plot, study, monitor)
             except (ValueError, RuntimeError) as error:
                 # For example, importances need different values.
                 yield name, str(error).splitlines()[0]
 
 
-def _draw(plot: Callable[[optuna.Study], object], study: optuna.Study) -> Figure:
+def _draw(plot: Callable[..., object], study: optuna.Study, monitor: str) -> Figure:
     pyplot.close("all")
-    plot(study)
+    plot(study, target_name=monitor)
     figure = pyplot.gcf()
     figure.set_size_inches(10, 6)
     pyplot.close(figure)

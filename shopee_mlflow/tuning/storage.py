@@ -129,10 +129,13 @@ class _Lock(JournalFileOpenLock):
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self._file = file
-        self._lock = FileLock(f"{file}.lock")
+        self._lock = FileLock(f"{file}.lock", fallback_to_soft=False)
 
     def acquire(self) -> bool:
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except NotImplementedError as error:
+            raise OSError(f"files cannot be locked in {self._file.parent}") from error
         try:
             _drop_partial_line(self._file)
         except BaseException:

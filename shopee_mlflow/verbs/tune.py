@@ -142,7 +142,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
     _log_table(search, run)
     skipped = []
-    for name, plot in draw_plots(search.study):
+    for name, plot in draw_plots(search.study, config.monitor):
         if isinstance(plot, str):
             skipped.append(f"- No plot of {name.replace('_', ' ')}: {plot}")
         else:
