@@ -7,15 +7,23 @@ from urllib.parse import unquote
 
 MASK = "***"
 _SEPARATOR = r"(?::|%3A)(?:/|%2F){2}"
-_URL = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]*){_SEPARATOR}(?P<rest>[^\s'\"<>]*)", re.I)
+_URL = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]{{0,40}}){_SEPARATOR}(?P<rest>[^\s'\"<>]*)", re.I)
 # Everything up to the last @: a password may hold any character, whatever the standard says.
 _USER_INFO = re.compile(
     r"(?P<user>(?:(?!:|%3A|@|%40|/).)*)(?P<password>(?::|%3A).*)(?=@|%40)", re.I
 )
 _USER_ALONE = re.compile(r"[^/?#@]+(?=@)")
+# Spaces, quotes and angle brackets end an address in prose, but not inside a password. What follows
+# the colon is no port.
+_ODD_PASSWORD = re.compile(
+    r"(?P<start>[a-z][a-z0-9+.-]{0,40}://[^\s:/@?#'\"<>\[]{0,200}:)(?!\s|\d+(?:\W|$))[^\s@]{0,200}[\s'\"<>][^\n@]{0,200}(?=@)",
+    re.I,
+)
+# ODBC's connection string in a query, percent-encoded.
+_ENCODED_FIELD = re.compile(r"((?:pwd|password)%3D)(?:(?!%3B)[^\s&'\"])+", re.I)
 # A colon without quotes is prose: "wrong password: access denied".
 _FIELD = re.compile(
-    r"(?P<name>[\w.%-]+)(?P<equals>['\"]\s?[=:]\s?|\s?=\s?)"
+    r"(?<![\w.%-])(?P<name>[\w.%-]+)(?P<equals>['\"]\s?[=:]\s?|\s?=\s?)"
     r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s&;,'\")}\]]+)"
 )
 _SECRET = re.compile(
@@ -36,7 +44,10 @@ def mask_passwords(text: str) -> str:
     as ``password=...`` and ``token=...`` in queries and connection strings; quoted fields of
     mappings; and the header ``Authorization``. Rather too much is masked than too little.
     """
-    return _HEADER.sub(rf"\g<1>{MASK}", _FIELD.sub(_mask_field, _URL.sub(_mask_url, text)))
+    text = _ODD_PASSWORD.sub(rf"\g<start>{MASK}", text)
+    text = _FIELD.sub(_mask_field, _URL.sub(_mask_url, text))
+    text = _ENCODED_FIELD.sub(rf"\g<1>{MASK}", text)
+    return _HEADER.sub(rf"\g<1>{MASK}", text)
 
 
 def _mask_url(url: re.Match[str]) -> str:
