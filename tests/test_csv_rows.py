@@ -182,3 +182,18 @@ def test_a_packed_catalogue_in_the_folder_is_named(tmp_path: Path) -> None:
 def test_columns_that_are_not_read_are_named_once(write: Write) -> None:
     file = write("image,split, price ,label_group,price,\na.jpg,test,1,A,2,\n")
     assert unused_columns(file) == ["split", "price"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [('[{"image": "00.jpg", "label_group": "007"}]', False), ('{"image": "00.jpg"}\n', True)],
+)
+def test_the_advice_for_json_keeps_labels_and_the_file(
+    content: str, lines: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(content)
+    with pytest.raises(CatalogError) as caught:
+        read_catalog(file)
+    assert f"dtype=False, lines={lines}" in str(caught.value)
+    assert "train-converted.csv" in str(caught.value)

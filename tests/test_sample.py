@@ -244,3 +244,9 @@ def test_size_out_of_range_names_the_option(px, tmp_path):
     with pytest.raises(CatalogError, match=r"sample_px.*64 to 4096"):
         sample.sample_catalog(px, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CatalogError, match="sample cannot be written to .*SHOPEE_MLFLOW_CACHE"):
+        sample.sample_catalog(64, tmp_path / "file" / "sample")

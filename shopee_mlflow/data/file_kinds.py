@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-_TO_CSV = 'python -c "import pandas; pandas.read_{kind}({file!r}).to_csv({csv!r}, index=False)"'
+_TO_CSV = (
+    'python -c "import pandas; pandas.read_{kind}({file!r}{more}).to_csv({csv!r}, index=False)"'
+)
 
 # First bytes -> what the file is, and what to do; {file} is its name as a shell reads it.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
@@ -54,14 +56,20 @@ def not_csv(path: Path, start: bytes) -> str:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for mark, kind, advice in _KINDS:
         if text.startswith(mark):
-            return _sentence(path, kind, advice)
+            return _sentence(path, kind, advice, lines=mark == b"{")
     return ""
 
 
-def _sentence(path: Path, kind: str, advice: str) -> str:
+def _sentence(path: Path, kind: str, advice: str, lines: bool = False) -> str:
     if advice in ("parquet", "feather", "json"):
-        csv = str(path.with_suffix(".csv"))
-        advice = "Convert it with: " + _TO_CSV.format(kind=advice, file=str(path), csv=csv)
+        new = path.with_suffix(".csv")
+        if new == path:
+            new = path.with_name(f"{path.stem}-converted.csv")
+        # Numbers stay as they are written, and one object a line is JSON Lines.
+        more = f", dtype=False, lines={lines}" if advice == "json" else ""
+        advice = "Convert it with: " + _TO_CSV.format(
+            kind=advice, file=str(path), more=more, csv=str(new)
+        )
     file, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
     return f"is {kind}. {advice.format(file=file, folder=folder) if '{' in advice else advice}"
 

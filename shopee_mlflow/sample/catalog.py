@@ -19,7 +19,7 @@ from pathlib import Path
 import imagehash
 from PIL import Image
 
-from ..cache_folder import cache_folder
+from ..cache_folder import CACHE_VARIABLE, cache_folder
 from ..errors import CatalogError
 from .designs import DESIGNS
 from .drawing import draw_product
@@ -63,12 +63,18 @@ def sample_catalog(
             f"{target} is not empty and holds no complete sample of sample_px={px}; "
             "name an empty or new folder (nothing was changed)"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
-        # The inner folder gets everyday permissions; the temporary one is for its owner alone.
-        fresh = Path(room) / "sample"
-        _write_catalog(fresh, plan, px, workers, progress)
-        _move_in(fresh, target, plan, px, replace=ours)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
+            # The inner folder gets everyday permissions; the temporary one is for its owner alone.
+            fresh = Path(room) / "sample"
+            _write_catalog(fresh, plan, px, workers, progress)
+            _move_in(fresh, target, plan, px, replace=ours)
+    except OSError as error:
+        raise CatalogError(
+            f"The sample cannot be written to {target.parent} ({error.strerror or error}). Name "
+            f"another folder, for the cache with {CACHE_VARIABLE}."
+        ) from error
     return target
 
 

@@ -129,6 +129,10 @@ def quieten() -> None:
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    uri = mlflow.get_tracking_uri()
+    if mask_passwords(uri) != uri:
+        # MLflow prints the address of each run, password included.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     for noisy in ("mlflow.system_metrics", "urllib3.connectionpool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
