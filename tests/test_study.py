@@ -352,15 +352,15 @@ def test_a_trial_given_to_another_before_its_values_were_chosen_is_passed_over(
 def test_the_end_is_done_once_for_as_many_trials(tmp_path: Path) -> None:
     found = search(tmp_path)
     run(found, (0.5, 1.0))
-    ticket = next(found.finishing().trials())
-    found.finishing().end(ticket, 0.5)
-    assert list(found.finishing().trials()) == []
+    ticket = next(found.finishing("run").trials())
+    found.finishing("run").end(ticket, 0.5)
+    assert list(found.finishing("run").trials()) == []
     run(found, (0.6, 1.0))
-    assert len([found.finishing().end(t, 0.5) for t in found.finishing().trials()]) == 1
+    assert len([found.finishing("run").end(t, 0.5) for t in found.finishing("run").trials()]) == 1
 
 
 def test_an_end_that_failed_is_done_again(tmp_path: Path) -> None:
-    ending = search(tmp_path).finishing()
+    ending = search(tmp_path).finishing("run")
     ending.interrupt(next(ending.trials()))
     ticket = next(ending.trials())
     assert ending.end(ticket, 0.5)

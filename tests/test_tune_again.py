@@ -57,6 +57,25 @@ def test_a_second_call_does_nothing_twice(
     assert "nothing left to do; increase n_trials to continue" in out
 
 
+@pytest.mark.parametrize("n_trials", ["3", "4"])
+def test_a_study_whose_run_was_deleted_continues_in_a_new_one(
+    n_trials: str, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = call()
+    assert first is not None
+    CLIENT().delete_run(first.run_id)
+    second = call({"n_trials": n_trials})
+    assert second is not None
+    assert second.run_id != first.run_id
+    assert second.trials.iloc[:3].equals(first.trials)
+    assert len(second.trials) == int(n_trials)
+    run = CLIENT().get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert "data_digest" in run.data.tags
+    assert run.data.metrics["test_accuracy"] == second.scores["test_accuracy"]
+    assert f"run {first.run_id} of study" in capsys.readouterr().out
+
+
 def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> None:
     first, second = call(n_trials=2), call({"n_trials": "4"})
     assert first is not None

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from ..config import AUTO
 from ..console import say
-from ..errors import ShopeeError
+from ..errors import ShopeeError, TrackingError
 from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
@@ -33,6 +33,9 @@ def parent_run(search: Search) -> Iterator[RunLog]:
     name = search.name if config.run_name == AUTO else config.run_name
     mine = {PROCESS_TAG: process_name(), STUDY_TAG: search.name}
     parent = None if search.created else search.await_parent() or _orphaned_run(search)
+    if parent and not _is_in_store(parent):
+        say(f"run {parent} of study {search.name} was deleted; the study continues in a new run")
+        parent = None
     if parent and _is_held(parent):
         say(f"joining study {search.name}, started by another process")
         with join_run(parent, lambda: _is_held(parent) and not _is_over(search)) as run:
@@ -56,6 +59,14 @@ def lost_runs_closed(search: Search, run: RunLog) -> Iterator[None]:
     finally:
         with suppress(*hidden):  # by the error that ended the block
             _close_lost_runs(search, run)
+
+
+def _is_in_store(run_id: str) -> bool:
+    """Whether a run is there and was not deleted."""
+    try:
+        return bool(find_run(run_id).info.lifecycle_stage != "deleted")
+    except TrackingError:
+        return False
 
 
 def _is_held(run_id: str) -> bool:

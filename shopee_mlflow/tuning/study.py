@@ -90,15 +90,17 @@ class Search:
         """Record the digest of the data, once they have been logged."""
         self._set_attr(_DATA, digest)
 
-    def finishing(self) -> TrialQueue:
+    def finishing(self, run_id: str) -> TrialQueue:
         """A queue of one: the final test of the study in its current state, by one worker.
+
+        :param run_id: the run that gets the results; a new one gets them again.
 
         As with trials, another worker repeats it if the first one dies.
         """
         with reachable(self.study):
             study = optuna.create_study(
                 storage=self.storage,
-                study_name=f"{self.name}, the end after {self.finished()}",
+                study_name=f"{self.name}, the end after {self.finished()} in {run_id}",
                 direction="maximize",
                 load_if_exists=True,
             )

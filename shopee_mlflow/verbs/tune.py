@@ -101,7 +101,7 @@ def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneR
             + (": " + "; ".join(reasons) if reasons else " before the timeout")
             + f". The study is kept; {_resume_hint(search)}."
         )
-    ending = search.finishing()
+    ending = search.finishing(run.run_id)
     for ticket in ending.trials():
         try:
             result = _finish(search, context, run)
@@ -170,7 +170,8 @@ def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> N
     run.log_params(params)
     run.log_tags({**machine_tags(device), STUDY_TAG: search.name})
     run.log_tags({"n_trials": str(plan.config.n_trials)})
-    if not search.has_data:
+    # A study whose run was deleted continues in a new one, which has no data yet.
+    if not search.has_data or "data_digest" not in find_run(run.run_id).data.tags:
         log_data(run, dataset, plan.config)
         search.keep_data(dataset.digest)
 
