@@ -14,7 +14,9 @@ from shopee_mlflow import TrainConfig, compare, train
 from shopee_mlflow.cli import main
 from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import TrackingError
+from shopee_mlflow.tracking.flavor import load_folder
 from shopee_mlflow.tracking.runs import fail_adopted_run, open_run
+from shopee_mlflow.tracking.store import check_artifacts
 from shopee_mlflow.training.checkpoints import checkpoints_of
 
 OPTIONS = {"model": "cnn", "image_size": "32", "epochs": "1", "batch_size": "8"}
@@ -126,3 +128,23 @@ def test_checkpoints_outlive_a_temporary_clone(
     assert checkpoints_of("run").folder.resolve() == clone / "checkpoints" / "run"
     monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path / "chosen"))
     assert checkpoints_of("run").folder == tmp_path / "chosen" / "checkpoints" / "run"
+
+
+def test_a_model_whose_files_are_gone_is_not_called_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="no files where the store says .*was moved or copied"):
+        load_folder(tmp_path, "models:/m-1")
+    (tmp_path / "MLmodel").write_text("")
+    with pytest.raises(TrackingError, match="is no model of this project"):
+        load_folder(tmp_path, "models:/m-1")
+
+
+def test_a_store_that_was_moved_from_its_artifacts_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "two" / "mlruns").mkdir(parents=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/two/mlflow.db")
+    with caplog.at_level(logging.WARNING):
+        check_artifacts(f"{tmp_path}/two/mlruns/1/run/artifacts")
+        assert caplog.messages == []
+        check_artifacts(f"{tmp_path}/one/mlruns/1/run/artifacts")
+    assert f"stored in {tmp_path}/one/mlruns" in caplog.messages[0]

@@ -226,6 +226,12 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
         may not be loaded here.
     """
     file = folder / "data" / ABOUT_FILE
+    if not (folder / "MLmodel").is_file():
+        raise TrackingError(
+            f"model={uri}: there are no files where the store says that they are. If the store's "
+            "folder was moved or copied, move it back: MLflow stores absolute paths of artifacts. "
+            "Otherwise the artifacts were deleted."
+        )
     if not file.is_file():
         raise TrackingError(f"model={uri}: is no model of this project (it holds no {ABOUT_FILE}).")
     try:

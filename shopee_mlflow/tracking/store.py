@@ -22,6 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import ReadOnlyStoreError, TrackingError
 from ..masking import mask_passwords
 
+_log = logging.getLogger(__name__)
+
 STATE_VARIABLE = "SHOPEE_MLFLOW_STATE"
 # Errors of a store that is not available; a store on a disk also raises OSError.
 SILENCE = (MlflowException, SQLAlchemyError)
@@ -110,6 +112,7 @@ def check_artifacts(uri: str) -> None:
             ) from None
     elif is_local_uri(uri):
         folder = Path(local_file_uri_to_path(uri))
+        _warn_if_moved(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
@@ -119,6 +122,21 @@ def check_artifacts(uri: str) -> None:
                 f"The artifacts of this experiment are stored in {folder}, which cannot be written "
                 f"({error.strerror or error}). Make it writable, or choose another experiment."
             ) from None
+
+
+def _warn_if_moved(folder: Path) -> None:
+    """Warn when a local database has been moved or copied away from its artifacts.
+
+    MLflow stores the absolute folder of each experiment's artifacts.
+    """
+    store = local_folder().resolve()
+    root = next((p for p in folder.parents if p.name == "mlruns"), None)
+    if root and not root.exists() and (store / "mlruns").exists():
+        _log.warning(
+            "The artifacts of this experiment are stored in %s, where the tracking store was "
+            "when the experiment was created. Move the store back, or choose another experiment.",
+            root,
+        )
 
 
 def quieten() -> None:
