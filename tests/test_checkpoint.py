@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_told_and_never_executed(damage: str, tmp_path: 
         checkpoints.save({"evil": Evil(proof)})
     else:
         file.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
-    with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
         checkpoints.load()
     assert not proof.exists()
 
