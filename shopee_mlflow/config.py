@@ -24,21 +24,21 @@ NONE = "none"
 PRETRAINED = "_pretrained"
 # Augmentations by name; data/transforms.py says what each does.
 AUGMENTATIONS = (NONE, "original", "flip", "crop")
-# Those that draw real numbers rather than one of a few variants of a photo.
+# Augmentations that draw real numbers instead of one of a few variants of a photo.
 RANDOM_AUGMENTATIONS = ("crop",)
-# Metrics of an epoch by which the best one can be chosen: higher is better.
+# Metrics that can select the best epoch; higher is better.
 MONITORED = ("val_accuracy", "val_macro_f1")
-# Files of options take a few hundred bytes.
+# A typical file has a few hundred bytes.
 _MAX_YAML_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from, and how it is split.
+    """Options of the data and of its split.
 
-    Values are checked, and read where they are text, whenever one is made.
+    On construction, text is converted to the type of its option, and all values are checked.
 
-    :raises ConfigError: with every value of the wrong kind or out of range.
+    :raises ConfigError: listing every value of the wrong type or out of range.
     """
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class DataConfig:
     )
     bad_images: str = option(
         "skip",
-        "a photo that cannot be decoded is counted and left out, or is an error",
+        "for photos that cannot be decoded: skip leaves them out and counts them, error stops",
         Role.DATA,
         choices=("skip", "error"),
     )
@@ -90,7 +90,7 @@ class DataConfig:
     )
     resize: str = option(
         "stretch",
-        "how a photo becomes a square: stretch changes its proportions; pad keeps them, on white",
+        "how photos become squares: stretch changes their proportions; pad adds white margins",
         Role.DATA,
         choices=("stretch", "pad"),
     )
@@ -104,21 +104,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ExploreConfig(DataConfig):
-    """What is explored. The data options select the training that the report describes."""
+    """Options of ``explore``. The data options select the training that the report describes."""
 
     max_photos: int = option(
         50_000, "read at most this many photos, drawn at random; 0: all", Role.SETUP, minimum=0
     )
     seed: int = option(0, "seed of that draw", Role.SETUP, minimum=0, maximum=2**32 - 1)
     out: str = option(
-        "explore", "folder for the page and its tables, a new or earlier one", Role.SETUP
+        "explore",
+        "output folder for the page and its tables: a new one, or that of an earlier page",
+        Role.SETUP,
     )
     experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
 
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """Everything that decides a training run; the defaults train EfficientNet-B0."""
+    """Options of a training run. The defaults train EfficientNet-B0."""
 
     model: str = option(
         "effnet_pretrained",
@@ -172,7 +174,7 @@ class TrainConfig(DataConfig):
     )
     class_weights: str = option(
         NONE,
-        "weights of the loss by label group; balanced: inversely proportional to its photos",
+        "class weights of the loss; balanced: inversely proportional to the number of photos",
         choices=(NONE, "balanced"),
     )
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", minimum=0)
@@ -197,7 +199,9 @@ class TrainConfig(DataConfig):
         maximum=1024,
     )
     sync_batchnorm: bool = option(
-        False, "batch norms see the whole batch of all processes (GPUs only)", Role.DATA
+        False,
+        "compute batch norm statistics over the batch of all processes (GPUs only)",
+        Role.DATA,
     )
     precision: str = option(
         AUTO,
@@ -224,7 +228,9 @@ class TrainConfig(DataConfig):
         False, "register the model as shopee-classifier when the run has ended", Role.SETUP
     )
     promote: bool = option(
-        False, "make it the champion even where it is not known to be better", Role.SETUP
+        False,
+        "make the registered model the champion even if it is not known to be better",
+        Role.SETUP,
     )
     experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
     run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name", Role.SETUP)
@@ -233,13 +239,13 @@ class TrainConfig(DataConfig):
 
 @dataclass(frozen=True)
 class TuneConfig(TrainConfig):
-    """Everything that decides a search, except the search space, which a YAML file holds."""
+    """Options of a search, except for the search space, which is in a YAML file."""
 
     register: bool = option(
         True, "register the best model as shopee-classifier at the end", Role.SETUP
     )
     n_trials: int = option(
-        20, "trials in total, those of earlier calls included", Role.SETUP, minimum=1
+        20, "total number of trials, including those of earlier calls", Role.SETUP, minimum=1
     )
     timeout: float = option(
         0.0,
@@ -278,9 +284,9 @@ def resolve(
 ) -> ConfigT:
     """Defaults, then the YAML file named by ``given["config"]``, then ``given`` itself.
 
-    :param given: option name -> value or text, only those that somebody chose.
-    :param from_file: what the file holds, where it has been read already.
-    :raises ConfigError: with every unknown name, wrong type and value out of range at once.
+    :param given: option name -> value or text; only the options that the caller has set.
+    :param from_file: contents of the file, if it has been read already.
+    :raises ConfigError: listing every unknown name, wrong type and value out of range.
     """
     problems: list[str] = []
     file = str(given.get("config") or NONE)
@@ -307,8 +313,8 @@ def resolve(
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping of option names to values in a YAML file.
 
-    The file may come from a stranger: Python tags and aliases are refused, since a few bytes of
-    aliases expand to gigabytes, and so are files of more than 64 KiB.
+    The file is not trusted. Python tags, aliases and files of more than 64 KiB are refused: a few
+    bytes of aliases can expand to gigabytes.
 
     :raises ConfigError: when the file cannot be read or is not such a mapping.
     """
@@ -320,13 +326,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(
-            [f"config={path}: cannot be read ({error.strerror}), looked for from {Path.cwd()}"]
+            [f"config={path}: cannot be read ({error.strerror}), relative to {Path.cwd()}"]
         ) from error
     except RecursionError as error:
-        raise ConfigError([f"config={path}: is no valid YAML: nested too deeply"]) from error
+        raise ConfigError([f"config={path}: is not valid YAML: nested too deeply"]) from error
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: not UTF-8, a date such as 2026-02-31, or a number of thousands of digits.
-        raise ConfigError([f"config={path}: is no valid YAML: {error}"]) from error
+        raise ConfigError([f"config={path}: is not valid YAML: {error}"]) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -347,12 +353,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def as_params(config: DataConfig) -> dict[str, str]:
-    """Every resolved option under its own name, as text: the parameters that a run logs."""
+    """All resolved options by name, as text: the parameters that a run logs."""
     return {f.name: as_text(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def _contradictions(config: DataConfig) -> list[str]:
-    """Options that are fine alone and make no sense together."""
+    """Problems of options that are valid alone but not together."""
     problems = []
     if isinstance(config, TrainConfig):
         if config.warmup_epochs > config.epochs:
@@ -382,5 +388,7 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
             problems.append(f"weights={config.weights}: no such file, relative to {Path.cwd()}")
     if config.data == SAMPLE and config.images != AUTO:
-        problems.append(f"images={config.images}: the built-in sample has its own; name data too")
+        problems.append(
+            f"images={config.images}: the built-in sample has its own photos; set data too"
+        )
     return problems

@@ -1,4 +1,4 @@
-"""What people see while a command runs: lines, and bars where the output is a terminal."""
+"""Output of a running command: lines, and progress bars if the output is a terminal."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 class _Voice:
-    """Whether this process prints: of several that train one model, one does."""
+    """Whether this process prints. Of several that train one model, only the first does."""
 
     muted = False
 
 
 def mute(muted: bool) -> None:
-    """Print no lines, bars and warnings any more, or again; errors are always printed."""
+    """Turn lines, bars and warnings off or on again. Errors are always printed."""
     _Voice.muted = muted
 
 
 def printable(text: str, *, newlines: bool = False) -> str:
-    """Replace characters that a terminal obeys, or that are no text, by escapes such as ``\\x1b``.
+    """Replace control characters and lone surrogates with escapes such as ``\\x1b``.
 
-    Names from a catalogue could clear the screen, set the clipboard, reverse the direction of
-    text or forge lines. All other Unicode stays as it is.
+    Without this, names from a catalogue could clear the screen, set the clipboard, reverse the
+    direction of text or forge lines. All other Unicode is kept.
 
-    :param newlines: leave line breaks as they are.
+    :param newlines: keep line breaks.
     """
     if text.isprintable():
         return text
@@ -52,7 +52,7 @@ def printable(text: str, *, newlines: bool = False) -> str:
 
 
 def _escape(char: str) -> str:
-    """The escape of a character that must not be printed; empty for all others."""
+    """The escape of a character that must not be printed; empty for any other."""
     kind = unicodedata.category(char)
     if kind in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _BIDI_CONTROLS:
         return char.encode("unicode_escape").decode("ascii")
@@ -69,7 +69,7 @@ def say(*lines: str) -> None:
 
 
 class _LastingStream:
-    """A stream that drops its output when nobody can receive it any more.
+    """A stream that discards its output once it cannot be written.
 
     A closed pipe or terminal, a dead log collector or a full disk must not end a training.
     """
@@ -80,7 +80,7 @@ class _LastingStream:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):  # the latter if the stream was closed
+        except (OSError, ValueError):  # ValueError: the stream was closed
             self._drop()
             return len(text)
 
@@ -91,7 +91,7 @@ class _LastingStream:
             self._drop()
 
     def _drop(self) -> None:
-        """Redirect to the null device, so that what is buffered does not fail at exit."""
+        """Redirect to the null device, so that flushing the buffer at exit does not fail."""
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -102,10 +102,10 @@ class _LastingStream:
 
 
 def guard_output() -> None:
-    """Let the program outlive the readers of its output, and print any character anywhere."""
+    """Keep running when the output is closed, and escape characters it cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started the program
+        if stream is None:  # closed by the parent process
             stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
         if isinstance(stream, _LastingStream):
             continue
@@ -121,7 +121,7 @@ def show_log_messages() -> None:
     logger = logging.getLogger(__package__)
     if not any(isinstance(h, _ToStderr) for h in logger.handlers):
         logger.addHandler(handler)
-        # Of its own: MLflow raises the root's level, and our messages would be lost with it.
+        # Set here, since MLflow raises the level of the root logger, which would hide our messages.
         logger.setLevel(logging.INFO)
         logger.propagate = False
 
@@ -137,7 +137,7 @@ class _ToStderr(logging.Handler):
 def watch(title: str) -> Callable[[int, int], None]:
     """A progress callback(done, total): a bar on a terminal, else a line every ten seconds.
 
-    Steps that end at once print nothing.
+    Short steps print nothing.
     """
     bar: tqdm[Any] | None = None
     started = shown = time.monotonic()
@@ -161,12 +161,12 @@ def watch(title: str) -> Callable[[int, int], None]:
 class TrainingProgress:
     """A bar over all photos of a training with loss, accuracy, images/s and time left.
 
-    Where the output is no terminal: a line an epoch, nothing else.
+    A line per epoch is printed as well; without a terminal, nothing else is.
     """
 
     def __init__(self, photos_per_epoch: int, epochs: int, done: int = 0) -> None:
         """
-        :param done: epochs that were trained before.
+        :param done: number of epochs completed before a resume.
         """
         self.photos = photos_per_epoch
         self.epochs = epochs
@@ -192,7 +192,7 @@ class TrainingProgress:
         self.bar.close()
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
-        """Called now and then inside an epoch."""
+        """Called at intervals during an epoch."""
         self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
         self.bar.update(self._epochs_done * self.photos + done - self.bar.n)
 
@@ -200,8 +200,8 @@ class TrainingProgress:
         """Called after each epoch."""
         self._epochs_done = number
         self.bar.update(number * self.photos - self.bar.n)
-        an_epoch = (time.monotonic() - self.started) / (number - self._epochs_before)
-        left = an_epoch * (self.epochs - number)
+        epoch_seconds = (time.monotonic() - self.started) / (number - self._epochs_before)
+        left = epoch_seconds * (self.epochs - number)
         say(
             f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
             f"train loss {metrics['train_loss']:.3f} accuracy {metrics['train_accuracy']:6.1%}  "
@@ -212,7 +212,7 @@ class TrainingProgress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3 min, 1 h 20 min."""
+    """Format a time in seconds for people: 45 s, 3 min, 1 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -220,6 +220,6 @@ def duration(seconds: float) -> str:
 
 
 def fail(message: str) -> None:
-    """Print an error for people on standard error, control characters but line breaks escaped."""
+    """Print an error on standard error, with control characters except line breaks escaped."""
     text = printable(mask_passwords(message), newlines=True)
     click.echo(click.style("Error: ", fg="red", bold=True) + text, err=True)

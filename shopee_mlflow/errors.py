@@ -35,8 +35,8 @@ class CatalogError(ShopeeError):
 class ImageError(ShopeeError):
     """A photo cannot be decoded; the message is the reason, without the file's name.
 
-    :ivar transient: whether the same bytes may decode another time: a read error, too little
-        memory, a decoder that is not installed. Such a failure must not be remembered.
+    :ivar transient: whether the same bytes may decode later: after a read error, without enough
+        memory, or without the decoder installed. Such a failure must not be cached.
     """
 
     def __init__(self, reason: str, *, transient: bool = False) -> None:
@@ -45,30 +45,30 @@ class ImageError(ShopeeError):
 
 
 class ModelError(ShopeeError):
-    """An architecture, a weights file or a stage that does not fit."""
+    """An architecture, weights file or stage to freeze is unknown or does not match."""
 
 
 class TrackingError(ShopeeError):
-    """The tracking server, the registry or a logged model is not what was asked for."""
+    """The tracking store, the registry or a logged model is not available, or not as expected."""
 
 
 class ReadOnlyStoreError(TrackingError):
-    """The tracking store may be read, but not written."""
+    """The tracking store can be read, but not written to."""
 
 
 class TrainingError(ShopeeError):
-    """Training cannot go on, for instance because the loss is no number any more."""
+    """Training cannot continue, for instance because the loss is not finite."""
 
     exit_code = 1
 
 
 class GroupLostError(TrainingError):
-    """Of processes that train one model another one is gone, or does not answer."""
+    """Another process that trains the same model is gone or does not respond."""
 
 
 class CheckpointError(ShopeeError):
-    """A checkpoint that cannot be written or read, or that does not fit what is asked for."""
+    """A checkpoint cannot be written or read, or does not match the training."""
 
 
 class StudyError(ShopeeError):
-    """A search's study, or the storage it is kept in, is not what was asked for."""
+    """A study or its storage is not available, or does not match the search."""

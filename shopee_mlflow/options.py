@@ -1,4 +1,4 @@
-"""An option is a dataclass field that knows its help text, allowed values and role."""
+"""Options: dataclass fields with a help text, allowed values and a role."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RENAMED = {"top_k": "largest_groups", "activations": "activation_dtype"}
 
 
 class Role(Enum):
-    """What an option affects, and so whether resuming may change it and a search may vary it.
+    """What an option affects: whether a resumed run may change it, and a search may vary it.
 
-    A run that is resumed keeps every option but those of SETUP. A study is identified by its
-    LEARNING and DATA options.
+    A resumed run keeps all options except those of SETUP. A study is identified by its LEARNING
+    and DATA options.
     """
 
     LEARNING = "what is learned; can be searched"
@@ -41,9 +41,9 @@ def option(
     below: float | None = None,
     former: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field with what the command line and the checks need to know about it.
+    """A dataclass field with metadata for the command line and for validation.
 
-    :param former: values that the option once took -> their present names.
+    :param former: former values of the option -> their current names.
     """
     metadata = {
         "help": help,
@@ -59,19 +59,19 @@ def option(
 
 
 def with_role(cls: type[Any], *roles: Role) -> set[str]:
-    """Names of a configuration's options that have one of these roles."""
+    """Names of the options that have one of these roles."""
     return {f.name for f in dataclasses.fields(cls) if f.metadata["role"] in roles}
 
 
 def as_text(value: object) -> str:
-    """The one spelling of a value: in MLflow, in YAML and in messages."""
+    """The canonical text of a value, used in MLflow, in YAML and in messages."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """The values that an option takes, in words."""
+    """A description of the values that an option allows."""
     rules = field.metadata
     if rules["choices"]:
         return "one of " + ", ".join(rules["choices"])
@@ -87,7 +87,7 @@ def allowed(field: dataclasses.Field[Any]) -> str:
 
 
 def unknown_option(name: str, names: Iterable[str]) -> str:
-    """The message for a name that no option has: its new or nearest name, then all of them."""
+    """The message for an unknown option: its new or its closest name, then all names."""
     known = sorted(names)
     renamed = RENAMED.get(name.replace("-", "_"))
     if renamed in known:
@@ -106,9 +106,9 @@ def _kind(field: dataclasses.Field[Any]) -> str:
 
 
 def parse_option(cls: type[Any], name: str, raw: Any) -> Any:
-    """A value for one option, read where it is text.
+    """Convert a value to the type of its option and check it.
 
-    :raises ValueError: naming the option and what it takes.
+    :raises ValueError: naming the option and its allowed values.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if name not in fields:

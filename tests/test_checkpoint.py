@@ -100,9 +100,9 @@ def test_after_an_epoch_the_next_one_comes(undisturbed: list[tuple[float, ...]])
 
 def test_a_state_of_another_network_is_refused() -> None:
     other = training(dataclasses.replace(CONFIG, model="cnn"))
-    with pytest.raises(CheckpointError, match="not of such a training"):
+    with pytest.raises(CheckpointError, match="does not match this training"):
         training().restore(other.state())
-    with pytest.raises(CheckpointError, match="not of such a training"):
+    with pytest.raises(CheckpointError, match="does not match this training"):
         training().restore({"module": 1})
 
 
@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_told_and_never_executed(damage: str, tmp_path: 
         checkpoints.save({"evil": Evil(proof)})
     else:
         file.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
-    with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
         checkpoints.load()
     assert not proof.exists()
 

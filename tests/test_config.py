@@ -92,9 +92,9 @@ def test_a_number_without_a_point_in_yaml_is_a_number(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("- a\n- b\n", "must hold lines of 'option: value'"),
-        ("a: [1", "is no valid YAML"),
+        ("a: [1", "is not valid YAML"),
         ("config: other.yaml\n", "may not name another config file"),
-        ("model: !!python/object/apply:os.getcwd []\n", "is no valid YAML"),
+        ("model: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
     ],
 )
 def test_a_bad_file_is_a_clear_error(tmp_path: Path, content: str, message: str) -> None:
@@ -116,14 +116,14 @@ def alias_bomb(levels: int) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (alias_bomb(9), r"is no valid YAML: aliases \(\*x0\) are not supported"),
+        (alias_bomb(9), r"is not valid YAML: aliases \(\*x0\) are not supported"),
         ("lr: &a [*a]\n", "aliases"),
         ("base: &b {lr: 1}\n<<: *b\n", "aliases"),
         ("lr: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
         ("# " + "x" * 70_000 + "\nlr: 1\n", "is larger than 65,536 bytes"),
-        ("seed: " + "9" * 5000, "is no valid YAML"),
-        ("seed: 2026-02-31", "is no valid YAML"),
-        ("lr: 1\0", "is no valid YAML"),
+        ("seed: " + "9" * 5000, "is not valid YAML"),
+        ("seed: 2026-02-31", "is not valid YAML"),
+        ("lr: 1\0", "is not valid YAML"),
     ],
     ids=["bomb", "itself", "merge", "deep", "large", "digits", "date", "nul"],
 )
@@ -142,7 +142,7 @@ def test_an_anchor_that_nothing_repeats_is_no_matter(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_from_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read .* looked for from"):
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read .* relative to"):
         resolve(TrainConfig, {"config": "nowhere.yaml"})
 
 

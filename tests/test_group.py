@@ -403,7 +403,7 @@ def free_port() -> int:
 def test_others_that_never_come_are_given_up(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     started_as(monkeypatch, rank, 2, port := free_port())
     with (
-        pytest.raises(TrainingError, match=rf"Process {rank} did not meet .* 127.0.0.1:{port}"),
+        pytest.raises(TrainingError, match=rf"Process {rank} did not connect .* 127.0.0.1:{port}"),
         joined_group("gloo"),
     ):
         pass

@@ -84,9 +84,9 @@ def test_a_batch_in_parts_is_the_same_step(caplog: pytest.LogCaptureFixture) -> 
             assert one[name] == pytest.approx(other[name], rel=1e-4), name
     told = [m for m in caplog.messages if "Out of memory" in m]
     assert len(told) == 2
-    assert "with 8 photos at a time: from here on 4" in told[0]
-    assert "a batch of 8 added up" in told[1]
-    assert "batch_size=2 fits as it is" in told[1]
+    assert "with 8 photos at a time: now using 4" in told[0]
+    assert "a batch of 8." in told[1]
+    assert "batch_size=2 fits without this" in told[1]
 
 
 def test_a_smaller_last_batch_may_be_the_one_that_does_not_fit() -> None:

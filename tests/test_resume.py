@@ -163,7 +163,10 @@ def test_where_things_are_may_change(
     ("change", "message"),
     [
         ("data", "The data have changed since the training began: 24 photos .* 25 with"),
-        ("classes", r"The label groups have changed .*3 then, 3 now; gone: group2; new: other\)"),
+        (
+            "classes",
+            r"The label groups have changed .*3 then, 3 now; removed: group2; added: other\)",
+        ),
         ("weights", "The initial weights of the network have changed"),
     ],
 )
@@ -196,8 +199,8 @@ def test_another_training_is_refused(
     ("resume", "error", "message"),
     [
         ("last", ConfigError, "resume=last: there is no interrupted training in "),
-        ("yesterday", ConfigError, "resume=yesterday: must be a run's id .* or last"),
-        ("../" * 3 + "etc", ConfigError, "must be a run's id"),
+        ("yesterday", ConfigError, "resume=yesterday: must be a run id .* or last"),
+        ("../" * 3 + "etc", ConfigError, "must be a run id"),
         ("0" * 32, TrackingError, "no such run"),
     ],
 )

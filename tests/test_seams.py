@@ -274,7 +274,7 @@ def test_a_session_trains_without_a_store(
 
 
 def test_an_epoch_of_another_version_is_a_checkpoint_error() -> None:
-    with pytest.raises(CheckpointError, match="history is not that of this version"):
+    with pytest.raises(CheckpointError, match="history does not match this version"):
         Epoch.from_state({"number": 1, "train_loss": 0.5, "val_loss": 0.5})
 
 

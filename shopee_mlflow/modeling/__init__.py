@@ -1,1 +1,1 @@
-"""What learns: architectures, freezing, the training loop and its metrics. Knows no MLflow."""
+"""Models: architectures, freezing, losses, metrics, devices. Independent of MLflow."""

@@ -1,4 +1,4 @@
-"""Architectures by name: ours and all of torchvision's classifiers, heads fitted to our classes."""
+"""Architectures by name: a small CNN and torchvision's classifiers, with heads for our classes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ def architecture_names() -> list[str]:
 
 
 def check_architecture(name: str) -> None:
-    """:raises ModelError: when no architecture has this name, with the nearest ones."""
+    """Check that an architecture has this name.
+
+    :raises ModelError: otherwise, with the closest names.
+    """
     known = architecture_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"model={name}: no such architecture.{hint} There are: {', '.join(known)}")
+        raise ModelError(f"model={name}: no such architecture.{hint} Available: {', '.join(known)}")
 
 
 def build_model(
@@ -53,10 +56,10 @@ def build_model(
     :param name: ``cnn``, ``effnet``, or a torchvision classifier, the latter two with or without
         ``_pretrained``.
     :param classes: label groups in logit order.
-    :param weights: state-dict file to start from, instead of the download: in torchvision's
+    :param weights: state-dict file to load instead of the download: in torchvision's
         layout, or saved from a :class:`ProductClassifier` of the same architecture.
     :param resize: how photos become squares: ``stretch`` or ``pad``.
-    :raises ModelError: for an unknown name, a size it cannot take, or weights that do not fit.
+    :raises ModelError: for an unknown name, an unsupported image size, or unsuitable weights.
     """
     check_architecture(name)
     base = name.removesuffix(PRETRAINED)
@@ -71,27 +74,27 @@ def build_model(
         state = {}
         if weights or name.endswith(PRETRAINED):
             state = read_state(weights) if weights else download_state(_ALIASES.get(base, base))
-        own = bool(state) and all(key.startswith(("backbone.", "head.")) for key in state)
+        own_layout = bool(state) and all(key.startswith(("backbone.", "head.")) for key in state)
         source = str(weights or "the downloaded weights")
-        if state and not own:
+        if state and not own_layout:
             _load_state(network, state, source)
         backbone, head = _replace_head(network, len(classes))
         model = ProductClassifier(backbone, head, classes, image_size, name, resize)
-        if own:
+        if own_layout:
             _load_state(model, state, source)
     _check_size(model)
     return model
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
-    """Read a state dict, never executing what a pickle may hold (``weights_only=True``).
+    """Read a state dict without executing code from the pickle (``weights_only=True``).
 
     Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
-    unwrapped; a line in the log says how.
+    unwrapped; a log message says how.
 
-    :raises ModelError: when the file is no state dict or asks for code to be run.
+    :raises ModelError: when the file is not a state dict, or loading it would run code.
     """
-    state, taken = unwrap(load_file(path))
+    state, changes = unwrap(load_file(path))
     if (
         not isinstance(state, Mapping)
         or not state
@@ -104,15 +107,15 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
             f"weights={path}: holds no state dict (name -> tensor).{found} Save one with "
             "torch.save(model.state_dict(), path)."
         )
-    if taken:
-        _log.info("weights=%s: %s.", path, "; ".join(taken))
+    if changes:
+        _log.info("weights=%s: %s.", path, "; ".join(changes))
     return dict(state)
 
 
 def download_state(network: str) -> dict[str, Tensor]:
     """torchvision's newest ImageNet weights, from its cache or the network.
 
-    :raises ModelError: offline, with the file's address and the two ways to supply it.
+    :raises ModelError: when the download fails, with the file's address and two ways to supply it.
     """
     weights = get_model_weights(network).DEFAULT
     file = weights.url.rsplit("/", 1)[-1]
@@ -122,8 +125,8 @@ def download_state(network: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise ModelError(
-            f"The pretrained weights {file} cannot be had from {weights.url} ({reason}).\n"
-            f"Either bring that file to {cached}, or name a state-dict file in torchvision's "
+            f"The pretrained weights {file} cannot be downloaded from {weights.url} ({reason}).\n"
+            f"Either copy that file to {cached}, or name a state-dict file in torchvision's "
             "layout with weights=PATH. Models without _pretrained need no download."
         ) from error
 
@@ -133,7 +136,7 @@ def _torchvision_network(name: str, image_size: int) -> nn.Module:
     builder = get_model_builder(name)
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
-        # Their auxiliary heads would make the output of training mode another type.
+        # With auxiliary heads, the output in training mode would have another type.
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
         options["image_size"] = image_size
@@ -154,7 +157,7 @@ def _wrong_size(name: str, image_size: int, error: Exception) -> ModelError:
 
 
 def _check_size(model: ProductClassifier) -> None:
-    """Run one photo through, so that a size the network cannot take is said before any work."""
+    """Run one photo through the network, so that an unsupported size is reported early."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -166,7 +169,7 @@ def _check_size(model: ProductClassifier) -> None:
 
 
 def _last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the layer that gives ImageNet's 1000 logits, whichever attribute it is."""
+    """Name and module of the layer that computes the 1000 logits of ImageNet."""
     layers = [
         (name, module)
         for name, module in network.named_modules()
@@ -176,10 +179,10 @@ def _last_layer(network: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _replace_head(network: nn.Module, classes: int) -> tuple[nn.Module, nn.Module]:
-    """Take the last layer off: what is left gives features, and a new head takes them.
+    """Remove the last layer; returns the backbone, which computes features, and a new head.
 
-    A dropout right before the last layer moves into the head, so that it is still at work where
-    the backbone is frozen.
+    A dropout directly before the last layer moves into the head, so that it stays active when the
+    backbone is frozen.
     """
     path, last = _last_layer(network)
     if isinstance(last, nn.Conv2d):
@@ -200,22 +203,22 @@ def _replace_head(network: nn.Module, classes: int) -> tuple[nn.Module, nn.Modul
 
 
 def _load_own(model: ProductClassifier, weights: Path | str) -> None:
-    """Load a state dict saved from a model of ours; a head of another size is left out."""
+    """Load a state dict saved from a :class:`ProductClassifier`."""
     _load_state(model, read_state(weights), str(weights))
 
 
 def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load weights in the network's own layout.
 
-    The last layer is left out when its size differs, and a line says so.
+    If its size differs, the last layer is left out, with a warning.
 
     :raises ModelError: listing keys that are missing, unknown or of another shape.
     """
     wanted = network.state_dict()
     head = _last_layer(network)[0]
     state = {key: value for key, value in state.items() if not _is_auxiliary(key, wanted)}
-    own = {key for key in wanted if key.rpartition(".")[0] == head}
-    left_out = {k for k in own if k in state and state[k].shape != wanted[k].shape}
+    head_keys = {key for key in wanted if key.rpartition(".")[0] == head}
+    left_out = {k for k in head_keys if k in state and state[k].shape != wanted[k].shape}
     if left_out:
         _log.warning(
             "weights=%s: its head has %d classes and is left out; the new head starts from random "
@@ -223,9 +226,9 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> No
             source,
             len(state[f"{head}.weight"]),
         )
-    kept = {key: value for key, value in state.items() if key not in own or not left_out}
+    kept = {key: value for key, value in state.items() if key not in head_keys or not left_out}
     problems = [
-        *(f"missing: {key}" for key in wanted if key not in kept and key not in own),
+        *(f"missing: {key}" for key in wanted if key not in kept and key not in head_keys),
         *(f"unknown: {key}" for key in kept if key not in wanted),
         *(
             f"shape: {key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}"
@@ -244,15 +247,15 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> No
 
 
 def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """A hint where hardly any name fits, as for weights of another library."""
+    """A hint for weights of another library, of which almost no name matches."""
     unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
     if not unknown or len(missing) < 0.9 * len(wanted):
         return ""
     theirs = next(key for key in state if key in unknown)
     ours = next(key for key in wanted if key in missing)
-    return f" (names are like {theirs}, wanted are names like {ours})"
+    return f" (the file has names like {theirs}, the network has names like {ours})"
 
 
 def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Heads that GoogLeNet and Inception use in their own training only."""
+    """Whether a key belongs to a head that GoogLeNet and Inception use in training only."""
     return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and key not in wanted

@@ -1,7 +1,7 @@
 """Checkpoint files: written atomically, verified by a digest, read without executing code.
 
-There are two, so that an epoch that is not the best writes less: ``last.pt``, replaced each time,
-and ``best.pt``, the best epoch so far. They hold tensors and plain values only.
+There are two files: ``last.pt``, replaced each time, and ``best.pt``, the best epoch so far, which
+is written only when it changes. They hold tensors and plain values only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from ..errors import CheckpointError
 
 LAST, BEST = "last.pt", "best.pt"
-# Changes when the content of checkpoints changes.
+# Change it whenever the contents of checkpoints change.
 _VERSION = 2
 # A file begins with these bytes and the digest of all that follows.
 _MAGIC, _DIGEST_BYTES = b"shopee01", 16
@@ -37,14 +37,14 @@ class Checkpoints:
     folder: Path
 
     def save(self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None) -> None:
-        """Write the state, and the best epoch where it is given.
+        """Write the state and, if given, the best epoch.
 
-        :raises CheckpointError: when the disk is full or cannot be written; the previous
+        :raises CheckpointError: when the disk is full or not writable; the previous
             checkpoint is unchanged.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The best epoch first: last.pt must never refer to one that is not there.
+            # The best epoch first: last.pt must never refer to a missing one.
             if best is not None:
                 _write(self.folder / BEST, best)
             _write(self.folder / LAST, last)
@@ -61,8 +61,8 @@ class Checkpoints:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.tmp"):
-                left.unlink(missing_ok=True)
+            for partial in self.folder.glob("*.tmp"):
+                partial.unlink(missing_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
@@ -86,7 +86,7 @@ class Checkpoints:
     def delete(self) -> None:
         """Delete the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):  # those of other trainings are there
+        with suppress(OSError):  # not empty: other trainings have checkpoints
             self.folder.parent.rmdir()
 
 
@@ -106,10 +106,10 @@ class _Hashing:
 
 
 def _write(target: Path, content: Mapping[str, Any]) -> None:
-    """Write a new file, and replace the previous one when it is complete and on the disk."""
-    own = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    """Write a temporary file, and rename it to the target once it is complete and on the disk."""
+    temporary = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        with own.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(_MAGIC + bytes(_DIGEST_BYTES))
             hashing = _Hashing(stream)
             torch.save({"version": _VERSION, **content}, cast(IO[bytes], hashing))
@@ -117,12 +117,12 @@ def _write(target: Path, content: Mapping[str, Any]) -> None:
             stream.write(hashing.digest.digest())
             stream.flush()
             os.fsync(stream.fileno())
-        own.replace(target)
+        temporary.replace(target)
     except RuntimeError as error:
-        # torch's writer reports a full disk by a RuntimeError.
+        # torch's writer reports a full disk as a RuntimeError.
         raise OSError(str(error).split("\n")[0]) from error
     finally:
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, Any]:
         # torch would load a tensor with a flipped bit without noticing.
         digest = hashlib.blake2b(data[start:], digest_size=_DIGEST_BYTES).digest()
         if data[:start] != _MAGIC + digest:
-            raise OSError("its digest does not fit")
+            raise OSError("its digest does not match")
         content = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
         if content["version"] != _VERSION:
             raise CheckpointError(f"{file} was written by another version of this project.")
@@ -141,7 +141,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"The checkpoint {file} is damaged or no checkpoint ({reason}). Start again without "
+            f"The checkpoint {file} is damaged or not a checkpoint ({reason}). Start again without "
             "resume."
         ) from error
     return dict(content)

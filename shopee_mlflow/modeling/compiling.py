@@ -16,11 +16,11 @@ from ..config import AUTO, TrainConfig
 from ..errors import ConfigError
 from .device import Machine
 
-# Floating-point operations of a training from which compiling saves time, by device. Measured for
-# EfficientNet-B0 on two CPU cores, about 55e9 of them a second: compiling took 100 seconds and made
-# steps a tenth faster, which is even after about 17 minutes. Not measured on a GPU.
+# Floating-point operations in a training above which compiling saves time, by device. Measured for
+# EfficientNet-B0 on two CPU cores (55e9 operations a second): compiling took 100 seconds and made
+# steps 10 % faster, so it breaks even after about 17 minutes. Not measured on a GPU.
 _PAYS_FROM = {"cpu": 100e12, "cuda": 20e15}
-# A backward pass computes two products for each of the forward pass.
+# A backward pass computes two products for each product of the forward pass.
 _PASSES = 3
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 def compile_step(
     module: nn.Module, example: Tensor, photos: int, config: TrainConfig, machine: Machine
 ) -> Callable[[Tensor], Tensor] | None:
-    """The module as a compiled function of a batch; None where it is not to be compiled.
+    """Compile the module as a function of a batch; None if it should run uncompiled.
 
-    It shares the module's weights. Operations are counted to decide what is compiled; a clock would
-    make two equal runs differ. Compilation happens at the first call.
+    The function shares the module's weights and is compiled at its first call. With compile=auto
+    the decision depends on a count of operations: with a measured time, equal runs could differ.
 
-    :param example: inputs of the module, any number of them.
+    :param example: inputs of the module, in a batch of any size.
     :param photos: number of photos in an epoch.
     :raises ConfigError: when compile=true and this machine cannot compile.
     """
@@ -46,14 +46,14 @@ def compile_step(
         raise ConfigError([f"compile=true: {lacking}; set compile=auto or false"])
     if config.compile == AUTO and (lacking or not _pays(module, example, photos, config)):
         return None
-    return _Compiled(module, must=config.compile == "true")
+    return _Compiled(module, required=config.compile == "true")
 
 
 class _Compiled:
     """A compiled module that falls back to the uncompiled one unless compile=true."""
 
-    def __init__(self, module: nn.Module, must: bool) -> None:
-        self._module, self._must = module, must
+    def __init__(self, module: nn.Module, required: bool) -> None:
+        self._module, self._required = module, required
         self._step: Callable[[Tensor], Tensor] = torch.compile(module)
         self._works = False
 
@@ -64,7 +64,7 @@ class _Compiled:
             logits = self._step(inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().split("\n")[0]
-            if self._must:
+            if self._required:
                 raise ConfigError([f"compile=true: torch.compile failed: {reason}"]) from error
             _log.warning("torch.compile failed, training continues without it: %s", reason)
             self._step, logits = self._module, self._module(inputs)

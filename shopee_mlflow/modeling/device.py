@@ -16,10 +16,10 @@ from ..errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# Parameters of glibc's mallopt. Older versions accept no larger M_MMAP_THRESHOLD than the second.
+# Parameters of glibc's mallopt, and values of M_MMAP_THRESHOLD; older versions accept the second.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLDS = (2**31 - 1, 2**25)
-# Share of the machine's memory above which freed memory is released after each epoch.
+# Freed memory is released after an epoch if the process holds a larger share of all memory.
 _RELEASE_ABOVE = 0.4
 
 
@@ -44,9 +44,11 @@ class Machine:
 
 
 def choose_machine(device: str = AUTO, precision: str = AUTO, local_rank: int = 0) -> Machine:
-    """CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that have it, else fp32.
+    """Choose a device and a precision.
 
-    :param local_rank: number of the GPU to use where ``device`` names none.
+    By default: CUDA, else Apple's MPS, else the CPU; bf16 on GPUs that support it, else fp32.
+
+    :param local_rank: index of the GPU to use if ``device`` names none.
     :raises ConfigError: when the machine does not have the device.
     """
     try:
@@ -66,8 +68,8 @@ def choose_machine(device: str = AUTO, precision: str = AUTO, local_rank: int = 
             ]
         )
     if (chosen.index or 0) >= usable[chosen.type]:
-        there = [name for name, count in usable.items() if count]
-        raise ConfigError([f"device={device}: this machine has {', '.join(there)} only"])
+        available = [name for name, count in usable.items() if count]
+        raise ConfigError([f"device={device}: this machine has {', '.join(available)} only"])
     if precision == AUTO:
         bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if bf16 else "fp32"
@@ -88,7 +90,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep freed memory for the next training step.
 
     By default glibc returns large blocks to the system and requests them again, page by page, in
-    each step, which took up to half of the time on a CPU. Other C libraries are not changed.
+    each step. On a CPU this took up to half of the time. Other C libraries are left alone.
     """
     libc = _glibc()
     # Setting the trim threshold alone would fix the mmap threshold at its low default.
@@ -99,7 +101,7 @@ def keep_freed_memory() -> None:
 def release_memory(machine: Machine) -> None:
     """Return freed memory to the system when this process holds much of the machine's memory.
 
-    Freed blocks are fragmented between used ones, so the process would grow.
+    Freed blocks lie between used ones, so the process would grow from epoch to epoch.
     """
     if machine.device.type != "cpu":
         return

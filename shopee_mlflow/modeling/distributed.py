@@ -1,6 +1,6 @@
-"""Processes that train one model together: how they meet, and what they do together.
+"""Process groups that train one model: how processes connect, and collective operations.
 
-A process that trains alone is a group of one, for which nothing here costs anything.
+A process that trains alone is a group of one, for which these operations cost nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SOURCE_LOCATION = re.compile(r"^\[[^\]]*\]\s*")
 
 @dataclass(frozen=True)
 class Group:
-    """Who this process is: ``rank`` of ``size``, the ``local_rank``-th on its machine."""
+    """This process in its group: ``rank`` of ``size``, and ``local_rank`` on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -43,16 +43,16 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process, which tracks, prints and saves; the others compute."""
+        """Whether this is the first process, which tracks, prints and saves."""
         return self.rank == 0
 
     def wrap(
         self, module: nn.Module, device: torch.device, sync_batchnorm: bool = False
     ) -> nn.Module:
-        """The module whose gradients are the mean over the group.
+        """Wrap a module so that its gradients are averaged over the group.
 
-        :param sync_batchnorm: let batch norms see all processes' photos.
-        :raises ConfigError: when they cannot, since only GPUs do that.
+        :param sync_batchnorm: compute batch norm statistics over all processes' photos.
+        :raises ConfigError: for ``sync_batchnorm`` without GPUs.
         """
         if self.size == 1:
             return module
@@ -62,8 +62,8 @@ class Group:
             module = _synchronised(module)
         elif self.leads and _has_batch_norm(module):
             _log.warning(
-                "Batch norms see one of %d shares of each batch, so the history is not that of one "
-                "process. On GPUs sync_batchnorm=true shows them the whole.",
+                "Batch norms see one of %d shares of each batch, so metrics differ from those of "
+                "one process. On GPUs, sync_batchnorm=true uses the whole batch.",
                 self.size,
             )
         devices = [device] if device.type == "cuda" else None
@@ -83,7 +83,7 @@ class Group:
         return values
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Broadcast the first process's batch norm statistics; each one has computed its own."""
+        """Broadcast the batch norm statistics of the first process to all others."""
         if self.size == 1:
             return
         with _collective():
@@ -91,10 +91,10 @@ class Group:
                 dist.broadcast(buffer, src=0)
 
     def gather(self, positions: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
-        """Each column, assembled from the parts that the processes hold.
+        """Assemble columns from the parts that the processes hold.
 
-        :param positions: (n,) int64, position of each row of this part in the whole; those of all
-            processes are 0, 1, ... without a gap.
+        :param positions: (n,) int64, position of each row of this part in the whole; over all
+            processes they are 0, 1, ... without a gap.
         """
         parts: list[Any] = [None] * self.size
         with _collective():
@@ -116,7 +116,7 @@ class Group:
         return box[0]
 
     def check_equal(self, facts: Mapping[str, object]) -> None:
-        """Stop all processes when they do not start from the same facts.
+        """Check that all processes start from the same facts.
 
         :raises ConfigError: in every process, naming the difference and the process.
         """
@@ -135,9 +135,9 @@ class Group:
         if problems:
             raise ConfigError(problems)
 
-    def any(self, mine: bool) -> bool:
+    def any(self, condition: bool) -> bool:
         """Whether a condition holds in any of the processes; all of them must call it."""
-        return mine if self.size == 1 else bool(self.sum(torch.tensor(float(mine))) > 0)
+        return condition if self.size == 1 else bool(self.sum(torch.tensor(float(condition))) > 0)
 
 
 ALONE = Group()
@@ -145,7 +145,7 @@ ALONE = Group()
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Around a collective operation: when a process is gone, the others raise GroupLostError."""
+    """Run a collective operation; raise GroupLostError if another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -153,14 +153,14 @@ def _collective() -> Iterator[None]:
 
 
 def lost(error: RuntimeError) -> GroupLostError:
-    """The error for people when the connection to the other processes is lost."""
+    """The error to raise when the connection to the other processes is lost."""
     return GroupLostError(
-        f"Another process of the group is gone or does not answer ({first_line(error)})."
+        f"Another process of the group is gone or does not respond ({first_line(error)})."
     )
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an error comes from the connection to the others; backends share no error class."""
+    """Whether an error is a lost connection. The backends have no error class in common."""
     words = str(error).lower()
     signs = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe")
     return isinstance(error, dist.DistError) or any(sign in words for sign in signs)
@@ -178,8 +178,10 @@ def _has_batch_norm(module: nn.Module) -> bool:
 
 
 def _synchronised(module: nn.Module) -> nn.Module:
-    """A module that shares parameters and statistics, with batch norms over all processes; the
-    original stays one that any machine can run."""
+    """A copy with synchronized batch norms that shares parameters and statistics with the module.
+
+    The module itself is unchanged and still runs on any machine.
+    """
     shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     return nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(module, shared))
 
@@ -187,10 +189,10 @@ def _synchronised(module: nn.Module) -> nn.Module:
 # Environment variables that torchrun sets in each process.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT_VARIABLE = "SHOPEE_MLFLOW_GROUP_MINUTES"
-# Names a file by which the processes of one machine meet; without it they meet at MASTER_PORT.
+# A file through which the processes of one machine connect, instead of at MASTER_PORT.
 STORE_VARIABLE = "SHOPEE_MLFLOW_GROUP_STORE"
-# Minutes until a process that no longer answers counts as lost. A dead one is noticed at once; one
-# that decodes photos while the others wait may take long.
+# Minutes until a process that does not respond counts as lost. A dead process is noticed at once,
+# but a process that decodes photos while the others wait may take long.
 _TIMEOUT_MINUTES = 30.0
 # Minutes until processes that never connect count as lost; all start at about the same time.
 _CONNECT_MINUTES = 5.0
@@ -205,7 +207,7 @@ def backend_for(device: str) -> str:
 
 @contextmanager
 def joined_group(backend: str) -> Iterator[Group]:
-    """The group that torchrun started this process in, else a group of one; left at the end.
+    """Join the group that torchrun started this process in, else a group of one; then leave it.
 
     :param backend: ``gloo`` on CPUs, ``nccl`` on GPUs; CPU tensors use gloo in any case.
     :raises ConfigError: when torchrun's environment variables are incomplete.
@@ -230,9 +232,9 @@ def joined_group(backend: str) -> Iterator[Group]:
         )
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise TrainingError(
-            f"Process {rank} did not meet the other {size - 1} of its group at "
+            f"Process {rank} did not connect to the other {size - 1} of its group at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_line(error)}). "
-            "Were all of them started, do they see that address, and is its port free?"
+            "Check that all of them were started and reach this address, and that its port is free."
         ) from error
     try:
         yield Group(rank, size, int(os.environ["LOCAL_RANK"])) if size > 1 else ALONE
@@ -243,18 +245,19 @@ def joined_group(backend: str) -> Iterator[Group]:
 def _started_by_torchrun() -> bool:
     """Whether torchrun's environment variables are set."""
     missing = [name for name in _TORCHRUN if name not in os.environ]
-    said = {name: os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK")}
-    said["WORLD_SIZE"] = os.environ.get("WORLD_SIZE", "1")
+    values = {name: os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK")}
+    values["WORLD_SIZE"] = os.environ.get("WORLD_SIZE", "1")
     # Otherwise each process would silently train a model of its own.
-    if missing and (said["WORLD_SIZE"] != "1" or said["RANK"] != "0"):
+    if missing and (values["WORLD_SIZE"] != "1" or values["RANK"] != "0"):
         raise ConfigError(
             [
-                f"RANK={said['RANK']}, WORLD_SIZE={said['WORLD_SIZE']} in the environment tell of "
-                f"several processes, and {', '.join(missing)} is not set; start them with torchrun"
+                f"RANK={values['RANK']}, WORLD_SIZE={values['WORLD_SIZE']} in the environment "
+                f"indicate several processes, but {', '.join(missing)} is not set; start them with "
+                "torchrun"
             ]
         )
     wrong = [
-        f"{name}={text}: must be a number" for name, text in said.items() if not text.isdigit()
+        f"{name}={text}: must be a number" for name, text in values.items() if not text.isdigit()
     ]
     if wrong:
         raise ConfigError(wrong)
@@ -275,9 +278,9 @@ def _minutes(default: float) -> timedelta:
 def _fresh_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """A prefix of the store that no earlier attempt has written to.
 
-    torchrun keeps its store when it restarts processes, with the addresses of the dead ones, and
-    no variable identifies the attempt in all of them. So the first process draws a name and sends
-    it to each other process that asks with a new token.
+    When torchrun restarts processes, its store keeps the addresses of the dead ones, and no
+    environment variable identifies the attempt in all processes. So the first process draws a
+    random prefix and sends it to each other process that asks with a new token.
 
     :raises TimeoutError: when a process does not connect.
     """
@@ -297,6 +300,6 @@ def _fresh_store(store: dist.Store, rank: int, size: int, timeout: timedelta) ->
                 store.set(f"welcome/{store.get(f'here/{other}').decode()}", name)
         if time.monotonic() > deadline:
             who = ", ".join(map(str, sorted(awaited)))
-            raise TimeoutError(f"no sign of {who} after {timeout}")
+            raise TimeoutError(f"no connection from process {who} within {timeout}")
         time.sleep(_POLL_SECONDS)
     return dist.PrefixStore(name, store)

@@ -1,4 +1,4 @@
-"""What an epoch measured, and which epoch was the best."""
+"""Metrics of an epoch, and the best epoch of a training."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def validation_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, floa
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of a training.
+    """A completed epoch.
 
     :ivar number: counts from 1.
-    :ivar metrics: name -> value, by the names that a run logs: train_loss, train_accuracy,
+    :ivar metrics: name -> value, with the names in a run: train_loss, train_accuracy,
         val_loss, val_accuracy, val_macro_f1, lr, epoch_seconds, images_per_second. Accuracies are
         shares, 0..1.
     """
@@ -52,15 +52,15 @@ class Epoch:
 
     @classmethod
     def from_state(cls, state: Any) -> Epoch:
-        """The epoch that :meth:`state` described.
+        """Create an epoch from the result of :meth:`state`.
 
-        :raises CheckpointError: when it does not, for instance in a checkpoint of another version.
+        :raises CheckpointError: for any other value, as in a checkpoint of another version.
         """
         try:
             return cls(int(state["number"]), dict(state["metrics"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The checkpoint's history is not that of this version ({error!r}). Start again "
+                f"The checkpoint's history does not match this version ({error!r}). Start again "
                 "without resume."
             ) from error
 
@@ -69,7 +69,7 @@ class Epoch:
 class BestEpoch:
     """The best epoch by a validation metric, and a copy of its weights.
 
-    Where few photos validate, equal values are common; the lower validation loss then decides.
+    With few validation photos, equal values are common; the lower validation loss breaks ties.
 
     :ivar monitor: name of the metric; higher is better.
     """
@@ -81,12 +81,12 @@ class BestEpoch:
 
     @property
     def found(self) -> Epoch:
-        """The best epoch; there must have been one."""
+        """The best epoch; at least one epoch must have ended."""
         assert self.epoch is not None, "no epoch has ended"
         return self.epoch
 
     def update(self, epoch: Epoch) -> bool:
-        """Copy the module's weights if this epoch is the best so far; tells whether it is."""
+        """Copy the module's weights if this epoch is the best so far; returns whether it is."""
         if self.epoch is not None and self._rank(epoch) <= self._rank(self.epoch):
             return False
         self.epoch = epoch
@@ -95,7 +95,7 @@ class BestEpoch:
         return True
 
     def scores(self) -> dict[str, float]:
-        """best_epoch, best_val_accuracy, and the best value of another metric that is monitored."""
+        """best_epoch, and the best epoch's values of val_accuracy and ``monitor``, as best_*."""
         names = dict.fromkeys(["val_accuracy", self.monitor])
         values = {f"best_{name}": self.found[name] for name in names}
         return {**values, "best_epoch": float(self.found.number)}
@@ -105,9 +105,9 @@ class BestEpoch:
         return {"epoch": self.found.state(), "weights": self._weights}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state` returned.
+        """Restore a state that :meth:`state` returned.
 
-        :raises CheckpointError: when it is no such state.
+        :raises CheckpointError: for any other value.
         """
         self.epoch, self._weights = Epoch.from_state(state["epoch"]), state["weights"]
 

@@ -1,8 +1,8 @@
-"""The frozen prefix: split a network at a stage, run the first part once, train the second.
+"""Freezing: split a network at a stage, run the frozen part once, train the other part.
 
-The traced graph of the backbone (torch.fx) is split, so it works for any architecture whose stages
-follow one another. Both parts share their layers with the whole model, so training the second part
-trains the model, and the model that is logged is the whole, unchanged network.
+The split is made in the traced graph of the backbone (torch.fx), so it works for any architecture
+with sequential stages. Both parts share their layers with the whole model: training the second part
+trains the model, and the logged model is the whole, unchanged network.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .inference import fuse_layers
 from .models import ProductClassifier
 
 BACKBONE = "backbone"
-# Share of the free memory that activations may take: batches and the network need some, too.
+# Largest share of the free memory for activations; batches and the network need the rest.
 _MEMORY_SHARE = 0.8
 _PREFIX_BATCH = 32
 NOTHING = "none"
 _Real = type[np.floating[Any]]
-# Size in bytes from which activations are stored in half precision.
+# Size in bytes above which activations are stored in half precision.
 _HALF_FROM = 4 * 2**30
 _HALF_MOST = torch.finfo(torch.float16).max
-# Marks a float16 file that cannot hold its activations.
+# Marks a float16 file whose activations exceed the range of float16.
 _TOO_LARGE = "too_large"
 
 
@@ -53,11 +53,11 @@ class SplitModel:
 
 
 class FrozenPrefix(nn.Module):
-    """Preprocessing and the frozen layers. Stays in eval mode; gives no gradients."""
+    """Preprocessing and the frozen layers. Stays in eval mode; computes no gradients."""
 
     def __init__(self, model: ProductClassifier, layers: nn.Module) -> None:
         super().__init__()
-        # In a tuple, so that the whole model is not registered as a part of this one.
+        # In a tuple, so that the whole model is not registered as a submodule.
         self._model = (model,)
         self.layers = layers
         for parameter in layers.parameters():
@@ -74,14 +74,14 @@ class FrozenPrefix(nn.Module):
         return self.layers(self._model[0].preprocess(images))
 
     def fused(self) -> nn.Module:
-        """A copy for fast inference with merged batch norms; the same values to about 1e-5."""
+        """A copy for fast inference with merged batch norms; outputs are equal to about 1e-5."""
         return FrozenPrefix(self._model[0], fuse_layers(self.layers))
 
 
 class ActivationSource:
     """Activations of the frozen prefix, computed once for each photo and variant.
 
-    Takes the place of the photos in :class:`~shopee_mlflow.data.batches.Batches`.
+    Replaces the photos in :class:`~shopee_mlflow.data.batches.Batches`.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class ActivationSource:
     ) -> None:
         """Run the prefix over all rows, and over every variant of ``augmented_rows``.
 
-        :param name: of the file in the cache folder, a digest of all that shapes the activations;
-            None keeps them in memory. Activations on a GPU, or without room on the disk, stay in
-            memory too.
-        :param dtype: of the file: ``float32``; ``float16``, half the size, relative error 2**-11;
-            ``auto``: float16 for large ones. Values that float16 cannot hold stay float32.
-        :raises ModelError: when they are to be kept in memory and are too large for it.
+        :param name: name of the file in the cache folder, a digest of everything that affects the
+            activations. None keeps them in memory, as on a GPU or without room on the disk.
+        :param dtype: dtype of the file: ``float32``; ``float16`` (half the size, relative error
+            2**-11); ``auto`` (float16 for large files). If values exceed the range of float16, the
+            file is float32.
+        :raises ModelError: when activations that are kept in memory do not fit into it.
         """
         variants = transform.variants if transform else 1
         wanted = [(row, PLAIN) for row in plain_rows]
@@ -132,11 +132,11 @@ class ActivationSource:
                     progress(part.stop, len(rows))
             return {}
 
-        file, kind = f"activations-{name}", _file_dtype(dtype, shape)
+        file, stored_dtype = f"activations-{name}", _file_dtype(dtype, shape)
         self._window: Window | None = None
-        self.mapped = name is not None and _fits_a_file(first, shape, kind, file)
+        self.mapped = name is not None and _fits_a_file(first, shape, stored_dtype, file)
         if self.mapped:
-            stored = _in_file(file, shape, kind, fill)
+            stored = _in_file(file, shape, stored_dtype, fill)
             self._store, self._window = as_tensor(stored), Window(stored)
         else:
             _check_memory(first, len(rows))
@@ -159,13 +159,13 @@ class ActivationSource:
 
 
 def _channels_last(values: Tensor) -> Tensor:
-    """In the order in which they are stored; CPU convolutions are fastest in it."""
+    """Permute to the memory order of the store, in which CPU convolutions are fastest."""
     return values.permute(0, 2, 3, 1) if values.ndim == 4 else values
 
 
 def _fits_a_file(example: Tensor, shape: tuple[int, ...], dtype: _Real, name: str) -> bool:
-    known = example.device.type == "cpu" and example.dtype == torch.float32
-    return known and has_room(name, shape, dtype)
+    cacheable = example.device.type == "cpu" and example.dtype == torch.float32
+    return cacheable and has_room(name, shape, dtype)
 
 
 def _file_dtype(wanted: str, shape: tuple[int, ...]) -> _Real:
@@ -192,20 +192,20 @@ def _in_file(
 
 @contextmanager
 def _threads_of_waiting_processes() -> Iterator[None]:
-    """Use the threads of the other processes of a group, which wait while this one computes."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Also use the threads of the group's other processes, which wait while this one computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         yield
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(threads)
 
 
 def _check_memory(example: Tensor, total: int) -> None:
     """:raises ModelError: when the activations of all photos do not fit into memory."""
     needed = total * example.nbytes
     if example.device.type == "cuda":
-        torch.cuda.empty_cache()  # what torch keeps for later is free, too
+        torch.cuda.empty_cache()  # memory cached by torch is free, too
         free = torch.cuda.mem_get_info(example.device)[0]
     else:
         free = psutil.virtual_memory().available
@@ -218,12 +218,12 @@ def _check_memory(example: Tensor, total: int) -> None:
 
 
 def split_model(model: ProductClassifier, freeze: str) -> SplitModel:
-    """SplitModel a model after the last stage to freeze.
+    """Split a model after the last stage to freeze.
 
     :param freeze: ``none``, ``backbone`` (all but the head), or a module of the backbone by its
         dotted name, such as ``features.5`` (EfficientNet) or ``layer3`` (ResNet): everything up
         to and including it is frozen.
-    :raises ModelError: when there is no such stage; names those there are.
+    :raises ModelError: when there is no such stage, with the names of all stages.
     """
     if freeze == NOTHING:
         return SplitModel(None, model)
@@ -234,7 +234,7 @@ def split_model(model: ProductClassifier, freeze: str) -> SplitModel:
 
 
 def stages(model: ProductClassifier) -> list[str]:
-    """The stages at which the backbone can be cut, from its input to its output."""
+    """Names of the stages at which the backbone can be cut, from its input to its output."""
     graph = _trace(model.backbone)
     names = dict.fromkeys(
         ".".join(_path(node).split(".")[:depth]) for node in graph.nodes for depth in (1, 2)
@@ -243,8 +243,8 @@ def stages(model: ProductClassifier) -> list[str]:
 
 
 class _StageTracer(fx.Tracer):
-    """Traces down to layers. Those of torchvision.ops depend on the training mode, so they are not
-    traced into, like torch's own layers."""
+    """Traces down to layers. Layers of torchvision.ops are leaves, as torch's own layers are, since
+    they depend on the training mode."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m.__module__.startswith("torchvision.ops") or super().is_leaf_module(
@@ -263,7 +263,7 @@ def _trace(backbone: nn.Module) -> fx.Graph:
 
 
 def _path(node: fx.Node) -> str:
-    """The dotted name of the module in which a node runs."""
+    """The dotted name of the module to which a node belongs."""
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack") or {}
@@ -271,7 +271,7 @@ def _path(node: fx.Node) -> str:
 
 
 def _cut_node(graph: fx.Graph, stage: str) -> fx.Node | None:
-    """The stage's last node, if all later nodes depend on it alone."""
+    """The last node of the stage, if all later nodes depend on no earlier one."""
     nodes = list(graph.nodes)
     inside = [i for i, n in enumerate(nodes) if f"{_path(n)}.".startswith(f"{stage}.")]
     if not inside or nodes[inside[-1]].op in ("placeholder", "get_attr"):

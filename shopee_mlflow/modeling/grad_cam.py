@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .models import ProductClassifier
 
-# Networks whose last features are no spatial map, or that mix positions on the way.
+# Networks whose last features are not a spatial map, or that mix positions before it.
 _NOT_CONVOLUTIONAL = ("vit_", "swin_", "maxvit")
 
 
@@ -35,22 +35,22 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
             kept[:] = [output]
 
-    # On blocks, not only on layers: a block may combine the maps of several layers.
+    # Hooks on blocks as well as layers: a block may combine the maps of several layers.
     hooks = [module.register_forward_hook(keep) for module in model.backbone.modules()]
     try:
         with torch.enable_grad():
-            # Not model(...), which may include the mirror image.
+            # Not model(...), which with tta also evaluates the mirror image.
             logits = model.head(model.embed(_with_gradient(model, images)))
             if not kept or not kept[0].requires_grad:
                 return None
             chosen = logits.gather(1, classes[:, None].to(logits.device)).sum()
-            (slope,) = torch.autograd.grad(chosen, kept[0])
+            (gradient,) = torch.autograd.grad(chosen, kept[0])
     finally:
         for hook in hooks:
             hook.remove()
         for module, mode in modes:
             module.training = mode
-    weights = slope.mean(dim=(2, 3), keepdim=True)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
     maps = F.relu((weights * kept[0].detach()).sum(dim=1, keepdim=True))
     side = images.shape[-2:]
     maps = F.interpolate(maps, size=side, mode="bilinear", align_corners=False)[:, 0]

@@ -1,4 +1,4 @@
-"""Inference: photos are decoded in threads ahead of the network, which answers batch by batch."""
+"""Inference: threads decode photos ahead of the network, which predicts them in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import ImageError
 from .models import ProductClassifier
 
 BATCH = 32
-# Batches in memory: one in the network, the others being decoded.
+# Number of batches in memory: one in the network, the rest being decoded.
 _BATCHES_HELD = 3
 
 _Photo = TypeVar("_Photo")
@@ -28,11 +28,11 @@ _Photo = TypeVar("_Photo")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable label groups of one photo, or the reason why there are none.
+    """The most probable label groups of one photo, or the reason why it cannot be read.
 
     :ivar labels: label groups, the most probable first; empty where the photo cannot be read.
-    :ivar probabilities: of these label groups.
-    :ivar error: why the photo cannot be read; None where it was.
+    :ivar probabilities: the probabilities of these label groups.
+    :ivar error: why the photo cannot be read; None if it was read.
     """
 
     labels: Sequence[str] = ()
@@ -63,18 +63,18 @@ class Predictor:
         top_k: int = 1,
         workers: int = 0,
     ) -> Iterator[list[Prediction]]:
-        """Predictions of all photos in their order, in lists of :data:`BATCH` (the last: fewer).
+        """Yield the predictions of all photos in order, in lists of at most :data:`BATCH`.
 
-        :param decode: photo -> (S, S, 3) uint8; it runs in threads, and may raise ImageError.
+        :param decode: photo -> (S, S, 3) uint8; runs in threads and may raise ImageError.
         :param top_k: how many label groups to name for each photo.
         :param workers: threads; 0: one per core.
         """
-        for pixels in decode_ahead(photos, decode, workers):
-            logits = self._logits([one for one in pixels if isinstance(one, np.ndarray)])
+        for decoded in decode_ahead(photos, decode, workers):
+            logits = self._logits([item for item in decoded if isinstance(item, np.ndarray)])
             best = iter(self._most_probable(logits, top_k))
             yield [
-                next(best) if isinstance(one, np.ndarray) else Prediction(error=str(one))
-                for one in pixels
+                next(best) if isinstance(item, np.ndarray) else Prediction(error=str(item))
+                for item in decoded
             ]
 
     def logits(self, photos: Iterable[_Photo], decode: Callable[[_Photo], np.ndarray]) -> Tensor:
@@ -83,11 +83,11 @@ class Predictor:
         :raises ImageError: for a photo that cannot be read.
         """
         parts = []
-        for pixels in decode_ahead(photos, decode):
-            for one in pixels:
-                if isinstance(one, ImageError):
-                    raise one
-            parts.append(self._logits([one for one in pixels if isinstance(one, np.ndarray)]))
+        for decoded in decode_ahead(photos, decode):
+            for item in decoded:
+                if isinstance(item, ImageError):
+                    raise item
+            parts.append(self._logits([item for item in decoded if isinstance(item, np.ndarray)]))
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
 
     def _logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
@@ -106,9 +106,9 @@ class Predictor:
 def decode_ahead(
     photos: Iterable[_Photo], decode: Callable[[_Photo], np.ndarray], workers: int = 0
 ) -> Iterator[list[np.ndarray | ImageError]]:
-    """Batches of decoded photos, in order; threads decode later ones while a batch is used.
+    """Yield batches of decoded photos in order, while threads decode the next ones.
 
-    :param decode: photo -> pixels; an ImageError that it raises takes the pixels' place.
+    :param decode: photo -> pixels; an ImageError that it raises is yielded in place of the pixels.
     """
 
     def pixels_or_error(photo: _Photo) -> np.ndarray | ImageError:
@@ -132,9 +132,9 @@ def decode_ahead(
 
 
 def fuse_layers(layers: nn.Module) -> nn.Module:
-    """A copy in eval mode with batch norms merged into convolutions; same values to ~1e-5.
+    """A copy in eval mode with batch norms merged into convolutions; outputs equal to about 1e-5.
 
-    The module itself where its graph cannot be traced.
+    Returns the module itself if its graph cannot be traced.
     """
     try:
         return fuse(layers.eval())

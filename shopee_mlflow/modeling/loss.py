@@ -1,7 +1,7 @@
 """The training loss: a sum over photos and its normaliser.
 
-Their quotient is the loss of a batch. Kept apart, they add up over parts of a batch and over
-processes, so that class weights are exact however a batch is computed.
+Their quotient is the loss of a batch. Each can be summed over parts of a batch and over processes,
+so class weights are exact even if a batch is split.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CrossEntropy:
         )
 
     def normaliser(self, labels: Tensor) -> float:
-        """What the sum is divided by: the weights of (n,) int64 labels, summed.
+        """The divisor of the sum: the total weight of (n,) int64 labels.
 
         :param labels: on the CPU, so that no step waits for a GPU.
         """

@@ -1,4 +1,4 @@
-"""Out of memory: recognised, and answered by computing a batch in smaller parts."""
+"""Out-of-memory errors: detect them, and compute a batch in smaller parts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def smaller_part(part: int, batch: int, reason: str) -> int:
-    """Half as many photos at a time, with a warning; the step stays one of the whole batch.
+    """Halve the number of photos per pass, with a warning. A step still covers the whole batch.
 
-    :param part: photos at a time that did not fit into the memory.
-    :raises TrainingError: when it was a single photo.
+    :param part: the number of photos per pass that did not fit into memory.
+    :raises TrainingError: when a single photo did not fit.
     """
     if part == 1:
         raise TrainingError(
             f"Not even a single photo fits into memory ({reason}). Lower image_size, freeze "
-            "more layers, take a smaller model, or close other programs."
+            "more layers, use a smaller model, or close other programs."
         )
     half = (part + 1) // 2
     _log.warning(
-        "Out of memory with %d photos at a time: from here on %d, with the gradients of a batch of "
-        "%d added up. Batch norm layers see %d photos instead. batch_size=%d fits as it is.",
+        "Out of memory with %d photos at a time: now using %d, and accumulating the gradients of "
+        "a batch of %d. Batch norm layers see only %d photos. batch_size=%d fits without this.",
         part,
         half,
         batch,

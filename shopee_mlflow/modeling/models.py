@@ -1,6 +1,6 @@
 """The classifier: preprocessing, backbone, head and class labels in one ``nn.Module``.
 
-This file travels inside every logged model, so it imports nothing but torch.
+A copy of this file is stored in every logged model, so it imports nothing but torch.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class ProductClassifier(nn.Module):
     :ivar image_size: side in pixels to which photos are resized inside.
     :ivar resize: how they become squares: ``stretch`` changes their proportions, ``pad`` keeps
         them and centres the whole photo on white.
-    :ivar architecture: the name it was built by.
+    :ivar architecture: the name of the architecture.
     :ivar tta: test-time augmentation: in eval mode, predictions for a photo and its mirror image
         are averaged, which takes twice the time.
     """
 
     mean: Tensor
     std: Tensor
-    # Class attributes, since models logged by earlier versions lack them.
+    # Defaults for models that were logged by earlier versions, which lack these attributes.
     tta = False
     resize = "stretch"
 
@@ -105,15 +105,16 @@ class ProductClassifier(nn.Module):
             return logits
         mirrored = self.head(self.embed(images.flip(-1)))
         # float32, since log 2 is not exact in half precision.
-        both = torch.stack([both.float().log_softmax(1) for both in (logits, mirrored)])
+        both = torch.stack([each.float().log_softmax(1) for each in (logits, mirrored)])
         return both.logsumexp(0) - math.log(2)
 
 
 class SmallCNN(nn.Module):
-    """The original's three blocks of Conv 3x3, ReLU, MaxPool 2 (3-6-12-24 channels), hidden layer.
+    """The CNN of the original experiment: three convolutional blocks and a hidden layer.
 
-    The flattened size follows from ``image_size`` (24 * 30 * 30 at 256 px). Unlike the original
-    there is no ReLU after the last layer, which is the head of :class:`ProductClassifier`.
+    Each block is Conv 3x3, ReLU, MaxPool 2; channels are 3-6-12-24. The flattened size depends on
+    ``image_size`` (24 * 30 * 30 at 256 px). Unlike in the original, no ReLU follows the last layer,
+    which is the head of :class:`ProductClassifier`.
     """
 
     features_out = 512

@@ -1,4 +1,4 @@
-"""The optimizer by name, and the learning rate over a training."""
+"""Optimizers by name, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from ..config import TrainConfig
 
-# Name -> torch's optimizer and the options that it takes, under the same names. One line each.
+# Name -> torch's optimizer and the options that are its arguments. One line per optimizer.
 OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
     "sgd": (SGD, ("lr", "momentum", "weight_decay")),
     "adamw": (AdamW, ("lr", "weight_decay")),
@@ -18,7 +18,7 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """The optimizer that the options describe, for the parameters that are trained."""
+    """Create the optimizer that the options describe, for the parameters with gradients."""
     kind, options = OPTIMIZERS[config.optimizer]
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return kind(trained, **{name: getattr(config, name) for name in options})

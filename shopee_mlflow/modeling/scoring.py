@@ -24,7 +24,7 @@ def predict_logits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) int64 and logits (N, C) float32 of every photo, in order, in eval mode.
 
-    :param group: each of its processes predicts its share of ``batches``, and gets all results.
+    :param group: each of its processes predicts a share of ``batches`` and receives all results.
     :param after_batch: called after each batch.
     """
     module.eval()
@@ -36,16 +36,16 @@ def predict_logits(
         if after_batch:
             after_batch()
     if after_batch:
-        # All processes call it equally often; some have no photo of a small last batch.
+        # All processes must call it equally often, but some have no photo of a small last batch.
         for _ in range(len(batches) - len(labels)):
             after_batch()
     if not labels:
-        own = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        share = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
     else:
-        own = torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
+        share = torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy()
     if group.size == 1:
-        return own
-    all_labels, all_logits = group.gather(batches.positions(), *own)
+        return share
+    all_labels, all_logits = group.gather(batches.positions(), *share)
     return all_labels, all_logits
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 
-# Keys under which training scripts keep a state dict; averaged weights only where there are no
-# others.
+# Keys under which training scripts store a state dict. Averaged weights come last: they are used
+# only if there are no others.
 _WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -28,25 +28,25 @@ _WRAPPERS = (
     "model_ema",
     "ema",
 )
-# What DataParallel, torch.compile and Lightning modules put before each name.
+# Prefixes that DataParallel, torch.compile and Lightning modules add to each name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-# A count that torch.optim.swa_utils.AveragedModel keeps beside the weights.
+# A counter that torch.optim.swa_utils.AveragedModel stores next to the weights.
 _NO_WEIGHTS = ("n_averaged",)
 
 _SAVE = "Save a state dict with torch.save(model.state_dict(), path)."
 _STARTS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the weights. Run git lfs pull."),
-    (b"\x89HDF", f"is an HDF5 file, as Keras saves it, not a file of PyTorch. {_SAVE}"),
-    (b"\x93NUMPY", f"is a NumPy array, not a file of PyTorch. {_SAVE}"),
+    (b"\x89HDF", f"is an HDF5 file, as Keras saves it, not a PyTorch file. {_SAVE}"),
+    (b"\x93NUMPY", f"is a NumPy array, not a PyTorch file. {_SAVE}"),
     (b"\x1f\x8b", "is a gzip archive. Unpack it and name the file inside."),
     (b"{", "is JSON text (often a server's error message). Fetch the weights again."),
 )
 
 
 def load_file(path: Path | str) -> Any:
-    """What a weight file holds, never executing what a pickle may hold (``weights_only=True``).
+    """Load a weight file without executing code from a pickle (``weights_only=True``).
 
-    :raises ModelError: when the file is of another kind, or asks for code to be run.
+    :raises ModelError: when the file has another format, or loading it would run code.
     """
     file = Path(path).expanduser()
     try:
@@ -63,30 +63,31 @@ def load_file(path: Path | str) -> Any:
         raise ModelError(f"weights={path}: cannot be read ({error.strerror or error}).") from error
     except Exception as error:
         raise ModelError(
-            f"weights={path}: is no state dict that can be read safely ({_reason(error)}). {_SAVE}"
+            f"weights={path}: is not a state dict that can be read safely ({_reason(error)}). "
+            f"{_SAVE}"
         ) from error
 
 
 def unwrap(content: Any) -> tuple[Any, list[str]]:
-    """The state dict inside a checkpoint, its names without the prefixes of wrappers.
+    """Extract the state dict from a checkpoint and remove the prefixes of wrappers.
 
-    :returns: the state dict, or whatever was found instead, and what was taken off, in words.
+    :returns: the state dict, or what was found instead, and a description of each change.
     """
-    taken = []
+    changes = []
     while key := next((k for k in _WRAPPERS if _holds_mapping(content, k)), None):
         others = [k for k in _WRAPPERS if k != key and _holds_mapping(content, k)]
-        taken.append(f"read from {key!r}" + (f", not from {', '.join(others)}" if others else ""))
+        changes.append(f"read from {key!r}" + (f", not from {', '.join(others)}" if others else ""))
         content = content[key]
     if not isinstance(content, Mapping):
-        return content, taken
+        return content, changes
     state = {key: value for key, value in content.items() if key not in _NO_WEIGHTS}
     while state and (prefix := next((p for p in _PREFIXES if _all_begin(state, p)), None)):
-        taken.append(f"prefix {prefix!r} removed from the names")
+        changes.append(f"prefix {prefix!r} removed from the names")
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     if any("._orig_mod." in str(key) for key in state):
-        taken.append("'_orig_mod.' removed from the names")
+        changes.append("'_orig_mod.' removed from the names")
         state = {str(key).replace("._orig_mod.", "."): value for key, value in state.items()}
-    return state, taken
+    return state, changes
 
 
 def _holds_mapping(content: Any, key: str) -> bool:
@@ -98,7 +99,7 @@ def _all_begin(state: Mapping[Any, Any], prefix: str) -> bool:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes of length, then a JSON header."""
+    """Whether a file starts as safetensors do: eight bytes of length, then a JSON header."""
     return len(head) > 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 28
 
 
@@ -113,9 +114,9 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _other_kind(file: Path, head: bytes) -> str:
-    """What is wrong with a file that PyTorch did not save; "" where it may have."""
+    """The problem with a file that PyTorch did not save; "" if PyTorch may have saved it."""
     if not head:
-        return f"is empty, no state dict. {_SAVE}"
+        return f"is empty. {_SAVE}"
     for start, problem in _STARTS:
         if head.startswith(start):
             return problem
@@ -141,11 +142,11 @@ def _other_archive(file: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The cause of a failed load in words of ours: torch's own advise to load without safety."""
+    """Why a load failed. Messages of torch that advise unsafe loading are replaced."""
     text = str(error).strip()
     # torch writes "GLOBAL module.name", or "Trying to load unsupported GLOBAL module.name".
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it holds a pickled {found[1]}, and unpickling that could run code"
     if not text or "weights_only" in text or "weights only" in text.lower():
-        return f"it is no file of tensors; {type(error).__name__}"
+        return f"it is not a file of tensors; {type(error).__name__}"
     return text.splitlines()[0][:200]

@@ -1,1 +1,1 @@
-"""What a training is made of: inputs, epochs, checkpoints, resuming, results. Knows no verb."""
+"""Training: inputs, epochs, checkpoints, resuming and results. Independent of the commands."""

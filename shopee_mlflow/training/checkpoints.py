@@ -1,4 +1,4 @@
-"""What a checkpoint of a training holds, and whether it fits the training that is to resume."""
+"""The contents of a checkpoint, and whether they match the training that is resumed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _SAVE_SECONDS = 1.0
 class ResumeState:
     """An interrupted training.
 
-    :ivar config: its options; those that may change have their present values.
-    :ivar history: its epochs.
-    :ivar last: content of the last checkpoint; ``best`` that of the best epoch's, if there is one.
+    :ivar config: its options; those that may change on resume have their current values.
+    :ivar history: its completed epochs.
+    :ivar last: contents of the last checkpoint.
+    :ivar best: contents of the best epoch's checkpoint; None if there is none.
     """
 
     run_id: str
@@ -40,7 +41,7 @@ class ResumeState:
 
 
 def checkpoints_of(run_id: str) -> Checkpoints:
-    """A run's checkpoints: beside a tracking store on this machine, else in the current folder."""
+    """The checkpoints of a run, in its own folder inside :func:`checkpoint_folder`."""
     return Checkpoints(checkpoint_folder() / run_id)
 
 
@@ -54,7 +55,7 @@ class CheckpointWriter:
 
     def __init__(self, run_id: str, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         """
-        :param facts: of the training, as :func:`training_facts` returns them.
+        :param facts: the result of :func:`training_facts`.
         """
         self.run_id, self.checkpoints = run_id, checkpoints_of(run_id)
         self._config, self._facts = config, facts
@@ -66,7 +67,7 @@ class CheckpointWriter:
         return time.monotonic() - self._saved > _SAVE_SECONDS
 
     def save(self, trainer: Trainer, best: BestEpoch, history: Sequence[Epoch]) -> None:
-        """Write a checkpoint; the best epoch's weights only when they have changed.
+        """Write a checkpoint. The best epoch's weights are written only if they have changed.
 
         :raises CheckpointError: when it cannot be written.
         """
@@ -85,7 +86,7 @@ class CheckpointWriter:
 def training_facts(dataset: Dataset, model: ProductClassifier) -> dict[str, Any]:
     """Facts that must not change when a training is resumed: data, label groups, first weights.
 
-    :param model: as it was before the first step.
+    :param model: the model before the first training step.
     """
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in model.state_dict().items():
@@ -100,24 +101,28 @@ def training_facts(dataset: Dataset, model: ProductClassifier) -> dict[str, Any]
 
 
 def check_facts(resume: ResumeState, facts: Mapping[str, Any]) -> None:
-    """:raises CheckpointError: when data, label groups or weights have changed; names which."""
-    then = resume.last["facts"]
-    if set(then["classes"]) != set(facts["classes"]):
-        gone = sorted(set(then["classes"]) - set(facts["classes"]))
-        new = sorted(set(facts["classes"]) - set(then["classes"]))
-        changes = [f"gone: {', '.join(gone[:5])}"] if gone else []
-        changes += [f"new: {', '.join(new[:5])}"] if new else []
+    """Check that data, label groups and initial weights are those of the checkpoint.
+
+    :raises CheckpointError: naming what has changed.
+    """
+    saved = resume.last["facts"]
+    if set(saved["classes"]) != set(facts["classes"]):
+        removed = sorted(set(saved["classes"]) - set(facts["classes"]))
+        added = sorted(set(facts["classes"]) - set(saved["classes"]))
+        changes = [f"removed: {', '.join(removed[:5])}"] if removed else []
+        changes += [f"added: {', '.join(added[:5])}"] if added else []
         raise CheckpointError(
             "The label groups have changed since the training began "
-            f"({len(then['classes']):,} then, {len(facts['classes']):,} now; {'; '.join(changes)})."
+            f"({len(saved['classes']):,} then, {len(facts['classes']):,} now; "
+            f"{'; '.join(changes)})."
         )
-    if then["data_digest"] != facts["data_digest"]:
+    if saved["data_digest"] != facts["data_digest"]:
         raise CheckpointError(
-            f"The data have changed since the training began: {then['photos']:,} photos with "
-            f"digest {then['data_digest']} then, {facts['photos']:,} with {facts['data_digest']} "
-            "now. The run's data/manifest.csv lists the photos that it began with."
+            f"The data have changed since the training began: {saved['photos']:,} photos with "
+            f"digest {saved['data_digest']} then, {facts['photos']:,} with {facts['data_digest']} "
+            "now. The run's data/manifest.csv lists the original photos."
         )
-    if then["start"] != facts["start"]:
+    if saved["start"] != facts["start"]:
         raise CheckpointError(
             "The initial weights of the network have changed since the training began. Use the "
             "same weights file."

@@ -1,4 +1,4 @@
-"""What trainings on one dataset share: decoded photos, activations, initial models."""
+"""State shared by trainings on one dataset: decoded photos, activations, initial models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..modeling.scoring import predict_logits
 
 _EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
-# Changes when the preprocessing of photos, or their variants, change.
+# Part of the cache key. Change it whenever the preprocessing or the variants of photos change.
 _RECIPE = "activations-1"
 
 
@@ -37,7 +37,7 @@ _RECIPE = "activations-1"
 class TrainingInputs:
     """A model split where it is frozen, and the batches for its trainable part.
 
-    :ivar compiled: the trainable part, compiled; None where it is not to be.
+    :ivar compiled: the compiled trainable part; None if it runs uncompiled.
     """
 
     parts: SplitModel
@@ -50,11 +50,11 @@ class TrainingInputs:
 
 @dataclass
 class TrainingContext:
-    """What trainings on one dataset share, whether one or many run in turn.
+    """State shared by one training, or by several in sequence, on one dataset.
 
     Activations of a frozen prefix are computed once for all trainings that freeze the same layers
-    with the same weights. On the CPU in fp32, with the option ``cache``, other processes and later
-    runs find them in the cache folder.
+    with the same weights. On the CPU in fp32, the option ``cache`` stores them in the cache folder,
+    where other processes and later runs find them.
     """
 
     dataset: Dataset
@@ -71,7 +71,7 @@ class TrainingContext:
     def new_model(self, config: TrainConfig) -> ProductClassifier:
         """A model on the device, in channels-last memory format, with seeded initial weights.
 
-        Equal models are built once and copied, which is faster.
+        A model is built once per combination of options and then copied, which is faster.
         """
         key = (config.model, config.weights, config.image_size, config.resize, config.seed)
         if key not in self._models:
@@ -104,18 +104,19 @@ class TrainingContext:
     def test(
         self, model: ProductClassifier, inputs: TrainingInputs | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (T,) int64 and logits (T, C) float32 of the test split; in every process.
+        """Predict the test split: labels (T,) int64 and logits (T, C) float32, in every process.
 
-        :param inputs: those that the model was trained on, so that cached activations are used.
+        :param inputs: the model's training inputs, to use cached activations; None: the whole model
+            runs.
         """
         if inputs is None or model.tta:
-            # The mirror image has other activations, so the whole model runs.
+            # Activations of mirror images are not cached, so the whole model runs.
             batches = self.batches(TEST, self._photos())
             return predict_logits(model, batches, self.machine, self.group)
         return predict_logits(inputs.parts.trainable, inputs.test, self.machine, self.group)
 
     def batches(self, split: str, source: Source, training: TrainConfig | None = None) -> Batches:
-        """Batches of a split; with the options of a training: shuffled and augmented."""
+        """Batches of a split; shuffled and augmented if ``training`` is given."""
         settings = (
             {"batch_size": _EVALUATION_BATCH}
             if training is None
@@ -160,7 +161,7 @@ class TrainingContext:
         train = self.dataset.rows(TRAIN) if transform else np.array([], dtype=np.int64)
         key = self._key(prefix, train, config)
         if key not in self._activations:
-            # Memory holds the activations of one prefix; mapped files may stay.
+            # Only one set of activations is kept in memory. Memory-mapped ones are all kept.
             self._activations = {k: s for k, s in self._activations.items() if s.mapped}
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
@@ -179,7 +180,7 @@ class TrainingContext:
         return self._activations[key]
 
     def _key(self, prefix: FrozenPrefix, augmented: np.ndarray, config: TrainConfig) -> str:
-        """A digest of all that shapes the activations: photos, layers, weights, arithmetic."""
+        """A digest of everything that affects the activations, used as the cache key."""
         digest = hashlib.blake2b(digest_size=12)
         facts = [
             pixel_key(list(self.dataset.frame["content"]), config.image_size, config.resize),

@@ -1,4 +1,4 @@
-"""A training as a job: its processes, device and MLflow run, from start to cleanup."""
+"""A training job: its processes, device and MLflow run, from start to cleanup."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
 from .session import TrainingSession
 
-# Files beside the checkpoints that hold the run id of a group of processes.
+# Prefix of the files in the checkpoint folder that store the run id of a process group.
 _GROUP_PREFIX = "group-"
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training under way in this process.
+    """A training in progress in this process.
 
-    :ivar config: its options; when resuming, those that it began with.
-    :ivar run: its MLflow run; in processes other than the first one, a log that stores nothing.
-    :ivar leads: whether this process tracks, prints and saves.
+    :ivar config: its options; for a resumed training, see :class:`ResumeState`.
+    :ivar run: its MLflow run; in all processes but the first one, a log that stores nothing.
+    :ivar leads: whether this is the first process, which tracks, prints and saves.
     """
 
     config: TrainConfig
@@ -58,7 +58,7 @@ class TrainingJob:
         return self.group.leads
 
     def session(self, dataset: Dataset) -> TrainingSession:
-        """The training of this job on a dataset, which is logged first."""
+        """Log the dataset, unless the run is resumed, and create the training session."""
         if self.resume is None:
             log_data(self.run, dataset, self.config)
         session = TrainingSession(
@@ -89,10 +89,10 @@ def training_job(
 ) -> Iterator[TrainingJob]:
     """Join the processes of a training, choose the device, find what to resume, open the run.
 
-    :param cli_options: options as they were typed; logged in that spelling.
-    :param parent: the run to make this one a child of.
-    :param name: of the run; by default the option run_name, else the model's name.
-    :raises ShopeeError: for what the user can correct.
+    :param cli_options: command-line options; logged as typed.
+    :param parent: the parent run, if any.
+    :param name: name of the run; by default the option run_name, else the model's name.
+    :raises ShopeeError: for errors that the user can correct.
     """
     with joined_group(backend_for(config.device)) as group, ExitStack() as held:
         mute(not group.leads)
@@ -129,7 +129,7 @@ def _open_run(
     state: ResumeState | None,
     group: Group,
 ) -> Iterator[RunLog]:
-    """The run of a training; when it is interrupted, the command that resumes it is printed."""
+    """Open the run of a training. If it is interrupted, print the command that resumes it."""
     if not group.leads:
         with follow_run(group.broadcast("")) as run:
             yield run
@@ -150,26 +150,28 @@ def _open_run(
             remember_run(run_id, group)
             yield run
     except BaseException as error:
-        # A training that diverged would diverge again.
+        # No hint after divergence: a resumed training would diverge again.
         if run_id and not isinstance(error, TrainingError) and checkpoints_of(run_id).is_there():
             say(resume_hint(run_id))
         raise
 
 
 def check_group(config: TrainConfig, group: Group, machine: Machine) -> None:
-    """:raises ConfigError: when the options do not fit the processes that were started, or differ
-    between them; in every process."""
+    """Check that the options suit the started processes and are equal in all of them.
+
+    :raises ConfigError: in every process, otherwise.
+    """
     problems = []
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.size > 1 else 1
-    if config.nproc not in (1, here):
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.size > 1 else 1
+    if config.nproc not in (1, local_size):
         problems.append(
-            f"nproc={config.nproc}: this training has {here} process(es) on this machine. Only the "
-            "command line starts processes by this option; leave it out under torchrun"
+            f"nproc={config.nproc}: this training has {local_size} process(es) on this machine. "
+            "Only the command line starts processes for this option; omit it under torchrun"
         )
     if group.size > config.batch_size:
         problems.append(
             f"batch_size={config.batch_size}: must be at least the number of processes, "
-            f"{group.size}, so that each has a photo of each batch"
+            f"{group.size}, so that each gets a photo of each batch"
         )
     if group.size > 1 and config.compile == "true":
         problems.append("compile=true: several processes train uncompiled")
@@ -180,17 +182,17 @@ def check_group(config: TrainConfig, group: Group, machine: Machine) -> None:
         )
     if problems:
         raise ConfigError(problems)
-    options, free = as_params(config), with_role(TrainConfig, Role.SETUP)
-    compared = {name: value for name, value in options.items() if name not in free}
+    options, may_differ = as_params(config), with_role(TrainConfig, Role.SETUP)
+    compared = {name: value for name, value in options.items() if name not in may_differ}
     device = {"precision": machine.precision, "device": machine.device.type}
     group.check_equal({**compared, **device})
 
 
 def _run_file() -> Path | None:
-    """Where a group's first process stores its run id, for the group when it is restarted.
+    """The file in which a group's first process stores the run id, for a restarted group.
 
-    A group is known by torchrun's ``--rdzv-id``, else by its torchrun process; None where that
-    cannot be seen.
+    A group is identified by torchrun's ``--rdzv-id``, else by its torchrun process. None if that
+    process cannot be inspected.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if name == "none":
@@ -204,7 +206,7 @@ def _run_file() -> Path | None:
 def remember_run(run_id: str, group: Group) -> None:
     """Store the run id for a restart of this group.
 
-    :raises CheckpointError: when nothing can be written where checkpoints are.
+    :raises CheckpointError: when the checkpoint folder cannot be written to.
     """
     if group.size == 1:
         return
@@ -219,7 +221,7 @@ def remember_run(run_id: str, group: Group) -> None:
 
 
 def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
-    """When torchrun or a cluster has restarted this group, resume the run that it had."""
+    """If torchrun or a cluster has restarted this group, set ``resume`` to its earlier run."""
     if config.resume != NONE or group.size == 1:
         return config
     file = _run_file()
@@ -227,8 +229,8 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
         run_id = file.read_text().strip() if file else ""
         if run_id and checkpoints_of(run_id).is_there():
             say(
-                f"this group was started before and had run {run_id}",
-                "  another --rdzv-id of torchrun begins another run",
+                f"this process group was restarted; resuming its run {run_id}",
+                "  to start a new run, give torchrun another --rdzv-id",
             )
             return dataclasses.replace(config, resume=run_id)
     return config
@@ -236,10 +238,10 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
 
 @contextmanager
 def cleanup(run_id: str, group: Group) -> Iterator[None]:
-    """Around the last steps after a run has ended: its checkpoints are deleted.
+    """Delete the checkpoints of a finished run. The block holds the last steps of the job.
 
-    Several processes delete them after these steps, so that a restart after a failure repeats the
-    steps and not the training.
+    A single process deletes them before the block. Several processes delete them after it, so that
+    a restart after a failure repeats these steps but not the training.
     """
     if group.size > 1:
         yield

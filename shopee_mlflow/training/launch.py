@@ -20,43 +20,43 @@ _INTERRUPTED = 130
 
 
 def start_group(nproc: int, arguments: Sequence[str]) -> NoReturn:
-    """Be torchrun: start a command ``nproc`` times, watch over it, and end with its exit code.
+    """Run torchrun in this process: start a command ``nproc`` times, exit with its exit code.
 
-    Nothing listens outside of the loopback interface. torchrun's own store would listen on all
-    interfaces without a password, and torchrun unpickles what it holds. So torchrun and the
-    processes meet in a folder of the user's own instead.
+    No port is opened outside the loopback interface. torchrun's own store would listen on all
+    interfaces without a password, and torchrun unpickles its contents. So torchrun and the
+    processes rendezvous through files in a private folder instead.
 
-    :param arguments: of the command, as they were cli_options.
+    :param arguments: command-line arguments of the command.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # torchrun's default is one thread a process, whatever the machine has.
+    # torchrun's default is one thread per process, whatever the number of cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     # The processes print their own errors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # After --, since torchrun would take --nproc for an abbreviation of its own options.
+    # After --, since torchrun would read --nproc as an abbreviation of its own options.
     command = ["-m", "--", __package__.split(".")[0], *arguments]
     try:
         with tempfile.TemporaryDirectory(prefix="shopee_mlflow-") as folder:
-            options = [*_meet_in(folder), f"--nproc-per-node={nproc}"]
+            options = [*_private_rendezvous(folder), f"--nproc-per-node={nproc}"]
             torchrun.run(torchrun.parse_args([*options, *command]))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         # A process that was killed has printed nothing.
         if code < 0:
-            fail(f"one of {nproc} processes was ended by {signal.Signals(-code).name}")
+            fail(f"one of {nproc} processes was killed by {signal.Signals(-code).name}")
         sys.exit(code if code > 0 else 1)
     except SignalException:
         sys.exit(_INTERRUPTED)
     sys.exit(0)
 
 
-def _meet_in(folder: str) -> list[str]:
-    """Options of torchrun, and environment of the processes, by which no port is opened to others.
+def _private_rendezvous(folder: str) -> list[str]:
+    """Set the environment for a rendezvous through files; returns the options for torchrun.
 
-    :param folder: on this machine, readable and writable by this user only.
+    :param folder: a local folder that only this user can read and write.
     """
     # Otherwise torchrun opens a second store for the processes.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -1,4 +1,4 @@
-"""What a training logs: data, scores, tables, figures, the report page and the model."""
+"""Log what a training produces: data, scores, tables, figures, the report page, the model."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from ..tracking.names import (
 from ..tracking.run_log import RunLog
 from .session import TestResult, TrainingSession
 
-# Photos explained at once: few, since each takes the memory of a training step.
+# Batch size of Grad-CAM. It is small, since each photo needs as much memory as in training.
 _EXPLAIN_BATCH = 4
 
 _log = logging.getLogger(__name__)
 
 
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
-    """The manifest, the record of cleaning and the dataset's fingerprint."""
+    """Log the manifest, the record of cleaning and the dataset's fingerprint."""
     manifest = dataset.manifest()
     run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
@@ -61,7 +61,7 @@ def log_training(session: TrainingSession, test: TestResult) -> str:
     """
     run, config = session.run, session.config
     run.wait_for_store()
-    # The model first: it took hours, and a page is drawn again in seconds.
+    # The model first: training takes hours, but the report can be redrawn in seconds.
     model_id = run.log_model(session.model, test.scores, config.serialization)
     history = session.history_table()
     log_results(run, session.context.dataset, session.model, config, history, test)
@@ -77,10 +77,10 @@ def log_results(
     history: pd.DataFrame,
     test: TestResult,
 ) -> None:
-    """Log scores, curves, confusion matrix, report by class, test predictions, the report page.
+    """Log scores, curves, confusion matrix, class report, test predictions and the report page.
 
-    :param model: with the weights that gave the test's logits.
-    :param history: one row an epoch.
+    :param model: the model that computed the test logits.
+    :param history: one row per epoch.
     """
     labels, logits, scores = test.labels, test.logits, test.scores
     run.log_metrics(scores)
@@ -123,7 +123,10 @@ def log_results(
 def _with_and_without_copy(
     dataset: Dataset, labels: np.ndarray, logits: np.ndarray
 ) -> dict[str, tuple[int, float, float, float]]:
-    """Accuracy with interval of test photos that have a copy in train, and of those without."""
+    """Accuracy of test photos with and without a copy in train.
+
+    :returns: words -> number of photos, accuracy, lower and upper bound of its interval.
+    """
     copied = has_copy_in_train(dataset.frame)[dataset.rows(TEST)].to_numpy()
     parts = {"with a copy in train": copied, "without": ~copied}
     result = {}
@@ -136,7 +139,7 @@ def _with_and_without_copy(
 
 
 def _explain_fn(model: ProductClassifier) -> ExplainFn:
-    """Photos and their predicted classes -> Grad-CAM maps, or None where there are none."""
+    """A function from photos and predicted classes to Grad-CAM maps, or None without maps."""
 
     def explain(photos: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
         maps = []
@@ -144,13 +147,13 @@ def _explain_fn(model: ProductClassifier) -> ExplainFn:
             part = slice(start, start + _EXPLAIN_BATCH)
             images = torch.from_numpy(np.ascontiguousarray(photos[part])).permute(0, 3, 1, 2)
             try:
-                found = grad_cam(model, images, torch.from_numpy(predicted[part]))
+                batch_maps = grad_cam(model, images, torch.from_numpy(predicted[part]))
             except torch.OutOfMemoryError as error:
                 _log.warning("The report has no Grad-CAM maps: %s", error)
                 return None
-            if found is None:
+            if batch_maps is None:
                 return None
-            maps.append(found.numpy())
+            maps.append(batch_maps.numpy())
         return np.concatenate(maps)
 
     return explain
@@ -161,7 +164,7 @@ def _dataset_name(config: TrainConfig) -> str:
 
 
 def _predictions(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    """Each test photo with its true and predicted label group and the probability."""
+    """One row per test photo: true and predicted label group, and the probability."""
     probabilities = softmax(logits)
     predicted = probabilities.argmax(axis=1)
     table = dataset.frame.loc[dataset.rows(TEST), ["image", "label_group"]].copy()

@@ -1,4 +1,4 @@
-"""Resuming an interrupted training: find it, compare its options, end stale runs."""
+"""Resume an interrupted training: find it, compare its options, end stale runs."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from .session import TrainingSession
 _log = logging.getLogger(__name__)
 
 LATEST = "last"
-# In the folder of a run's checkpoints, locked by the process that resumes the run.
+# Lock file in a run's checkpoint folder, held by the process that resumes the run.
 _LOCK = "resume.lock"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-# Tags of searches and their trials, whose stale runs the command tune ends.
+# Tags of searches and their trials. The command tune ends their stale runs.
 _SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
 
 def find_resume_state(
     config: TrainConfig, cli_options: Mapping[str, str], held: ExitStack
 ) -> ResumeState:
-    """The training that ``config.resume`` names, with the options that it began with.
+    """Load the training that ``config.resume`` names, with its original options.
 
-    :param held: until it is closed, no other process can resume this training.
-    :raises ConfigError: when there is none, it is running, or an option given now differs.
+    :param held: holds a lock; until it is closed, no other process can resume this training.
+    :raises ConfigError: when there is no such training, it is running, or an option differs.
     :raises CheckpointError: when its checkpoint cannot be read.
     """
     quieten()
     run_id = _latest() if config.resume == LATEST else config.resume
     if not _RUN_ID.fullmatch(run_id):
-        raise ConfigError([f"resume={run_id}: must be a run's id (32 hexadecimal digits) or last"])
+        raise ConfigError([f"resume={run_id}: must be a run id (32 hexadecimal digits) or last"])
     checkpoints = checkpoints_of(run_id)
     if checkpoints.is_there():
         held.enter_context(_only_resumed_here(run_id, checkpoints.folder))
@@ -56,7 +56,7 @@ def find_resume_state(
     if run.info.status == "FINISHED" and not checkpoints.is_there():
         raise ConfigError([f"resume={run_id}: this run has finished; there is nothing to resume"])
     owner = _living_owner(run)
-    # Processes of another machine cannot be seen; whoever gives the run's id must know.
+    # A process on another machine cannot be checked. The user who gives the id has to.
     if owner and owner.startswith(f"{platform.node()}:"):
         raise ConfigError([f"resume={run_id}: it is running in process {owner}"])
     last, best = checkpoints.load()
@@ -67,12 +67,13 @@ def find_resume_state(
 
 @contextmanager
 def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
-    """A lock that ends with its process. The tag that names a run's process cannot keep a second
-    one out that has read it in the same moment.
+    """Hold a lock that is released when this process dies.
+
+    The tag with the owner of a run is not enough: two processes may read it at the same time.
 
     :raises ConfigError: when another process has the lock.
     """
-    # Never a file in place of a lock, which would outlive a process that is killed.
+    # No soft lock: its file would outlive a killed process.
     lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
@@ -80,8 +81,8 @@ def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
         raise ConfigError([f"resume={run_id}: another process is resuming it"]) from error
     except (OSError, NotImplementedError) as error:
         _log.warning(
-            "%s: files cannot be locked there (%s). Make sure that no other process resumes this "
-            "run at the same time.",
+            "%s: files cannot be locked in this folder (%s). Make sure that no other process "
+            "resumes this run at the same time.",
             folder,
             type(error).__name__,
         )
@@ -94,13 +95,13 @@ def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
 def _options_of(
     params: Mapping[str, str], config: TrainConfig, cli_options: Mapping[str, str], run_id: str
 ) -> TrainConfig:
-    """Options that the training began with; those that may change as they are given now."""
-    free = with_role(TrainConfig, Role.SETUP)
+    """The original options of the training, with the current values of those that may change."""
+    may_change = with_role(TrainConfig, Role.SETUP)
     fields = dataclasses.fields(config)
     given = {f.name for f in fields if getattr(config, f.name) != f.default} | set(cli_options)
     now = as_params(config)
-    # The number of processes is always the present one.
-    changed = {name: now[name] for name in given & free | {"nproc"}}
+    # The number of processes always has its current value.
+    changed = {name: now[name] for name in given & may_change | {"nproc"}}
     try:
         began = resolve(TrainConfig, {**params, **changed, "resume": run_id, "config": NONE})
     except ConfigError as error:
@@ -109,9 +110,9 @@ def _options_of(
         ) from error
     before = as_params(began)
     problems = [
-        f"{name}={now[name]}: the training began with {name}={before[name]}; leave it out to "
-        "resume, or leave resume out to start another"
-        for name in sorted(given - free)
+        f"{name}={now[name]}: the training began with {name}={before[name]}; omit {name} to "
+        "resume, or omit resume to start a new training"
+        for name in sorted(given - may_change)
         if now[name] != before[name]
     ]
     if problems:
@@ -135,7 +136,7 @@ def _latest() -> str:
 
 
 def _run_in_store(run_id: str) -> Run | None:
-    """A run that has a checkpoint; None, with a warning, when it was deleted or is not there."""
+    """The run of a checkpoint; None, with a warning, if it was deleted or is not in the store."""
     if not _RUN_ID.fullmatch(run_id):
         return None
     try:
@@ -150,7 +151,7 @@ def _run_in_store(run_id: str) -> Run | None:
 
 
 def _living_owner(run: Run) -> str | None:
-    """Another process that may be training this run now."""
+    """The name of another process that may be training this run; None if there is none."""
     owner = run.data.tags.get(PROCESS_TAG, "")
     if run.info.status != "RUNNING" or not owner or owner == process_name() or is_gone(owner):
         return None
@@ -159,9 +160,9 @@ def _living_owner(run: Run) -> str | None:
 
 @contextmanager
 def saved_on_disk(session: TrainingSession) -> Iterator[None]:
-    """Around logging the results: if the store fails, they are saved beside the checkpoint.
+    """Run a block that logs the results. If the store fails, save them next to the checkpoint.
 
-    :raises TrackingError: in place of the store's error; says where the results are.
+    :raises TrackingError: instead of the store's error, with the folder of the results.
     """
     session.save_checkpoint()
     try:
@@ -178,20 +179,20 @@ def saved_on_disk(session: TrainingSession) -> Iterator[None]:
 
 
 def _save_results(session: TrainingSession, folder: Path) -> Path:
-    """Write the model as MLflow loads it from a folder, and the history as a table."""
+    """Write the model as a folder that MLflow can load, and the history as a CSV file."""
     try:
         save_in_folder(session.model, folder / "model")
         session.history_table().to_csv(folder / "history.csv", index=False)
     except (OSError, RuntimeError) as error:  # torch reports a full disk by the latter
         raise CheckpointError(
             f"The tracking store is not available, and the model could not be written to {folder} "
-            f"({str(error).splitlines()[0]}); its weights are in {BEST} there."
+            f"({str(error).splitlines()[0]}); its weights are in {BEST} in that folder."
         ) from error
     return folder
 
 
 def close_stale_runs(experiment: str) -> None:
-    """End runs of this machine's trainings whose processes are gone; print how to resume them.
+    """End runs of this machine whose processes are gone, and print how to resume them.
 
     :raises TrackingError: when the store is not available.
     """
@@ -211,5 +212,5 @@ def close_stale_runs(experiment: str) -> None:
 
 
 def resume_hint(run_id: str) -> str:
-    """The command that resumes a run, for people."""
+    """A message with the command that resumes a run."""
     return f"resume with: python -m shopee_mlflow train --resume {run_id}"

@@ -1,4 +1,4 @@
-"""One training: model, inputs, optimizer, best epoch, checkpoints and resumed state together.
+"""A training session: model, inputs, trainer, best epoch, checkpoints and resumed state.
 
 ``train`` and each trial of ``tune`` run this loop.
 """
@@ -29,20 +29,21 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Shows how a training proceeds."""
+    """Displays the progress of a training."""
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
-        """Called now and then: photos done in this epoch, running loss and accuracy."""
+        """Called at intervals: photos done in this epoch, running loss and accuracy."""
 
     def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:
-        """Called after each epoch; ``best``: it is the best so far."""
+        """Called after each epoch; ``best``: whether it is the best epoch so far."""
 
 
 @dataclass(frozen=True)
 class TestResult:
     """The test split, predicted once with the weights of the best epoch.
 
-    :ivar labels: (T,) int64, and ``logits`` (T, C) float32, in the order of the split.
+    :ivar labels: (T,) int64, in the order of the split.
+    :ivar logits: (T, C) float32, in the same order.
     :ivar scores: of the best epoch (best_epoch, best_val_accuracy) and of the test split
         (test_accuracy, test_accuracy_low, test_accuracy_high, test_loss).
     """
@@ -55,8 +56,8 @@ class TestResult:
 class TrainingSession:
     """A training from its first epoch, or from a checkpoint, to its test.
 
-    :ivar model: after :meth:`test`, with the weights of the best epoch, in eval mode.
-    :ivar history: the epochs so far, those before a resume included.
+    :ivar model: the model; after :meth:`test` it has the best weights and is in eval mode.
+    :ivar history: the completed epochs, including those before a resume.
     :ivar pruned: whether ``prune`` has ended :meth:`fit`.
     """
 
@@ -70,9 +71,9 @@ class TrainingSession:
         checkpoints: bool = False,
     ) -> None:
         """
-        :param run: gets the metrics of each epoch.
+        :param run: the run to which the metrics of each epoch are logged.
         :param resume: the interrupted training to continue.
-        :param checkpoints: write checkpoints of the run, and let a signal wait for one.
+        :param checkpoints: write checkpoints, also before a stop signal ends the training.
         :raises CheckpointError: when data, label groups or weights differ from those of ``resume``.
         """
         self.config, self.context, self.run = config, context, run
@@ -103,9 +104,9 @@ class TrainingSession:
             self._restore(resume)
 
     def fit(self, progress: Progress, prune: Callable[[Epoch], bool] | None = None) -> None:
-        """Train until the last epoch, until ``patience`` is exhausted, or until ``prune`` says so.
+        """Train until the last epoch, until ``patience`` runs out, or until ``prune`` returns True.
 
-        :param prune: called after each epoch; True ends the training.
+        :param prune: called after each epoch; returns whether to end the training.
         :raises TrainingError: when training diverges.
         """
         with self._stop_with_checkpoint() as check_stop:
@@ -132,7 +133,7 @@ class TrainingSession:
         return TestResult(labels, logits, scores)
 
     def history_table(self) -> pd.DataFrame:
-        """One row an epoch: columns epoch and the metrics of an epoch."""
+        """One row per epoch, with a column ``epoch`` and one for each metric."""
         return pd.DataFrame([{"epoch": e.number, **e.metrics} for e in self.history])
 
     def save_checkpoint(self) -> None:
@@ -164,9 +165,9 @@ class TrainingSession:
 
     @contextmanager
     def _stop_with_checkpoint(self) -> Iterator[Callable[[], None]]:
-        """Let the first stop signal wait for the end of a batch, and write a checkpoint then.
+        """Defer the first stop signal to the end of the batch, and write a checkpoint there.
 
-        Without checkpoints a signal stops the training at once.
+        Without checkpoints, a signal stops the training immediately.
         """
         if self._writer is None:
             yield lambda: None

@@ -31,10 +31,10 @@ _ONE_VALUE = "Expected more than 1 value per channel"
 
 
 class Trainer:
-    """Trains a module and validates it in eval mode: epochs one by one, up to ``config.epochs``.
+    """Trains a module and validates it after each epoch, up to ``config.epochs``.
 
-    On the CPU the same seed, module and batches give the same epochs, value by value; also where
-    a trainer is restored from the state that another one had between two batches.
+    On the CPU, equal seeds, modules and batches give identical results. This also holds for a
+    trainer restored from a state that was saved between two batches.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Trainer:
         group: Group = ALONE,
     ) -> None:
         """
-        :param module: inputs of ``train`` -> logits; trained in place, on the device already.
-        :param loss: by default cross entropy with the label smoothing of ``config``.
-        :param compiled: the same module, compiled for whole batches; a smaller last batch runs
+        :param module: inputs of ``train`` -> logits; already on the device; trained in place.
+        :param loss: the loss; by default cross entropy with the label smoothing of ``config``.
+        :param compiled: the same module, compiled for full batches; a smaller last batch runs
             uncompiled.
         :param group: the processes that train the module together, each with a share of ``train``
-            and ``val``; metrics of an epoch are those of all shares.
+            and ``val``; metrics are computed over all shares.
         """
         self.module, self._group = module, group
         self._wrapped = group.wrap(module, machine.device, config.sync_batchnorm)
@@ -68,8 +68,8 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             machine.device.type, enabled=machine.precision == "fp16"
         )
-        # Most photos whose gradients are computed at once: a batch (the last one may have one more
-        # photo), or less after running out of memory.
+        # The most photos in one backward pass: a batch (the last one may have one photo more), or
+        # fewer after running out of memory.
         self.part = train.batch_size + 1
         self._number = 1
         self._random: Tensor | None = None
@@ -78,7 +78,7 @@ class Trainer:
 
     @property
     def photos(self) -> int:
-        """Photos of an epoch."""
+        """Number of training photos in an epoch."""
         return self._train.photos
 
     def epochs(
@@ -86,28 +86,30 @@ class Trainer:
         on_progress: OnProgress | None = None,
         after_batch: Callable[[], None] | None = None,
     ) -> Iterator[Epoch]:
-        """The remaining epochs.
+        """Train and yield the remaining epochs.
 
-        :param on_progress: called now and then during an epoch.
-        :param after_batch: called after each batch; when it raises, :meth:`state` can be saved.
-        :raises TrainingError: when the loss is no longer a finite number.
+        :param on_progress: called at intervals during an epoch.
+        :param after_batch: called after each batch; if it raises, :meth:`state` can be saved.
+        :raises TrainingError: when the loss is not finite.
         """
         while self._number <= self._config.epochs:
             yield self._epoch(on_progress, after_batch)
 
     def sync_totals(self) -> None:
-        """Sum the running totals of all processes into the first one, before it takes the
-        :meth:`state` within an epoch. All processes must call it."""
+        """Sum the running totals of all processes into the first one.
+
+        All processes must call this before :meth:`state` is saved within an epoch.
+        """
         self._keep_totals(self._group.sum(self._totals))
 
     def _keep_totals(self, totals: Tensor) -> None:
-        """Keep totals of all processes in one of them, since they are summed in the end."""
+        """Store the overall totals in the first process only, since they are summed again later."""
         self._totals = totals if self._group.leads else torch.zeros_like(totals)
         self._restored = self._totals.clone()
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to resume exactly: weights, optimizer, schedule, position in the
-        epoch and random states. Tensors are not copied."""
+        """The state needed to resume exactly: weights, optimizer, schedule, position in the epoch
+        and random states. Tensors are not copied."""
         return {
             "number": self._number,
             "batches": self._batches,
@@ -124,9 +126,9 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned.
+        """Restore a state that :meth:`state` returned.
 
-        :raises CheckpointError: when it is not the state of such a training.
+        :raises CheckpointError: when the state does not match this training.
         """
         try:
             self.module.load_state_dict(state["module"])
@@ -137,7 +139,7 @@ class Trainer:
             self._seen, self._lr = state["seen"], state["lr"]
             if self._group.size == 1:
                 self.part = state["part"]
-            # The precision first: MPS takes no float64.
+            # The dtype first, since MPS has no float64.
             totals = state["totals"].to(self._totals.dtype)
             self._keep_totals(totals.to(self._machine.device))
             self._random = state["random"].cpu()
@@ -145,16 +147,18 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_random"].cpu(), self._machine.device)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
-            raise CheckpointError(f"The checkpoint is not of such a training: {reason}") from error
+            raise CheckpointError(
+                f"The checkpoint does not match this training: {reason}"
+            ) from error
 
     def _begin_epoch(self) -> None:
         self._batches = self._seen = 0
-        # Loss, its normaliser and correct photos, summed on the device: reading a value would wait
-        # for the device, so that is done rarely.
+        # Sums of the loss, its normaliser and correct predictions. They stay on the device and are
+        # read rarely, since each read synchronizes with it.
         self._totals = torch.zeros(3, device=self._machine.device, dtype=torch.float64)
-        if self._machine.device.type == "mps":  # which has no float64
+        if self._machine.device.type == "mps":  # MPS has no float64
             self._totals = self._totals.float()
-        # Totals of all processes from before the training was resumed.
+        # Totals of all processes before the resume.
         self._restored = torch.zeros_like(self._totals)
         self._random = None
 
@@ -194,7 +198,7 @@ class Trainer:
     def _train_epoch(
         self, on_progress: OnProgress | None, after_batch: Callable[[], None] | None
     ) -> tuple[float, float]:
-        """Mean loss and accuracy over the epoch's photos, each seen once, in train mode."""
+        """Train for one epoch; returns mean loss and accuracy over its photos."""
         self.module.train()
         self._seed_dropout()
         shown = time.perf_counter()
@@ -208,7 +212,7 @@ class Trainer:
         return self._means(self._group.sum(self._totals))
 
     def _seed_dropout(self) -> None:
-        """Let dropout's randomness follow from the epoch, so that any epoch can be repeated."""
+        """Seed dropout from the number of the epoch, so that any epoch can be repeated."""
         seed = self._config.seed * 1_000_003 + self._number + self._group.rank * 7_919
         if not self._batches:
             torch.manual_seed(seed)
@@ -219,13 +223,13 @@ class Trainer:
             torch.manual_seed(seed + self._batches * 104_729)
 
     def _report(self, on_progress: OnProgress | None) -> None:
-        """Report progress, taking this process's share for that of all."""
+        """Report progress, estimated for all processes from the share of this one."""
         totals = self._restored + (self._totals - self._restored) * self._group.size
-        # The normaliser is that of the whole batches already.
+        # The normaliser already covers whole batches.
         totals[1] = self._totals[1]
         loss, accuracy = self._means(totals)
         if self._group.leads:
-            # One process checks: if several ended here, one could be reported as lost instead.
+            # Only one process checks: if several raised, one could be reported as lost instead.
             self._check_finite(loss)
         if on_progress:
             on_progress(self._seen, loss, accuracy)
@@ -242,14 +246,14 @@ class Trainer:
             )
 
     def _learn(self, batch: Batch) -> None:
-        """One training step; in smaller parts after running out of memory."""
+        """Run one training step, split into smaller parts after running out of memory."""
         while True:
             try:
                 totals = self._gradients(batch)
                 break
             except (ValueError, RuntimeError) as error:
                 reason = self._out_of_memory(error, len(batch.labels))
-            # Not within the handler, where the error still holds the step's memory.
+            # Outside the handler, in which the exception still keeps the step's memory alive.
             self.part = smaller_part(min(self.part, len(batch.labels)), len(batch.labels), reason)
             free_memory(self._machine)
         self._update()
@@ -258,9 +262,9 @@ class Trainer:
         self._batches += 1
 
     def _out_of_memory(self, error: Exception, photos: int) -> str:
-        """The reason in one line when a step ran out of memory; any other error is raised."""
+        """Return the first line of an out-of-memory error; raise any other error."""
         if _ONE_VALUE in str(error):
-            # A batch of one photo, or a process's share of a batch.
+            # The batch, or this process's share of it, is a single photo.
             raise TrainingError(
                 "Batch norm cannot learn from a single photo whose features have shrunk to one "
                 "pixel. Raise image_size or batch_size, or start fewer processes."
@@ -273,26 +277,26 @@ class Trainer:
             raise error
         reason = str(error).split("\n")[0]
         if self._group.size > 1:
-            # The other processes wait for the gradients of this batch, once.
+            # The other processes wait for exactly one gradient of this batch.
             raise TrainingError(
-                f"Out of memory with {photos} photos at a time ({reason}). Several processes do "
-                "not take a batch in parts: start more of them, or lower batch_size."
+                f"Out of memory with {photos} photos at a time ({reason}). Several "
+                "processes cannot split a batch: start more of them, or lower batch_size."
             ) from error
         return reason
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Compute the gradients of a batch's loss, part by part -> (3,) its totals."""
+        """Compute the gradients of a batch, part by part; returns its totals, (3,)."""
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros_like(self._totals)
         normaliser = self._loss.normaliser(batch.all_labels)
         counts = batch.own > 0
         for x, y in zip(batch.inputs.split(self.part), batch.labels.split(self.part), strict=True):
-            # The compiled module is compiled for whole batches.
+            # The compiled module takes full batches only.
             step = self._compiled if len(y) == self._config.batch_size else self._wrapped
             with self._machine.autocast():
                 logits = step(x)
                 loss = self._loss.sum(logits, y)
-            # DistributedDataParallel averages gradients over the processes, hence their number.
+            # DistributedDataParallel averages gradients over the processes; group.size undoes this.
             scale = counts * self._group.size / normaliser
             self._scaler.scale(loss * scale).backward()
             if counts:
@@ -311,6 +315,6 @@ class Trainer:
         scale = scaler.get_scale()
         scaler.step(self._optimizer)
         scaler.update()
-        # fp16 skips a step whose gradients overflow, and then lowers its scale.
+        # The scaler skips a step whose gradients overflow, and lowers its scale.
         if scaler.get_scale() >= scale:
             self._schedule.step()
