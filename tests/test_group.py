@@ -339,7 +339,7 @@ def test_nproc_ends_as_its_processes_do(
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as caught:
         start_group(2, ["train", "--data=a b", "--nproc=2"])
     assert caught.value.code == code
-    assert ("ended by SIGKILL" in capsys.readouterr().err) == (ended == -signal.SIGKILL)
+    assert ("killed by SIGKILL" in capsys.readouterr().err) == (ended == -signal.SIGKILL)
 
 
 def start_apart(place: Place, first: list[str], second: list[str]) -> subprocess.Popen[str]:
@@ -417,7 +417,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         port = other.getsockname()[1]
         started_as(monkeypatch, 0, 2, port)
         with (
-            pytest.raises(TrainingError, match=rf"127.0.0.1:{port} .*is its port free"),
+            pytest.raises(TrainingError, match=rf"127.0.0.1:{port} .*that its port is free"),
             joined_group("gloo"),
         ):
             pass

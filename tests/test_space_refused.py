@@ -222,7 +222,8 @@ def test_a_bad_option_of_the_search_is_refused(
 def test_a_missing_or_broken_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config=nowhere.yaml: cannot be read \(No such file"):
         plan_search({"config": "nowhere.yaml"})
-    assert problems(tmp_path, "space: [").pop().startswith("config=search.yaml: is no valid YAML:")
+    broken = problems(tmp_path, "space: [").pop()
+    assert broken.startswith("config=search.yaml: is not valid YAML:")
     assert problems(tmp_path, "- lr") == ["config=search.yaml: must hold lines of 'option: value'"]
 
 
