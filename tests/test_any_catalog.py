@@ -89,7 +89,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path
 def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
     file.write_text("image,label_group" + "," * 500_000 + "\n" + "a\n" * 1000)
-    with pytest.raises(CatalogError, match="has 500,002 columns; this is no catalogue"):
+    with pytest.raises(CatalogError, match="has 500,002 columns; this is not a catalogue"):
         read_catalog(file)
 
 

@@ -78,7 +78,7 @@ def test_home_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_missing_data_folder(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="data=nowhere: no such file or folder") as caught:
         find_catalog("nowhere")
-    assert f"looked for from {tmp_path}" in str(caught.value)
+    assert f"relative to {tmp_path}" in str(caught.value)
 
 
 def test_folder_without_csv(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_missing_folder_of_photos(folder: Path, write: Write) -> None:
     ("data", "reason"), [("~nobody-has-this-name/shop", "home"), ("a" * 300, "too long")]
 )
 def test_names_that_no_file_can_have(data: str, reason: str) -> None:
-    with pytest.raises(CatalogError, match=f"cannot be looked for .*{reason}"):
+    with pytest.raises(CatalogError, match=f"cannot be accessed .*{reason}"):
         find_catalog(data)
 
 
@@ -225,7 +225,7 @@ def test_titles_may_be_in_any_encoding(write: Write) -> None:
     ids=["later-row", "every-row", "first-row", "open-quote"],
 )
 def test_ragged_rows_are_refused(write: Write, rows: str) -> None:
-    with pytest.raises(CatalogError, match=r"catalog\.csv: is no valid CSV \("):
+    with pytest.raises(CatalogError, match=r"catalog\.csv: is not valid CSV \("):
         read_catalog(write("image,label_group\n" + rows))
 
 
@@ -271,8 +271,8 @@ def test_counts_of_every_step() -> None:
         "     10 left: 2 without image or label_group",
         "      8 left: 2 outside the 2 largest label groups",
         "      7 left: 1 that repeat a file of their group",
-        "      5 left: 2 of files that stand under more than one label (a1)",
-        "        1 of the kept photos also stand under a group that is not kept",
+        "      5 left: 2 of files with more than one label (a1)",
+        "        1 of the kept photos also have a label group that is not kept",
     ]
 
 
@@ -448,7 +448,7 @@ def test_why_a_file_is_not_there_is_told(folder: Path) -> None:
     (folder / "loop.jpg").symlink_to("loop.jpg")
     locate_files(table(*[(name, "A") for name in names]), folder, cleaning)
     assert cleaning.left_out_table().set_index("image")["reason"].to_dict() == {
-        "annex.jpg": "a link to ../.git/annex/objects/xyz.jpg, which is not there",
+        "annex.jpg": "a link to ../.git/annex/objects/xyz.jpg, which does not exist",
         "sub": "a folder",
         "loop.jpg": "too many levels of symbolic links",
         "absent.jpg": "no such file",
@@ -581,7 +581,7 @@ def test_missing_column_of_phashes_is_computed_and_not_noted() -> None:
 
 def test_invalid_phashes_are_a_line_for_people() -> None:
     cleaning = Cleaning(rows=1, notes={"invalid_phashes": 1234})
-    assert "1,234 entries of image_phash are no phash" in cleaning.lines()[-1]
+    assert "1,234 entries of image_phash are invalid" in cleaning.lines()[-1]
 
 
 def test_frames_of_the_caller_are_never_changed(folder: Path) -> None:

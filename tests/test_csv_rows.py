@@ -59,7 +59,7 @@ def test_a_quote_that_swallows_rows_is_refused_with_its_line(
     header: str,
     titles: dict[int, str],
 ) -> None:
-    with pytest.raises(CatalogError, match=r"is no valid CSV \(line 17: a quote opens a value"):
+    with pytest.raises(CatalogError, match=r"is not valid CSV \(line 17: a quote opens a value"):
         read_catalog(write(shop(header, titles)))
 
 

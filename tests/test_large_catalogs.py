@@ -32,7 +32,7 @@ def test_a_csv_read_in_parts_is_the_csv(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [("9.jpg,1,t,m,more,than,four", "is no valid CSV"), ("9.jpg,\ud8ff,t,m", "is not UTF-8")],
+    [("9.jpg,1,t,m,more,than,four", "is not valid CSV"), ("9.jpg,\ud8ff,t,m", "is not UTF-8")],
 )
 def test_a_later_part_is_looked_at_like_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, words: str

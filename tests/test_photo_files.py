@@ -49,7 +49,7 @@ def same(name: str) -> str:
 READINGS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
     "suffix": (lambda n: n[:-4], same, "the missing suffix added"),
     "other-suffix": (lambda n: n[:-4] + ".png", same, "another suffix"),
-    "prefix": (lambda n: "train_images/" + n, same, "what leads up to train_images/ removed"),
+    "prefix": (lambda n: "train_images/" + n, same, "the part before train_images/ removed"),
     "other-prefix": (lambda n: "images/" + n, same, "the leading images/ removed"),
     "backslash": (lambda n: "sub\\" + n, lambda n: "sub/" + n, "backslashes as slashes"),
     "nfc": (nfc, nfd, "Unicode forms (NFC, NFD) as equal"),
@@ -59,10 +59,10 @@ READINGS: dict[str, tuple[Callable[[str], str], Callable[[str], str], str]] = {
     "windows": (
         lambda n: "C:\\Users\\me\\train_images\\" + n,
         same,
-        "backslashes as slashes, what leads up to train_images/ removed",
+        "backslashes as slashes, the part before train_images/ removed",
     ),
     "linux": (lambda n: "/home/me/images/" + n, same, "the leading /home/me/images/ removed"),
-    "above": (lambda n: "../shop/train_images/" + n, same, "what leads up to train_images/"),
+    "above": (lambda n: "../shop/train_images/" + n, same, "the part before train_images/"),
     "web": (
         lambda n: "https://x.example/a/" + n.replace(" ", "%20") + "?width=3",
         same,
@@ -105,8 +105,8 @@ def test_no_reading_is_chosen_where_several_files_fit(store: Callable[..., Path]
     found = find_photo_files(folder, [name[:-4] for name in NAMES])
     assert found.found() == [None] * 12
     assert found.note == (
-        f"'{NAMES[0][:-4]}' is not there, but '{NAMES[0]}' is; they differ by the missing suffix "
-        "added"
+        f"'{NAMES[0][:-4]}' does not exist, but '{NAMES[0]}' does; they differ by the missing "
+        "suffix added"
     )
 
 
@@ -123,7 +123,7 @@ def test_few_missing_names_are_a_hint_only(store: Callable[..., Path]) -> None:
     found = find_photo_files(folder, [*NAMES[1:], "sub/" + NAMES[0]])
     assert found.found()[-1] is None
     assert found.note == (
-        f"'sub/{NAMES[0]}' is not there, but '{NAMES[0]}' is; they differ by the leading sub/ "
+        f"'sub/{NAMES[0]}' does not exist, but '{NAMES[0]}' does; they differ by the leading sub/ "
         "removed"
     )
 
@@ -131,7 +131,7 @@ def test_few_missing_names_are_a_hint_only(store: Callable[..., Path]) -> None:
 def test_where_nothing_fits_a_name_and_a_file_are_shown(store: Callable[..., Path]) -> None:
     folder = store("IMG_1.png")
     found = find_photo_files(folder, ["1.jpg", "2.jpg"])
-    assert found.note == "no name fits: the CSV names '1.jpg', the folder holds 'IMG_1.png'"
+    assert found.note == "no name matches: the CSV names '1.jpg', the folder holds 'IMG_1.png'"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.jpg", "sub/../../secret.jpg", "a\0"])

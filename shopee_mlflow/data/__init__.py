@@ -1,1 +1,1 @@
-"""What is learned from: the catalogue, its splits, its photos and the batches made of them."""
+"""Data: the catalogue, its cleaning and splits, its photos and their batches."""

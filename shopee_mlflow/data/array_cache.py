@@ -1,10 +1,10 @@
-"""Arrays that are expensive to compute are computed once and kept in the cache folder.
+"""Cache for arrays that are expensive to compute, as files in the cache folder.
 
-An array NAME consists of ``NAME.bin``, its values without a header, and ``NAME.json``, the checksum
-of each part and what else was remembered of it. The name holds a digest of everything that shapes
-the array, so a stale file is never found. One process computes an array, while a lock makes others
-wait. The description is replaced after each part, so an interrupted build resumes with the first
-part that is missing or damaged.
+An array NAME consists of ``NAME.bin``, its values without a header, and ``NAME.json``, which has
+the checksum and the metadata of each part. The name holds a digest of everything that affects the
+array, so a stale file is never used. One process computes an array, while a lock makes others wait.
+The description is replaced after each part, so an interrupted build resumes with the first part
+that is missing or damaged.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ..errors import CatalogError
 
 _log = logging.getLogger(__name__)
 
-# Computes the rows of an array from a row number on, in place. Returns what else is to be
-# remembered of them: name -> mapping with text keys, as JSON has it.
+# Computes rows of an array in place, given the number of the first one. Returns metadata to store
+# with them: name -> mapping with string keys, since it is stored as JSON.
 Fill = Callable[[np.ndarray, int], dict[str, Any]]
-# Name of the mapping of rows whose values are valid for this process alone. The next build computes
+# Name of the metadata of rows whose values are valid in this process only. The next build computes
 # their parts again.
 RETRY = "retry"
 
-# Marks a description as ours.
+# Marks a description as one of this project.
 _FORMAT = "shopee_mlflow array 1"
 _KINDS = ("pixels", "activations")
 # Approximate size of a part in bytes. A part is a whole number of batches.
@@ -50,7 +50,7 @@ _PART = 64 * 2**20
 _BATCH = 32
 # Disk space to leave free, in bytes.
 _DISK_RESERVE = 200 * 2**20
-# How often a build starts again when its files are deleted meanwhile.
+# Number of attempts when files are deleted during a build.
 _TRIES = 3
 _CHUNK = 2**20
 # Most bytes of a mapped file that a process holds in memory.
@@ -63,10 +63,10 @@ _Found = tuple[np.ndarray, dict[str, Any]]
 def load_or_build(
     name: str, shape: _Shape, dtype: np.typing.DTypeLike, fill: Fill, what: str
 ) -> _Found:
-    """Map the array of this name from the cache folder; compute it first where there is none.
+    """Map an array from the cache folder; compute it first if it is missing.
 
     :param what: the array's contents in words, for errors.
-    :returns: the array, mapped copy-on-write, and everything that ``fill`` returned.
+    :returns: the array, mapped copy-on-write, and the metadata that ``fill`` returned.
     :raises CatalogError: when the disk of the cache folder is too small or cannot be written.
     """
     if not math.prod(shape):
@@ -92,7 +92,7 @@ def has_room(name: str, shape: _Shape, dtype: np.typing.DTypeLike) -> bool:
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
-    """The same memory as a tensor, for reading; a mapped array may forbid writing."""
+    """A tensor that shares the array's memory, for reading; a mapped array may be read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
@@ -144,7 +144,7 @@ def clear_cache() -> int:
 
 
 def _is_ours(description: Path) -> bool:
-    """Whether a description is this project's; until format 1 it had no mark but these fields."""
+    """Whether a description is this project's. Before format 1 it had only these fields."""
     try:
         stored = json.loads(description.read_text("utf-8"))
         return stored.get("format") == _FORMAT or {"crc32", "part_bytes", "parts"} <= set(stored)
@@ -168,7 +168,7 @@ class _ArrayFile:
         self.starts = range(0, shape[0], self.part_rows)
 
     def read(self, built_here: bool = False) -> _Found | None:
-        """Map the array; None where it is absent, unfinished or damaged.
+        """Map the array; None if it is missing, unfinished or damaged.
 
         :param built_here: accept parts that the next build must compute again.
         """
@@ -183,14 +183,14 @@ class _ArrayFile:
         return self._map(), about
 
     def build(self, fill: Fill, what: str) -> _Found | None:
-        """Compute the parts that are missing; None where the files were deleted meanwhile."""
+        """Compute the missing parts; None if the files were deleted meanwhile."""
         described = self._described()
         parts = self._intact(described[: len(self.starts)])
         self._check_disk(what)
         if not parts:
             self.values.unlink(missing_ok=True)
         elif len(described) == len(self.starts):
-            # Another process may map the file of a finished array, so a copy is written to.
+            # Another process may have mapped the file of a finished array, so a copy is written.
             with _writing_to(self.stem.parent):
                 copy = shutil.copyfile(self.values, self._new)
                 copy.replace(self.values)
@@ -209,19 +209,19 @@ class _ArrayFile:
         return self.read(built_here=True)
 
     def build_alone(self, fill: Fill, what: str) -> _Found | None:
-        """Build under a name of its own, where locks do not keep other processes away."""
-        own = _ArrayFile(Path(f"{self.stem}.{uuid.uuid4().hex}"), self.shape, self.dtype)
-        built = own.build(fill, what)
+        """Build under a temporary name, for file systems without locks."""
+        temporary = _ArrayFile(Path(f"{self.stem}.{uuid.uuid4().hex}"), self.shape, self.dtype)
+        built = temporary.build(fill, what)
         with suppress(FileNotFoundError), _writing_to(self.stem.parent):
-            own.values.replace(self.values)
-            own.description.replace(self.description)
+            temporary.values.replace(self.values)
+            temporary.description.replace(self.description)
         return built
 
     def _write(self, start: int, values: np.ndarray, parts: list[dict[str, Any]]) -> None:
-        """Write a part to its place, then the description that lists it."""
+        """Write a part at its offset, then the description that lists it."""
         with _writing_to(self.stem.parent):
             if len(parts) == 1:
-                # First, so that clear_cache knows whose file it is.
+                # First, so that clear_cache recognizes the file.
                 self._describe([])
             with self.values.open("r+b" if start or self.values.exists() else "wb") as stream:
                 stream.seek(start * self._row_bytes)
@@ -238,7 +238,7 @@ class _ArrayFile:
             self._new.unlink(missing_ok=True)
 
     def _described(self) -> list[dict[str, Any]]:
-        """The parts that are said to be there; none where the description is damaged."""
+        """The parts that the description lists; none if it is damaged."""
         try:
             stored = json.loads(self.description.read_text("utf-8"))
             parts: list[dict[str, Any]] = stored["parts"]
@@ -249,19 +249,19 @@ class _ArrayFile:
         return []
 
     def _intact(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The leading parts whose values are as they were written."""
+        """The leading parts whose values match their checksums."""
 
         def is_intact(number: int) -> bool:
-            left = self.part_rows * self._row_bytes
+            remaining = self.part_rows * self._row_bytes
             if number + 1 == len(self.starts):
-                # The last part goes to the end of the file, so that nothing may follow it.
-                left = self.values.stat().st_size
+                # The last part extends to the end of the file, so that nothing may follow it.
+                remaining = self.values.stat().st_size
             crc = _checksum(parts[number]["about"])
             with self.values.open("rb") as stream:
                 stream.seek(self.starts[number] * self._row_bytes)
-                while left and (chunk := stream.read(min(_CHUNK, left))):
+                while remaining and (chunk := stream.read(min(_CHUNK, remaining))):
                     crc = zlib.crc32(chunk, crc)
-                    left -= len(chunk)
+                    remaining -= len(chunk)
             return bool(crc == parts[number]["crc32"])
 
         try:
@@ -276,12 +276,12 @@ class _ArrayFile:
             # Copy-on-write: torch wants writable memory, and the file must not change.
             return np.memmap(self.values, self.dtype, "c", shape=self.shape)
         except OSError:
-            # Memory that may be written counts as taken. A file larger than all of it can still be
-            # mapped for reading.
+            # A writable mapping counts as used memory. A file larger than the memory can still be
+            # mapped read-only.
             return np.memmap(self.values, self.dtype, "r", shape=self.shape)
 
     def room(self) -> tuple[int, int]:
-        """Bytes that are still needed for the array, and bytes that may be used."""
+        """Bytes that the array still needs, and bytes that are free for it."""
         written = self.values.stat().st_size if self.values.exists() else 0
         free = shutil.disk_usage(self.stem.parent).free - _DISK_RESERVE
         return max(0, self.nbytes - written), max(0, free)
@@ -304,11 +304,11 @@ def _checksum(about: dict[str, Any]) -> int:
 
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that the system releases when its process dies; False where there are no locks.
+    """Hold a lock that is released when this process dies; yields False without lock support.
 
-    :raises Timeout: when another process holds it and this one is not to wait.
+    :raises Timeout: when another process holds the lock and ``wait`` is False.
     """
-    # A file in the place of a lock would outlive a process that is killed.
+    # No soft lock: its file would outlive a killed process.
     lock = FileLock(file, fallback_to_soft=False)
     exclusive = True
     try:
@@ -327,12 +327,14 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
 
 @cache
 def _warn_no_locks(folder: Path, reason: str) -> None:
-    _log.warning("%s: files cannot be locked there (%s), so work may be done twice", folder, reason)
+    _log.warning(
+        "%s: files cannot be locked in this folder (%s), so work may be done twice", folder, reason
+    )
 
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Report what to do when the folder cannot be written; a deleted file is no such case."""
+    """Report a folder that cannot be written to, with advice. FileNotFoundError passes through."""
     try:
         yield
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Batches of photos: gathered from memory and augmented as a whole, without worker processes.
+"""Batches of photos, gathered from memory and augmented together, without worker processes.
 
-The order of photos and their augmentation follow from the seed and the epoch's number alone, so
+The order of photos and their augmentation depend only on the seed and the number of the epoch, so
 an epoch can be repeated without any stored random state.
 """
 
@@ -19,17 +19,17 @@ from .transforms import Draws, Transform, on_device
 
 
 class Source(Protocol):
-    """Where batches take their inputs from: pixels, or cached activations of frozen layers."""
+    """The source of a batch's inputs: pixels, or cached activations of frozen layers."""
 
     def take(self, rows: np.ndarray, draws: Draws | None = None) -> Tensor:
-        """Inputs of these rows on the device, each transformed by its draw; None: plain."""
+        """Inputs of these rows on the device, transformed by ``draws``; None: not transformed."""
 
 
 class PixelSource:
-    """Decoded photos, on the device where they fit, else in (memory-mapped) memory.
+    """Decoded photos, on the device if they fit, else in (memory-mapped) host memory.
 
     :param pixels: (M, S, S, 3) uint8.
-    :param cache_rows: (N,) int64, the position in ``pixels`` of each row's photo; None: the same.
+    :param cache_rows: (N,) int64, the position in ``pixels`` of each row's photo; None: that row.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class PixelSource:
 
     def take(self, rows: np.ndarray, draws: Draws | None = None) -> Tensor:
         """(n, 3, S, S) uint8 on the device, in channels-last memory order."""
-        found = rows if self._cache_rows is None else self._cache_rows[rows]
-        batch = self._pixels.index_select(0, on_device(found, self._pixels.device))
+        positions = rows if self._cache_rows is None else self._cache_rows[rows]
+        batch = self._pixels.index_select(0, on_device(positions, self._pixels.device))
         self._window.passed(batch.nbytes)
         images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return images if draws is None else draws.apply(images)
@@ -65,8 +65,8 @@ class Batch:
 
     :ivar inputs: (n, ...) on the device.
     :ivar labels: (n,) int64 on the device.
-    :ivar own: how many of these photos count: n, or 0 where the share is empty and its only photo
-        stands in for it.
+    :ivar own: how many of these photos count: n, or 0 for an empty share, which gets one photo as
+        a placeholder.
     :ivar all_labels: (N,) int64, labels of the whole batch, on the CPU.
     """
 
@@ -82,10 +82,10 @@ class Batches:
 
     :ivar rows: (n,) int64, rows of the source.
     :ivar labels: (N,) int64, the label of every row of the source.
-    :ivar train: shuffle the photos anew in each epoch; else they come in the order of ``rows``.
-    :ivar transform: augmentation of the photos, drawn anew in each epoch.
+    :ivar train: shuffle the photos in each epoch; otherwise keep the order of ``rows``.
+    :ivar transform: augmentation of the photos, with new random values in each epoch.
     :ivar share: (rank, size): this process takes every size-th photo of each batch, beginning
-        with photo ``rank``. A batch is the same whatever the size is.
+        with photo ``rank``. The batches themselves do not depend on the size.
     """
 
     source: Source
@@ -116,8 +116,8 @@ class Batches:
     def epoch(self, number: int = 0, skip: int = 0) -> Iterator[Batch]:
         """Batches of an epoch.
 
-        A share without a photo of a batch is left out in evaluation. In training, the other
-        processes wait for its gradients, so it gets the batch's first photo with ``own=0``.
+        In evaluation, a batch without photos for this share is skipped. In training, the other
+        processes wait for gradients, so the share gets the batch's first photo with ``own=0``.
 
         :param skip: number of batches to leave out at the beginning.
         """

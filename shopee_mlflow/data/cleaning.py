@@ -1,4 +1,4 @@
-"""Cleaning: a catalogue's rows become a table of photos and labels, and every step is counted."""
+"""Clean the rows of a catalogue to a table of photos and labels, and record every step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .label_checks import label_remarks
 from .photo_files import NO_FILE, find_photo_files
 
 PHASH = re.compile(r"[0-9a-f]{16}")
-# In words, of a step: how many reasons are named, of how many examples each.
+# The most reasons listed for a step, and the most examples listed for a reason.
 _MOST_REASONS, _MOST_EXAMPLES = 6, 3
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of cleaning: how many rows (or photos) it took out, and how many are left.
+    """One step of cleaning: how many rows (or photos) it removed, and how many are left.
 
-    :ivar reasons: where they differ, reason -> the names of some photos and how many there are.
+    :ivar reasons: reason -> number of photos and the names of some; empty if all have the same.
     """
 
     name: str
@@ -45,11 +45,11 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class Cleaning:
-    """The record of all steps, in order, and of what is worth knowing without removing a row.
+    """The record of all steps, in order, with notes and remarks about rows that were kept.
 
     :ivar notes: name -> number of rows or photos; logged as metrics.
-    :ivar remarks: lines for people.
-    :ivar left_out: every row that a step removed, but those outside the largest label groups,
+    :ivar remarks: lines of text.
+    :ivar left_out: every row that a step removed, except those outside the largest label groups,
         which an option excludes.
     """
 
@@ -67,9 +67,9 @@ class Cleaning:
         words: str,
         reasons: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """The rows of ``frame`` where ``kept`` is true; the others are counted under ``name``.
+        """Keep the rows where ``kept`` is true; record the removed ones under ``name``.
 
-        :param reasons: why each of the others is left out, in their order; None: ``words``.
+        :param reasons: the reason for each removed row, in order; None: ``words``.
         """
         removed = frame[~kept]
         why = [words] * len(removed) if reasons is None else list(reasons)
@@ -95,7 +95,7 @@ class Cleaning:
         return {"rows": self.rows, **removed, **self.notes, "images": left}
 
     def lines(self) -> list[str]:
-        """The record as lines for people."""
+        """The record as lines of text."""
         lines = [f"{self.rows:>7,} rows in the catalogue"]
         for step in self.steps:
             few = f" ({_few(step.examples, step.removed)})"
@@ -128,7 +128,7 @@ def _count_reasons(
 
 
 def _reason_lines(step: Step) -> Iterator[str]:
-    """Why photos were left out by a step, where more can be said than its own words."""
+    """Lines with the reasons of a step, if they say more than its own words."""
     if not set(step.reasons) - {NO_FILE}:
         return
     for reason, (count, examples) in list(step.reasons.items())[:_MOST_REASONS]:
@@ -140,12 +140,12 @@ def _reason_lines(step: Step) -> Iterator[str]:
 
 _WORTH_NAMING = {"unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
 _NOTES = {
-    "noisy_files": "{:,} of the kept photos also stand under a group that is not kept",
-    "invalid_phashes": "{:,} entries of image_phash are no phash and were computed again",
+    "noisy_files": "{:,} of the kept photos also have a label group that is not kept",
+    "invalid_phashes": "{:,} entries of image_phash are invalid and were computed again",
 }
 
 
-# Names of columns in which people decide what the options decide here.
+# Common names of columns for choices that are made by options here.
 _SPLIT_COLUMNS = (
     *("split", "fold", "folds", "kfold", "subset", "set", "partition", "usage"),
     *("dataset_split", "data_split", "is_train", "is_test", "is_valid", "is_val"),
@@ -154,7 +154,7 @@ _WEIGHT_COLUMNS = ("weight", "weights", "sample_weight", "sample_weights", "clas
 
 
 def column_remarks(unused: Sequence[str]) -> list[str]:
-    """Lines for people about columns of the CSV that nothing is taken from.
+    """Remarks about columns of the CSV that are not used.
 
     :param unused: their names.
     """
@@ -173,12 +173,12 @@ def column_remarks(unused: Sequence[str]) -> list[str]:
 
 
 def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) -> pd.DataFrame:
-    """The part of cleaning that needs no photo: complete rows, largest groups, each file once.
+    """Select rows without reading photos: complete rows, the largest groups, each file once.
 
     Groups of equal size are ordered by their label, so the choice never depends on row order.
 
     :param largest_groups: how many of the largest groups to keep; 0 keeps all.
-    :returns: one row a file, sorted by file name.
+    :returns: one row per file, sorted by file name.
     :raises CatalogError: when no row is left.
     """
     complete = (frame["image"] != "") & (frame["label_group"] != "")
@@ -194,16 +194,14 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
         else "outside (all kept)"
     )
     kept = cleaning.keep(kept, kept["label_group"].isin(chosen), "outside_largest_groups", words)
-    # Sorted first, so that of repeated rows the same one stays whatever the order in the file.
+    # Sorted first, so that the order in the file does not decide which repeated row is kept.
     order = ("image", "label_group", "posting_id", "title", "image_phash")
     by = [name for name in order if name in kept]
     kept = kept.sort_values(by, kind="stable")
     first = ~kept.duplicated(["image", "label_group"])
     kept = cleaning.keep(kept, first, "repeated_rows", "that repeat a file of their group")
     single = ~kept["image"].duplicated(keep=False)
-    kept = cleaning.keep(
-        kept, single, "conflicting_files", "of files that stand under more than one label"
-    )
+    kept = cleaning.keep(kept, single, "conflicting_files", "of files with more than one label")
     if kept.empty:
         raise CatalogError("No row of the catalogue is left:\n" + "\n".join(cleaning.lines()))
     groups = everything.groupby("image")["label_group"].nunique()
@@ -214,7 +212,7 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
 
 
 def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.DataFrame:
-    """Leave out rows whose path leaves the folder or whose file is not there; add ``file``.
+    """Leave out rows whose path leaves the folder or whose file is missing; add ``file``.
 
     :returns: the frame with a column ``file`` of Path.
     """
@@ -225,9 +223,13 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
     inside = frame["file"].notna()
     problems = pd.Series(found.problems, index=frame.index, dtype=str)[inside]
     frame = cleaning.keep(frame, inside, "unsafe_paths", "whose path leaves the folder of photos")
-    there = problems == ""
+    readable = problems == ""
     kept = cleaning.keep(
-        frame, there, "missing_files", f"whose file is not in {folder}", list(problems[~there])
+        frame,
+        readable,
+        "missing_files",
+        f"whose file is not in {folder}",
+        list(problems[~readable]),
     )
     if kept.empty:
         raise CatalogError(
@@ -239,9 +241,9 @@ def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.Da
 def drop_bad_images(
     frame: pd.DataFrame, reasons: dict[int, str], policy: str, cleaning: Cleaning
 ) -> pd.DataFrame:
-    """Leave out photos that do not decode, or stop at them with ``policy="error"``.
+    """Leave out photos that do not decode, or raise an error with ``policy="error"``.
 
-    The index of the frame is kept: it is the row of the decoded pixels.
+    The frame keeps its index, which holds the rows of the decoded pixels.
     """
     if reasons and policy == "error":
         few = [f"{frame['image'][row]}: {reasons[row]}" for row in list(reasons)[:10]]
@@ -255,7 +257,7 @@ def drop_bad_images(
 
 
 def drop_conflicting_contents(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
-    """Leave out photos whose very bytes stand under more than one label, by another file name."""
+    """Leave out photos whose bytes occur with more than one label, in files of other names."""
     labels = frame.groupby("content")["label_group"].transform("nunique")
     return cleaning.keep(
         frame,
@@ -268,7 +270,7 @@ def drop_conflicting_contents(frame: pd.DataFrame, cleaning: Cleaning) -> pd.Dat
 def drop_small_groups(frame: pd.DataFrame, minimum: int, cleaning: Cleaning) -> pd.DataFrame:
     """Leave out label groups with fewer than ``minimum`` photos.
 
-    :raises CatalogError: when fewer than two groups are left to tell apart.
+    :raises CatalogError: when fewer than two groups are left.
     """
     sizes = frame.groupby("label_group")["image"].transform("size")
     frame = cleaning.keep(

@@ -1,4 +1,4 @@
-"""Rows of a comma-separated file with their line numbers. Quotes that swallow rows are refused."""
+"""Read the rows of a CSV file with their line numbers. Quotes that swallow rows are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..errors import CatalogError
 
-# In characters; a title or a description is shorter.
+# In characters. Titles and descriptions are shorter.
 _LONGEST_VALUE = 2**20
 # A field that ends like the name of a file: 15_red.jpg
 _FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,4}[\"']?\s*(?:,|$)")
@@ -26,13 +26,14 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> Iterator[Row]:
     """Read a CSV file row by row, the header included; blank lines are left out.
 
-    Undecodable bytes become U+FFFD. A quoted value may hold line breaks where the row has one
-    meaning only: when several of its lines look like rows of their own, a quote was probably never
-    meant to open a value, and rows would vanish.
+    Undecodable bytes become U+FFFD. A quoted value may hold line breaks unless the row is
+    ambiguous: if several of its lines look like rows of their own, the quote was probably not meant
+    to open a value, and rows would be lost.
 
-    :raises CatalogError: naming the lines, when quotes are wrong or a row exceeds the header.
+    :raises CatalogError: naming the line, when quotes are invalid or a row has more fields than the
+        header.
     """
-    # Python's own limit is for the whole process; it is only ever raised.
+    # The limit applies to the whole process, so it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = _Lines(file)
@@ -55,7 +56,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 class _Lines:
-    """The lines of a file, which remember those of the row that is being read."""
+    """Iterates over the lines of a file; ``taken`` holds those of the current row."""
 
     def __init__(self, file: Iterable[str]) -> None:
         self._file = iter(file)
@@ -81,7 +82,7 @@ class _Lines:
 
 
 def _read_leniently(path: Path, lines: _Lines, width: int, problem: str) -> list[str]:
-    """Values of a row with stray quotes, where it ends with its line and has the header's width.
+    """Read a row with stray quotes, if it is a single line and has the header's width.
 
     :raises CatalogError: for any other row.
     """
@@ -135,4 +136,4 @@ _QUOTES = "; put such a value in quotes and write each quote in it twice"
 
 
 def _invalid(path: Path, line: int, problem: str) -> CatalogError:
-    return CatalogError(f"{path}: is no valid CSV (line {line}: {problem}).")
+    return CatalogError(f"{path}: is not valid CSV (line {line}: {problem}).")

@@ -1,4 +1,4 @@
-"""From the options to photos in memory: read, clean, decode, tie copies, split."""
+"""Load a dataset from its options: read, clean, decode and split the catalogue."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Watch = Callable[[str], Progress | None]
 class Dataset:
     """Clean photos with labels and splits.
 
-    :ivar frame: one row a photo, index 0, 1, ...; columns image, label_group, image_phash,
+    :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash,
         content (digest of the file's bytes), file (Path), split, label (int64, position in
         ``classes``), and posting_id and title where the catalogue has them.
-    :ivar decoded: (M, size, size, 3) uint8, RGB, photos as they were decoded, also those left out
-        since; often memory-mapped.
+    :ivar decoded: (M, size, size, 3) uint8, RGB, all decoded photos, including those that were left
+        out later; often memory-mapped.
     :ivar cache_rows: (N,) int64, the position in ``decoded`` of each row's photo.
     :ivar classes: label groups as text, sorted.
     :ivar cleaning: what each step left out.
@@ -64,7 +64,7 @@ class Dataset:
 
     @property
     def pixels(self) -> np.ndarray:
-        """(N, size, size, 3) uint8, RGB, row for row; a copy where a decoded photo was left out."""
+        """(N, size, size, 3) uint8, RGB, one per row; a copy if a decoded photo was left out."""
         whole = len(self.cache_rows) == len(self.decoded)
         return self.decoded if whole else self.decoded[self.cache_rows]
 
@@ -73,7 +73,7 @@ class Dataset:
         return splits.manifest(self.frame)
 
     def lines(self) -> list[str]:
-        """What was kept and how it is split, as lines for people."""
+        """A summary of cleaning and splits, as lines of text."""
         sizes = " / ".join(f"{len(self.rows(name)):,} {name}" for name in splits.SPLITS)
         return [
             *self.cleaning.lines(),
@@ -85,8 +85,8 @@ class Dataset:
 def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     """Read, clean, decode and split the catalogue that the options name.
 
-    :param watch: title of a long step -> callback(done, total) for it.
-    :raises CatalogError: when the catalogue cannot be used; nothing is trained before.
+    :param watch: title of a long step -> callback(done, total) for its progress.
+    :raises CatalogError: when the catalogue cannot be used.
     """
     watch = watch or _unwatched
     csv, folder = locate_catalog(config, watch)
@@ -110,19 +110,19 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     frame = drop_small_groups(frame, config.min_group, cleaning)
     frame = fill_phashes(
         frame,
-        lambda some: compute_phashes(some, config.workers, watch("computing phashes")),
+        lambda paths: compute_phashes(paths, config.workers, watch("computing phashes")),
         cleaning,
     )
     frame["split"] = splits.assign_splits(frame, config.split, config.split_seed)
     return _assemble(frame, decoded.values, cleaning, csv)
 
 
-def _unwatched(title: str) -> None:  # noqa: ARG001 - a watch that watches nothing
+def _unwatched(title: str) -> None:  # noqa: ARG001 - shows no progress
     return None
 
 
 def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
-    """The CSV and the folder of photos that the options name; the sample is drawn if need be."""
+    """The CSV and the folder of photos that the options name; the sample is drawn if needed."""
     if config.data == SAMPLE:
         folder = sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue"))
         return find_catalog(str(folder))

@@ -1,4 +1,4 @@
-"""Files that people give in place of a CSV: what they are, and the command that helps."""
+"""Recognize files that are not CSV, and suggest a command that converts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TO_CSV = (
     'python -c "import pandas; pandas.read_{kind}({file!r}{more}).to_csv({csv!r}, index=False)"'
 )
 
-# First bytes -> what the file is, and what to do; {file} is its name as a shell reads it.
+# First bytes, what the file is, and what to do; {file} is its name, quoted for a shell.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a gzip file", "Unpack it with: python -m gzip -d {file}"),
     (b"BZh", "a bzip2 file", "Unpack it with: bunzip2 -k {file}"),
@@ -34,7 +34,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"{", "a JSON file", "json"),
     (b"[", "a JSON file", "json"),
 )
-# Parts of a zip archive that tell a workbook from a packed CSV.
+# Contents of a zip archive that distinguish a workbook from a zipped CSV.
 _WORKBOOKS = (
     (b"xl/", "an Excel workbook", "Save it as 'CSV UTF-8' in Excel."),
     (b"opendocument.spreadsheet", "an OpenDocument spreadsheet", "Save it as CSV (UTF-8)."),
@@ -43,7 +43,7 @@ _WORKBOOKS = (
 
 
 def not_csv(path: Path, start: bytes) -> str:
-    """What a file is that is no CSV, and what to do; empty when it may be one.
+    """What a file is, if it is not a CSV, and what to do; empty if it may be a CSV.
 
     :param start: the first bytes of the file, a few thousand.
     """
@@ -65,7 +65,7 @@ def _sentence(path: Path, kind: str, advice: str, lines: bool = False) -> str:
         new = path.with_suffix(".csv")
         if new == path:
             new = path.with_name(f"{path.stem}-converted.csv")
-        # Numbers stay as they are written, and one object a line is JSON Lines.
+        # dtype=False keeps numbers as they are written; one object per line is JSON Lines.
         more = f", dtype=False, lines={lines}" if advice == "json" else ""
         advice = "Convert it with: " + _TO_CSV.format(
             kind=advice, file=str(path), more=more, csv=str(new)
@@ -75,7 +75,7 @@ def _sentence(path: Path, kind: str, advice: str, lines: bool = False) -> str:
 
 
 def other_separator(path: Path, header: str) -> str:
-    """Advice for a table whose fields are separated by something else than commas; or empty."""
+    """Advice for a table with another separator than commas; empty for any other table."""
     skip = ""
     if header.lower().startswith("sep="):
         separator, skip = header[4:5], ", skiprows=1"

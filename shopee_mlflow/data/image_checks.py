@@ -1,4 +1,4 @@
-"""Checks of a photo file that need no decoding: size, scans, metadata, and other kinds of file."""
+"""Checks of photo files before decoding: size, scans, metadata, and other kinds of files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from ..errors import ImageError
 
-# Larger than any camera's photo; above it a small file could fill the memory.
+# More than any camera has. Without a limit, decoding a small file could fill the memory.
 MAX_PIXELS = 120_000_000
 # These decoders hold several copies of the image; the limits are above 50-megapixel cameras.
 _LOWER_LIMITS = {"WEBP": 52_000_000, "JPEG2000": 52_000_000, "AVIF": 64_000_000, "HEIF": 64_000_000}
@@ -116,9 +116,9 @@ def check_size(image: Image.Image) -> None:
 
 
 def check_scans(content: bytes, pixels: int) -> None:
-    """Refuse a JPEG file whose many scans would hold the decoder for minutes.
+    """Refuse a JPEG file with so many scans that decoding would take minutes.
 
-    :raises ImageError: above 100 scans, or when scans times pixels exceed what takes seconds.
+    :raises ImageError: above 100 scans, or when scans times pixels exceed 4e9.
     """
     allowed = max(1, min(MAX_SCANS, _MAX_SCANNED_PIXELS // pixels))
     # The quick count includes previews inside metadata, and whatever follows the photo.
@@ -142,7 +142,7 @@ def _count_scans(content: bytes) -> int:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """A PNG file without its texts, and without a colour profile too large for Pillow."""
+    """Remove text chunks from a PNG file, and a colour profile that Pillow refuses."""
     kept, at = [PNG_START], len(PNG_START)
     while at + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
@@ -154,7 +154,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def _is_broken(profile: bytes) -> bool:
-    """Whether Pillow refuses an iCCP chunk: it does not inflate, or to too much."""
+    """Whether Pillow refuses an iCCP chunk: it cannot be decompressed, or gets too large."""
     start = profile.find(b"\0") + 1
     decompress = zlib.decompressobj()
     try:
@@ -165,7 +165,7 @@ def _is_broken(profile: bytes) -> bool:
 
 
 def has_deep_colour(image: Image.Image, head: bytes) -> bool:
-    """Whether colours are stored with 16 bits a channel, of which Pillow keeps the upper 8."""
+    """Whether colours have 16 bits per channel, of which Pillow keeps the upper 8."""
     if image.mode.startswith(("I", "F")):
         return False
     if image.format == "PNG":

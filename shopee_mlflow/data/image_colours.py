@@ -1,4 +1,4 @@
-"""Decoded pixels of any Pillow mode become 8-bit sRGB."""
+"""Convert decoded images of any Pillow mode to 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STRIP_PIXELS = 4_000_000
 _WHITE = (255, 255, 255)
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
-# Bit depths of cameras and scanners: the largest value of each.
+# The largest value of each bit depth of cameras and scanners.
 _DEPTHS = (255, 1023, 4095, 16383, 65535)
 
 # TIFF 6.0, section 8 and 19.
@@ -30,22 +30,22 @@ _UNSIGNED = 1
 
 # Colour spaces of ICC profiles (ICC.1:2022, 7.2.6), and the modes that hold their values.
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-# Far above any profile of a display or a printer.
+# Far above the size of any profile of a display or a printer.
 _MAX_PROFILE_BYTES = 8 * 1024 * 1024
-# A profile that moves no colour by more than this is sRGB by another name.
+# A profile that changes no colour by more than this is treated as sRGB.
 _SAME_COLOR = 3
 
 
 def flatten(image: Image.Image, side: int = 0) -> Image.Image:
-    """Convert a loaded image to 8 bits a channel without transparency, in its own colour space.
+    """Convert a loaded image to 8 bits per channel without transparency, in its own colour space.
 
     Transparent pixels become white. Values of 16-bit, 32-bit and float images are scaled to
     0..255, see :func:`value_range`. Large images are reduced while they are converted.
 
     :param side: reduce a large image, its sides in proportion, to no less than twice this many
         pixels a side; 0 keeps the size.
-    :returns: mode L, RGB, or CMYK where a CMYK profile says what the inks look like;
-        :func:`to_srgb` does the rest.
+    :returns: mode L or RGB, or CMYK if the image has a CMYK profile; :func:`to_srgb` completes the
+        conversion.
     """
     convert = _deep_to_grey(image) if _is_deep(image) else _shallow_to_flat
     if image.width * image.height <= LARGE_PIXELS or _is_flat(image):
@@ -63,7 +63,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert a flattened image to sRGB by its ICC profile.
 
     A profile that is broken, or belongs to another kind of image, is ignored: the values are
-    taken for sRGB, as they are without a profile.
+    assumed to be sRGB, as without a profile.
 
     :returns: mode RGB.
     """
@@ -81,7 +81,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def value_range(image: Image.Image) -> tuple[float, float]:
-    """Which values of a 16-bit, 32-bit or float image are black and white.
+    """The values of black and white in a 16-bit, 32-bit or float image.
 
     - A TIFF file's MaxSampleValue, SMaxSampleValue or BitsPerSample below 16, if no pixel is
       above it.
@@ -222,7 +222,7 @@ def _first_number(value: object) -> float:
 
 
 def _strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Horizontal strips with their first rows, each a multiple of so many rows high."""
+    """Yield horizontal strips and their first rows; heights are multiples of ``multiple``."""
     if image.width * image.height <= _STRIP_PIXELS:
         yield 0, image
         return
@@ -235,7 +235,7 @@ def _strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.
 def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
     """The mode that a profile describes and its conversion to sRGB; None if it is not needed.
 
-    Black point compensation, as image editors use it, keeps black black.
+    Black point compensation, as in image editors, preserves black.
     """
     if len(profile) > _MAX_PROFILE_BYTES:
         return None

@@ -37,13 +37,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-# Changes whenever the same file would give other pixels, so that stale caches are noticed.
+# Part of the cache key. Change it whenever the same file would be decoded to other pixels.
 RECIPE = "draft2x-bilinear-white-srgb-v3"
 
 _HEAD_BYTES = 4096
 _MOST_SCANNED_BYTES = 256 * 1024 * 1024
 _FILTERS = threading.Lock()
-# Large images are decoded one at a time, so that their number does not multiply the memory.
+# Large images are decoded one at a time, to limit memory.
 _LARGE = threading.RLock()
 _FULL_SIZE = "full_size"
 
@@ -78,8 +78,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 def read_pixels(source: Path | bytes, size: int, resize: str = "stretch") -> np.ndarray:
     """Decode one photo and resize it to a square.
 
-    JPEG files are decoded at a reduced scale, to no less than twice the size asked for; a
-    bilinear filter with antialiasing does the rest. Colours are converted to sRGB by the photo's
+    JPEG files are decoded at a reduced scale, to at least twice the requested size, and then
+    resized by a bilinear filter with antialiasing. Colours are converted to sRGB by the photo's
     ICC profile. Greys of more than 8 bits are scaled to 0..255
     (:func:`~shopee_mlflow.data.image_colours.value_range`).
 
@@ -88,7 +88,7 @@ def read_pixels(source: Path | bytes, size: int, resize: str = "stretch") -> np.
     :param resize: ``stretch`` changes the photo's proportions to a square; ``pad`` keeps them and
         centres the whole photo on white.
     :returns: (size, size, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
-    :raises ImageError: with the reason, when it is no photo that can be decoded whole.
+    :raises ImageError: with the reason, when it cannot be decoded completely.
     """
     with open_photo(source, size) as image:
         width, height = image.info.get(_FULL_SIZE, image.size)
@@ -124,7 +124,7 @@ def read_thumbnail(source: Path | bytes, size: int) -> np.ndarray:
 
     :param size: longest side in pixels; smaller photos keep their size.
     :returns: (H, W, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
-    :raises ImageError: with the reason, when it is no photo that can be decoded whole.
+    :raises ImageError: with the reason, when it cannot be decoded completely.
     """
     with open_photo(source, size) as image:
         small = upright_rgb(image)
@@ -167,7 +167,7 @@ def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
 
     :param side: decode JPEG files at a reduced scale, to no less than twice this many pixels a
         side; 0 reduces only those that are too large for the memory.
-    :raises ImageError: its ``transient`` is True where the same bytes may decode another time.
+    :raises ImageError: its ``transient`` is True if the same bytes may decode later.
     """
     head = b""
     try:
@@ -190,7 +190,7 @@ def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
     except MemoryError as error:
         raise ImageError("not enough memory to decode it", transient=True) from error
     except OSError as error:
-        # Decoders raise OSError without a number, for damage and for want of memory.
+        # Decoders raise OSError without errno, for damaged files and for lack of memory.
         transient = error.errno is not None or "memory" in str(error)
         raise ImageError(error.strerror or str(error), transient=transient) from error
     except _DAMAGE as error:
@@ -227,14 +227,14 @@ def _open_image(stream: IO[bytes], head: bytes) -> Image.Image:
 
 
 def _open_without_metadata(stream: IO[bytes]) -> Image.Image:
-    """A PNG file whose texts are broken, or exceed what Pillow is ready to read."""
+    """Open a PNG file whose text chunks are damaged or exceed Pillow's limit."""
     stream.seek(0)
     return Image.open(io.BytesIO(without_metadata(stream.read())), formats=("PNG",))
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that are read: HEIF as well where the package pillow-heif is installed."""
+    """The formats that are read, including HEIF if the package pillow-heif is installed."""
     if find_spec("pillow_heif") is None:
         return FORMATS
     heif: Any = importlib.import_module("pillow_heif")
@@ -243,7 +243,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _scale_down(image: Image.Image, stream: IO[bytes], side: int) -> None:
-    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size; refuse one of too many scans."""
+    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size; refuse one with too many scans."""
     if not isinstance(image, JpegImageFile):
         return
     width, height = image.size
@@ -266,7 +266,7 @@ def _is_large(image: Image.Image) -> bool:
 
 
 def _decoded(image: Image.Image, stream: IO[bytes], head: bytes) -> Image.Image:
-    """The image, decoded already where decoding reads metadata or warns."""
+    """The image. TIFF and PNG are decoded here, since decoding reads metadata or warns."""
     if image.format == "TIFF":
         with _without_warnings():
             image.load()
@@ -284,9 +284,9 @@ def _decoded(image: Image.Image, stream: IO[bytes], head: bytes) -> Image.Image:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings: what matters is an error, and damaged EXIF does not matter.
+    """Silence Pillow's warnings: real damage is an error, and damaged EXIF data is harmless.
 
-    Warning filters belong to the whole process, hence the lock among decoding threads.
+    Warning filters apply to the whole process, hence the lock between decoding threads.
     """
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -294,7 +294,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _to_rgb(image: Image.Image, side: int = 0) -> Image.Image:
-    """8 bits a channel, transparency over white; :func:`to_srgb` has to follow."""
+    """Convert to 8 bits per channel, transparency over white; call :func:`to_srgb` next."""
     image.load()
     return flatten(image, side)
 

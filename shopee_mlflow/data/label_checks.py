@@ -1,4 +1,4 @@
-"""Labels that mean one thing to a person and two to the program, and labels that mean nothing."""
+"""Find labels that look the same to people but differ, and labels for missing values."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def lookalike_labels(labels: Iterable[str]) -> list[list[str]]:
 
     These are: upper and lower case, spaces, Unicode forms, invisible characters, kinds of dashes
     and quotation marks, letters of other scripts that look the same, and ways to write a
-    number (``249114794.0``, ``2.49114794E+08``). Leading zeros count: ``007`` and ``7`` are two
-    labels.
+    number (``249114794.0``, ``2.49114794E+08``). Leading zeros are significant: ``007`` and
+    ``7`` are two labels.
 
     :returns: sets of two or more, each sorted, in the order of their first label.
     """
     sets: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
         sets.setdefault(_as_seen(label), []).append(label)
-    return [alike for alike in sets.values() if len(alike) > 1]
+    return [members for members in sets.values() if len(members) > 1]
 
 
 def missing_value_labels(labels: Iterable[str]) -> list[str]:
@@ -56,21 +56,21 @@ def missing_value_labels(labels: Iterable[str]) -> list[str]:
 
 
 def shown_label(label: str) -> str:
-    """A label in quotes, as Python writes it, with escapes for what cannot be seen."""
+    """A label as a Python literal, with escapes for invisible characters."""
     visible = label == unicodedata.normalize("NFKC", label) and not _invisible(label)
     return repr(label) if visible else ascii(label)
 
 
 def label_remarks(labels: Iterable[str]) -> list[str]:
-    """Lines for people about lookalike labels and those that read like missing values."""
+    """Remarks about lookalike labels, and about labels that read like missing values."""
     labels = set(labels)
     lines = []
-    if alike := lookalike_labels(labels):
-        few = "; ".join(" and ".join(map(shown_label, some[:4])) for some in alike[:3])
+    if lookalikes := lookalike_labels(labels):
+        few = "; ".join(" and ".join(map(shown_label, names[:4])) for names in lookalikes[:3])
         lines.append(
-            f"{len(alike):,} {'set' if len(alike) == 1 else 'sets'} of label groups differ only in "
-            "case, spaces, Unicode form, lookalike characters or how a number is written, and are "
-            f"kept apart: {few}{'; ...' if len(alike) > 3 else ''}"
+            f"{len(lookalikes):,} {'set' if len(lookalikes) == 1 else 'sets'} of label groups "
+            "differ only in case, spaces, Unicode form, lookalike characters or how a number is "
+            f"written, and are kept apart: {few}{'; ...' if len(lookalikes) > 3 else ''}"
         )
     if missing := missing_value_labels(labels):
         few = ", ".join(map(shown_label, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -80,12 +80,12 @@ def label_remarks(labels: Iterable[str]) -> list[str]:
 
 
 def _as_seen(label: str) -> str:
-    """What a person sees of a label: two that give the same text are lookalikes."""
+    """A label as people see it. Labels with equal results are lookalikes."""
     text = unicodedata.normalize("NFKC", label).casefold()
     text = unicodedata.normalize("NFKC", text).translate(_CONFUSABLE)
     text = " ".join("".join(char for char in text if not _invisible(char)).split())
     if _NUMBER.fullmatch(text) and not _ZEROS_FIRST.match(text):
-        # As many digits as there are: long identifiers must not be rounded to the same number.
+        # Full precision: long identifiers must not be rounded to the same number.
         return f"{Decimal(text.replace(',', '')).normalize(Context(prec=len(text))):f}"
     return text
 

@@ -1,10 +1,11 @@
-"""Near copies of photos: phashes few bits apart, and the clusters they form.
+"""Near copies of photos: pairs whose phashes differ in few bits, and the clusters of such pairs.
 
-No n x n matrix is made. A phash has eight bytes; where at most six of its 64 bits differ, at least
-two of the eight bytes are equal. So each pair is found in one of 28 tables, sorted by two bytes.
+No n x n matrix is computed. A phash has eight bytes. If two phashes differ in at most six of their
+64 bits, at least two bytes are equal. So each pair is found in one of 28 tables, each sorted by
+two bytes.
 
-A file can be made whose phashes nearly all share bytes, or are nearly all near one another. So the
-comparisons and the pairs are limited, and the result says whether a limit was reached.
+In a contrived file, nearly all phashes may share bytes or be near one another. So the numbers of
+comparisons and pairs are limited, and the result says whether a limit was reached.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-# Two photos whose phashes differ in at most so many bits are near copies.
+# Two photos whose phashes differ in at most this many bits are near copies.
 NEAR_BITS = 6
 # The most pairs that are returned.
 MOST_PAIRS = 500_000
-# The most comparisons in each of the 28 tables, and the same for each phash where that is more.
-# Evenly spread phashes need n / 131,072 each: 8 of a million.
+# The most comparisons in each of the 28 tables: in all, or per phash if that is more. Uniformly
+# distributed phashes need n / 131,072 comparisons each: 8 for a million.
 _COMPARISONS, _COMPARISONS_EACH = 300_000, 50
 _BYTES = 8
 _CHUNK = 65_536
@@ -102,7 +103,7 @@ def connected(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _near_of(
     values: np.ndarray, one: np.ndarray, other: np.ndarray, table: tuple[int, int], most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Those of the given pairs that are near, and whose first two equal bytes are the table's."""
+    """The near pairs among the given ones whose first two equal bytes are the table's."""
     differing = values[one] ^ values[other]
     bits = np.bitwise_count(differing)
     near = bits <= most
@@ -110,24 +111,24 @@ def _near_of(
     equal = differing[near].view(np.uint8).reshape(-1, _BYTES) == 0
     first = equal.argmax(axis=1)
     equal[np.arange(len(first)), first] = False
-    here = (first == table[0]) & (equal.argmax(axis=1) == table[1])
-    return np.minimum(one, other)[here], np.maximum(one, other)[here], bits[here]
+    in_table = (first == table[0]) & (equal.argmax(axis=1) == table[1])
+    return np.minimum(one, other)[in_table], np.maximum(one, other)[in_table], bits[in_table]
 
 
 def _pairs_of_equal_keys(
     high: np.ndarray, low: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of all pairs with equal keys: neighbours in sorted order, then next but one, ..."""
+    """Yield all pairs of indices with equal keys: first neighbours in sorted order, then others."""
     keys = high.astype(np.uint16) << 8 | low
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    step, here = 1, np.arange(len(keys))
+    step, starts = 1, np.arange(len(keys))
     while True:
-        here = here[here + step < len(keys)]
-        here = here[keys[here] == keys[here + step]]
-        if not len(here):
+        starts = starts[starts + step < len(keys)]
+        starts = starts[keys[starts] == keys[starts + step]]
+        if not len(starts):
             return
-        for start in range(0, len(here), _CHUNK):
-            part = here[start : start + _CHUNK]
+        for first in range(0, len(starts), _CHUNK):
+            part = starts[first : first + _CHUNK]
             yield order[part], order[part + step]
         step += 1

@@ -1,4 +1,4 @@
-"""Names that nearly match files: how they have to be read, where one reading fits all of them."""
+"""Match names that differ from file names in a regular way, such as by a missing suffix."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import unquote, urlsplit
 
-# Fewer names may be missing for other reasons than the way in which they are written.
+# The fewest names that establish a reading; fewer may be missing for other reasons.
 _FEWEST = 3
-# Names on which a reading is tried before all of them.
+# Number of names on which a reading is tried first.
 _SAMPLE = 50
 
 Change = Callable[[str], str]
@@ -20,10 +20,10 @@ Change = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Reading:
-    """How names are read.
+    """A way to match names with files.
 
-    :ivar words: what is ignored or changed; empty when nothing helps.
-    :ivar files: name -> path of the file relative to the folder; empty when no reading fits all.
+    :ivar words: what is ignored or changed; empty if no reading helps.
+    :ivar files: name -> path of the file relative to the folder; empty if no reading matches all.
     :ivar example: a name and the path of a file.
     """
 
@@ -34,7 +34,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Step:
-    """One thing to ignore: what to do to a name, and what to do to the path of a file."""
+    """One difference to ignore: how to change a name, and how to change the path of a file."""
 
     words: str
     name: Change
@@ -44,13 +44,13 @@ class _Step:
 def find_reading(
     names: Sequence[str], files: Iterable[str], folder: str, *, alone: bool
 ) -> Reading | None:
-    """Find the simplest reading by which every name is found that is there in any reading.
+    """Find the simplest reading that matches every name that any reading can match.
 
-    :param names: that no file has, each once.
-    :param files: paths in the folder that no other name stands for.
-    :param folder: name of the folder of photos, which may lead a name.
-    :param alone: whether no other name was found as it is written. Otherwise a few names are not
-        enough to tell a way of writing, and the reading serves as a hint only.
+    :param names: distinct names that match no file exactly.
+    :param files: paths in the folder that no other name matches.
+    :param folder: name of the folder of photos, with which names may begin.
+    :param alone: whether no other name matches a file exactly. Otherwise a few names are not enough
+        evidence, and the reading is only a hint.
     :returns: None when no file resembles any name.
     """
     paths = list(files)
@@ -73,7 +73,7 @@ def find_reading(
 
 
 def _choices(names: Sequence[str], folder: str) -> list[list[_Step | None]]:
-    """For each kind of difference the steps to choose from, in the order of their application."""
+    """The alternative steps for each kind of difference, in the order in which they apply."""
 
     def after_folder(name: str) -> str:
         parts = name.split("/")
@@ -91,7 +91,7 @@ def _choices(names: Sequence[str], folder: str) -> list[list[_Step | None]]:
         [None, _Step("quotes removed", lambda name: name.strip("'\"` "), str)],
         [
             None,
-            _Step(f"what leads up to {folder}/ removed", after_folder, str),
+            _Step(f"the part before {folder}/ removed", after_folder, str),
             _Step(f"the leading {start} removed", without_start, str),
         ],
         [None, _Step("subfolders searched", str, posixpath.basename)],
@@ -110,7 +110,7 @@ def _slashes(name: str) -> str:
 
 
 def _decoded(name: str) -> str:
-    """A web address or a name with percent escapes as a path."""
+    """Decode a URL, or a name with percent escapes, to a path."""
     return unquote(urlsplit(name).path if "://" in name else name)
 
 
@@ -157,7 +157,7 @@ def _key(name: str, steps: tuple[_Step, ...]) -> str:
 
 
 def _index(paths: list[str], changes: list[Change]) -> dict[str, str | None]:
-    """Changed path -> the path; None where it is that of several files."""
+    """Changed path -> original path; None if several files have the same changed path."""
     found: dict[str, str | None] = {}
     for path in paths:
         key = _applied(path, changes)
@@ -181,11 +181,11 @@ def _resembling(names: Sequence[str], choices: list[list[_Step | None]], index: 
 
 
 def _resolve(names: Sequence[str], steps: tuple[_Step, ...], index: Index) -> dict[str, str]:
-    """Name -> path of its file; empty unless each name has a file, and one of its own."""
-    there = index(tuple(step for step in steps if step.file is not str))
+    """Name -> path of its file; empty unless each name has a file and no two share one."""
+    candidates = index(tuple(step for step in steps if step.file is not str))
     found: dict[str, str] = {}
     for name in names:
-        path = there.get(_key(name, steps))
+        path = candidates.get(_key(name, steps))
         if path is None:
             return {}
         found[name] = path

@@ -1,7 +1,7 @@
-"""Names of photos in a catalogue become files in the folder of photos, and never files outside.
+"""Map the names of photos in a catalogue to files in the folder of photos, never outside it.
 
-What the CSV says must not leave the folder. What its owner has put there is theirs: links in the
-folder, such as those of DVC, git-annex and dataset hubs, are followed wherever they point.
+Paths in the CSV must not leave the folder. Links in the folder are trusted: those of DVC, git-annex
+and dataset hubs are followed wherever they point.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NO_FILE = "no such file"
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """The files that names stand for, row for row.
+    """The files of a list of names, one for each name.
 
-    :ivar files: None where the name leaves the folder.
-    :ivar problems: why there is no file to read; empty where there is one.
-    :ivar note: how names were read where they are not those in the folder, or how a name differs
-        from that of a file; empty when there is nothing to say.
+    :ivar files: paths; None if the name leaves the folder.
+    :ivar problems: why there is no file to read; empty if there is one.
+    :ivar note: how names that differ from file names were matched, or how a name differs from that
+        of a file; empty if all names match exactly.
     """
 
     files: list[Path | None]
@@ -33,7 +33,7 @@ class PhotoFiles:
     note: str
 
     def found(self) -> list[Path | None]:
-        """The files that are there; None for all others."""
+        """The files that exist; None for all other names."""
         return [
             None if problem else file
             for file, problem in zip(self.files, self.problems, strict=True)
@@ -41,7 +41,7 @@ class PhotoFiles:
 
 
 def find_photo_files(folder: Path, names: Sequence[str]) -> PhotoFiles:
-    """Look up names as they are written, and those that are not there by the one reading that fits.
+    """Look up names exactly, and the missing ones by the one reading that matches them.
 
     A reading ignores, for instance, a missing suffix, a leading folder, backslashes or upper and
     lower case; see :mod:`~shopee_mlflow.data.near_names`.
@@ -49,15 +49,15 @@ def find_photo_files(folder: Path, names: Sequence[str]) -> PhotoFiles:
     root = folder.resolve()
     files = [inside_folder(root, name) for name in names]
     problems = [OUTSIDE if file is None else file_problem(file) for file in files]
-    lost = dict.fromkeys(
+    missing = dict.fromkeys(
         name for name, problem in zip(names, problems, strict=True) if problem in _MAY_BE_MISREAD
     )
-    lost.pop("", None)
-    if not lost:
+    missing.pop("", None)
+    if not missing:
         return PhotoFiles(files, problems, "")
-    taken = {file for file, problem in zip(files, problems, strict=True) if not problem}
-    there = [file for file in list_files(root) if root / file not in taken]
-    reading = find_reading(list(lost), there, folder.name, alone=not taken)
+    matched = {file for file, problem in zip(files, problems, strict=True) if not problem}
+    unmatched = [file for file in list_files(root) if root / file not in matched]
+    reading = find_reading(list(missing), unmatched, folder.name, alone=not matched)
     if reading is None:
         return PhotoFiles(files, problems, "")
     for row, name in enumerate(names):
@@ -70,11 +70,11 @@ def find_photo_files(folder: Path, names: Sequence[str]) -> PhotoFiles:
 def _note(reading: Reading) -> str:
     name, file = (printable(text) for text in reading.example)
     if not reading.words:
-        return f"no name fits: the CSV names {name!r}, the folder holds {file!r}"
+        return f"no name matches: the CSV names {name!r}, the folder holds {file!r}"
     if reading.files:
         count = f"{len(reading.files):,} file {'name' if len(reading.files) == 1 else 'names'}"
         return f"{count} read with {reading.words}: {name!r} is {file!r}"
-    return f"{name!r} is not there, but {file!r} is; they differ by {reading.words}"
+    return f"{name!r} does not exist, but {file!r} does; they differ by {reading.words}"
 
 
 OUTSIDE = "its path leaves the folder of photos"
@@ -84,7 +84,7 @@ _MAY_BE_MISREAD = (OUTSIDE, NO_FILE)
 def inside_folder(root: Path, name: str) -> Path | None:
     """The path of a name in the folder; None when it is absolute or leaves the folder by ``..``.
 
-    Symbolic links are not looked at.
+    Symbolic links are not resolved.
     """
     if not name or "\0" in name:
         return None
@@ -95,7 +95,7 @@ def inside_folder(root: Path, name: str) -> Path | None:
 
 
 def file_problem(path: Path) -> str:
-    """Why a path is no file that can be looked at; empty when it is one."""
+    """Why a path is not an accessible regular file; empty if it is one."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -115,18 +115,18 @@ def _dead_link(path: Path) -> str:
         target = os.readlink(path)  # noqa: PTH115 - text, which need not be a path
     except OSError:
         return ""
-    return f"a link to {printable(target)}, which is not there"
+    return f"a link to {printable(target)}, which does not exist"
 
 
 def list_files(root: Path) -> Iterable[str]:
-    """Paths of all files below a folder, relative to it; linked folders are entered once."""
+    """Paths of all files below a folder, relative to it; linked folders are visited once."""
     seen = set()
-    for place, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
+    for path, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(path)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders.sort()
-        start = Path(place).relative_to(root)
+        start = Path(path).relative_to(root)
         yield from ((start / file).as_posix() for file in sorted(files))

@@ -1,4 +1,4 @@
-"""A photo in any form that callers send, as pixels: path, bytes, base64 text, data: URL, array."""
+"""Read a photo in any form: path, bytes, base64 text, data: URL or array."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
 
     :param photo: a file path, the file's bytes, its base64 text, a ``data:`` URL, or an array
         (H, W, 3) uint8.
-    :param paths: whether paths are read. If not, text never leads to an access to a file, so that
-        the error is the same whether a file exists or not.
+    :param paths: whether to read paths. If not, text never causes access to a file, and the error
+        does not reveal whether a file exists.
     :raises ImageError: when it is none of these, or does not decode.
     """
     if isinstance(photo, (bytes, bytearray, memoryview)):
@@ -74,9 +74,9 @@ def _bytes_of(text: str) -> bytes:
 
 
 def _is_file(text: str) -> bool:
-    """False for what is longer than any path: a whole encoded photo."""
+    """Whether text is the path of a file; False for longer text, such as an encoded photo."""
     try:
         return len(text) < _LONGEST_PATH and Path(text).is_file()
     except OSError:
-        # A part of it is longer than any file name.
+        # A component of the path is longer than any file name.
         return False

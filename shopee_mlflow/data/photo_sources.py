@@ -1,4 +1,4 @@
-"""Photos to classify: a photo, a folder, a pattern, or a CSV becomes a list in a fixed order."""
+"""Find photos to classify, in a fixed order: a photo, a folder, a pattern or a CSV."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .catalog_csv import IMAGES_NAME, read_catalog
 from .images import SUFFIXES, open_photo, read_pixels
 from .photo_files import find_photo_files
 
-# Files with these suffixes are expected to be photos: one that does not decode is an error in its
-# row. Any other file is a photo if it begins as one.
+# Files with these suffixes count as photos: one that does not decode has an error in its row. Any
+# other file is a photo if it can be opened as one.
 _PHOTO_SUFFIXES = {*SUFFIXES, ".jfif", ".jpe", ".apng", ".mpo", ".avif", ".heic", ".heif"}
-# macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that have no room for it.
+# macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that cannot store it.
 _METADATA_PREFIX = "._"
 _KINDS_NAMED = 8
 
@@ -29,8 +29,8 @@ _KINDS_NAMED = 8
 class Photo:
     """A photo to classify.
 
-    :ivar name: in the output.
-    :ivar file: None where the name in a CSV leaves the folder of photos.
+    :ivar name: its name in the output.
+    :ivar file: its path; None if the name in a CSV leaves the folder of photos.
     """
 
     name: str
@@ -48,25 +48,25 @@ class Photo:
         return read_pixels(self.file, size, resize)
 
     def state(self) -> str:
-        """Changes when the file is written to or replaced; empty where there is none."""
+        """A text that changes when the file is written to or replaced; empty without a file."""
         if self.file is None:
             return ""
         try:
-            found = self.file.stat()
+            status = self.file.stat()
         except OSError:
             return ""
-        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 @dataclass(frozen=True)
 class PhotoSource:
-    """What a source holds.
+    """The photos of a source.
 
     :ivar photos: in a fixed order.
     :ivar key: name of the output's first column.
-    :ivar place: where the photos were looked for.
-    :ivar passed_over: kind of file that is no photo -> number of such files.
-    :ivar note: how names of a CSV were read, where they are not those of files.
+    :ivar place: the folder in which photos were looked for.
+    :ivar passed_over: kind of file that is not a photo -> number of such files.
+    :ivar note: how names in a CSV were matched, if they differ from file names.
     """
 
     photos: list[Photo]
@@ -76,14 +76,14 @@ class PhotoSource:
     note: str = ""
 
     def passed_over_in_words(self) -> str:
-        """The files that are no photos, by kind; empty where there are none."""
+        """A sentence about files that are not photos, by kind; empty if there are none."""
         count = self.passed_over.total()
         if not count:
             return ""
         kinds = [f"{number:,} {kind}" for kind, number in self.passed_over.most_common()]
         more = [f"{len(kinds) - _KINDS_NAMED} more kinds"] if len(kinds) > _KINDS_NAMED else []
         words = "1 file was" if count == 1 else f"{count:,} files were"
-        return f"{words} passed over, not being photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
+        return f"{words} skipped, not being photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
 
 
 def find_photos(source: str, images: str | None = None) -> PhotoSource:
@@ -144,7 +144,7 @@ def _from_csv(path: Path, images: str | None) -> PhotoSource:
 
 
 def _images_beside(csv: Path) -> Path:
-    """Kaggle's layout: ``test_images`` belongs to ``test.csv``, ``train_images`` to the others."""
+    """Kaggle's layout: ``test_images`` belongs to ``test.csv``, ``train_images`` to any other."""
     own = csv.with_name(f"{csv.stem}_images")
     return own if own.is_dir() else csv.with_name(IMAGES_NAME)
 
@@ -169,22 +169,22 @@ def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
         passed_over[f"folder that cannot be opened ({error.strerror})"] += 1
 
     while pending:
-        # Linked folders come after the others, so that photos keep the names of their own folder.
+        # Linked folders come last, so that photos are named by the folder that really holds them.
         links: list[Path] = []
         for start in pending:
-            for place, folders, files in os.walk(start, onerror=note):
-                here = Path(place).stat()
-                if (here.st_dev, here.st_ino) in seen:
+            for path, folders, files in os.walk(start, onerror=note):
+                status = Path(path).stat()
+                if (status.st_dev, status.st_ino) in seen:
                     folders.clear()
                     continue
-                seen.add((here.st_dev, here.st_ino))
-                links += [Path(place, name) for name in sorted(folders) if _is_link(place, name)]
-                yield from (Path(place, name) for name in files)
+                seen.add((status.st_dev, status.st_ino))
+                links += [Path(path, name) for name in sorted(folders) if _is_link(path, name)]
+                yield from (Path(path, name) for name in files)
         pending = links
 
 
-def _is_link(place: str, name: str) -> bool:
-    return Path(place, name).is_symlink()
+def _is_link(folder: str, name: str) -> bool:
+    return Path(folder, name).is_symlink()
 
 
 def _kind_of_other(file: Path) -> str | None:
@@ -208,7 +208,7 @@ def _begins_as_photo(file: Path) -> bool:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is a pipe, a device or a socket, which might block for ever when opened."""
+    """Whether a path is a pipe, a device or a socket, which may block forever when opened."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -217,5 +217,5 @@ def _is_special(path: Path) -> bool:
 
 
 def _text(name: str) -> str:
-    """File names need not be UTF-8; the output is."""
+    """Escape bytes of a file name that are not UTF-8, since the output is UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

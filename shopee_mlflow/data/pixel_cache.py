@@ -1,8 +1,7 @@
 """Decode photos once: uint8 pixels in the cache folder, mapped into memory.
 
-The array's name is a digest of the photos' contents and of everything that shapes the pixels, so
-other photos, another size or another decoder never find a stale array. Photos are decoded from the
-very bytes that have this digest.
+The array's name is a digest of the photos' contents and of everything that affects the pixels, so
+a stale array is never used. Photos are decoded from exactly the bytes that have this digest.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ Progress = Callable[[int, int], None]
 _Out = TypeVar("_Out")
 
 _MOST_A_TASK = 16
-# Photos to name in a warning.
+# The most photos named in a warning.
 _NAMED = 5
-# Items that are split into tasks at once, since waiting tasks take memory.
+# Number of items that are submitted at once, since queued tasks take memory.
 _ROUND = 16_384
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded photos, in the order of the files asked for.
+    """Decoded photos, in the order of the files.
 
     :ivar values: (N, size, size, 3) uint8, RGB; zeros where a photo does not decode.
     :ivar bad: position of a photo without pixels -> the reason.
@@ -60,10 +59,11 @@ def load_pixels(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Pixels:
-    """Map the photos' pixels from the cache; decode them first, in threads, where they are missing.
+    """Map the photos' pixels from the cache; decode them first, in threads, if they are missing.
 
-    Photos that do not decode are cached as such. Photos that could not be read, changed after
-    ``contents`` was computed, or lacked memory are in ``bad`` too, but decoded again next time.
+    The cache also records photos that do not decode. After transient errors (a file that cannot be
+    read or has changed since ``contents`` was computed, not enough memory), a photo is in ``bad``
+    too, but is decoded again next time.
 
     :param contents: digest of each file's bytes, from :func:`hash_files`.
     :param size: side in pixels.
@@ -133,13 +133,13 @@ def compute_phashes(
 def phash_of(image: Image.Image) -> str:
     """``imagehash.phash`` of an opened photo, 16 hexadecimal digits."""
     image.load()
-    # It does not affect the hash, and Pillow would warn that it is lost.
+    # Transparency does not affect the hash, and Pillow would warn that it is lost.
     image.info.pop("transparency", None)
     return str(imagehash.phash(image))
 
 
 def pixel_key(contents: Sequence[str], size: int, resize: str = "stretch") -> str:
-    """A digest of all that shapes the pixels of these photos: contents, size, resize, decoder."""
+    """A digest of everything that affects the pixels: contents, size, resize, decoder."""
     shape = str(size) if resize == "stretch" else f"{size} {resize}"
     parts = [RECIPE, pillow_version, shape, *contents]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
@@ -172,15 +172,15 @@ def _decode_into(
     transient = [f"{files[row].name} ({e})" for row, e in errors.items() if e.transient]
     if transient:
         names = ", ".join(transient[:_NAMED])
-        _log.warning("photos that cannot be used this time: %d, %s", len(transient), names)
+        _log.warning("%d photos cannot be used this time: %s", len(transient), names)
     return errors
 
 
 def _read_verified(file: Path, content: str) -> bytes:
     """The bytes of a file that have this digest.
 
-    :param content: "" where the file could not be read when digests were computed. It stays left
-        out, since pixels of unknown bytes must not be cached.
+    :param content: "" if the file could not be read when digests were computed. Such a photo is
+        left out, since pixels of unknown bytes must not be cached.
     """
     try:
         photo = file.read_bytes()
@@ -202,16 +202,16 @@ def _in_threads(
     progress: Progress | None = None,
 ) -> list[_Out]:
     threads = workers or os.cpu_count() or 1
-    # Several items a task, if there are enough for all threads: tasks cost as much as a small file.
-    run = min(_MOST_A_TASK, max(1, len(items) // (threads * _MOST_A_TASK)))
+    # Several items per task, if there are enough: the overhead of a task equals a small file.
+    per_task = min(_MOST_A_TASK, max(1, len(items) // (threads * _MOST_A_TASK)))
     results: list[_Out] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(items), _ROUND):
             part = items[start : start + _ROUND]
-            runs = [part[i : i + run] for i in range(0, len(part), run)]
-            # On an error or Ctrl-C, map cancels the tasks that have not begun.
-            for some in pool.map(lambda some: [work(item) for item in some], runs):
-                for result in some:
+            tasks = [part[i : i + per_task] for i in range(0, len(part), per_task)]
+            # On an error or Ctrl-C, map cancels the tasks that have not started.
+            for finished in pool.map(lambda task: [work(item) for item in task], tasks):
+                for result in finished:
                     results.append(result)
                     if progress:
                         progress(len(results), len(items))

@@ -1,8 +1,8 @@
-"""Which photo is for training, which for choosing the epoch, which for the one final test.
+"""Split photos into train, val (to choose the best epoch) and test (for the one final test).
 
-A split is stratified by label and follows from the seed and the photos alone. ``leak_free``
-keeps all files that are copies of one another (equal bytes or equal phash, through any chain)
-on one side; ``random`` does not look at copies, as the original experiment did not.
+A split is stratified by label and depends only on the seed and the photos. ``leak_free`` keeps all
+copies of a photo (equal bytes or equal phash, also through a chain of copies) in the same split.
+``random`` ignores copies, as the original experiment did.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ MANIFEST_COLUMNS = ("image", "label_group", "split", "content")
 
 
 def tie_copies(frame: pd.DataFrame) -> pd.Series:
-    """Number the sets of photos that are copies of each other, through any chain.
+    """Number the sets of photos that are copies of each other, also through a chain of copies.
 
-    :param frame: columns ``content`` and ``image_phash``; an empty value ties nothing.
+    :param frame: columns ``content`` and ``image_phash``; empty values are ignored.
     :returns: for each row the number of its set, 0, 1, ... in order of first appearance.
     """
     ends = []
     for column in ("content", "image_phash"):
         value = pd.factorize(frame[column])[0]
         rows = np.flatnonzero(frame[column].astype(bool))
-        # Rows with one value are a chain: each is tied to the next one.
+        # Rows with equal values form a chain: each is linked to the next one.
         rows = rows[np.argsort(value[rows], kind="stable")]
         tied = value[rows[1:]] == value[rows[:-1]]
         ends.append((rows[:-1][tied], rows[1:][tied]))
@@ -44,9 +44,9 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     """Assign each photo to train (80 %), val (10 %) or test (10 %).
 
     With ``random`` the sizes are exact: ceil(0.8 n) to train, ceil(0.1 n) to val and the rest to
-    test (662, 83 and 82 of 827). With ``leak_free`` a set of copies is given away whole, so val
-    and test may be a few photos short, and where their sets are large the shares of the labels
-    may differ. Each label is in train.
+    test (662, 83 and 82 of 827). With ``leak_free`` a set of copies is never divided, so val and
+    test may be a few photos short, and with large sets the proportions of labels may differ. Each
+    label is in train.
 
     :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
         any row order: the result for a photo does not depend on it.
@@ -72,7 +72,7 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
         raise CatalogError(
             f"{len(frame):,} photos in {count:,} {'set' if count == 1 else 'sets'} of copies are "
             f"too few for a split: nothing is left for {' and '.join(missing)}. Add photos, or "
-            "use split=random if copies on both sides are what you want."
+            "use split=random if copies may be in different splits."
         )
     return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
 
@@ -83,20 +83,20 @@ def count_leaks(frame: pd.DataFrame) -> int:
 
 
 def has_copy_in_train(frame: pd.DataFrame) -> pd.Series:
-    """For each photo whether a copy of it is in train; columns as for the manifest, and phash."""
+    """Whether a copy of each photo is in train; needs the manifest's columns and image_phash."""
     sets = tie_copies(frame)
     return sets.isin(set(sets[frame["split"] == TRAIN]))
 
 
 def manifest(frame: pd.DataFrame) -> pd.DataFrame:
-    """The split as a table that can be kept: file, label, split and digest of the file's bytes."""
+    """The split as a table: file, label, split and digest of the file's bytes."""
     return frame.loc[:, list(MANIFEST_COLUMNS)].sort_values("image").reset_index(drop=True)
 
 
 def digest(table: pd.DataFrame) -> str:
     """Fingerprint of a table's rows, 16 hexadecimal digits; equal only for equal tables.
 
-    Rows are digested as JSON, in which no value can be taken for the end of a field.
+    Rows are hashed as JSON, so that the boundaries of fields are unambiguous.
     """
     sha = hashlib.sha256()
     for row in table.itertuples(index=False):
@@ -105,17 +105,17 @@ def digest(table: pd.DataFrame) -> str:
 
 
 def _quotas(sizes: np.ndarray, total: int) -> np.ndarray:
-    """Photos wanted in each split of each label, (3, labels): whole numbers with exact sums."""
+    """Number of photos wanted per split and label, (3, labels), with exact sums."""
     val = math.ceil(0.1 * total)
     test = total - math.ceil(0.8 * total) - val
     test_quota = _apportion(sizes, max(test, 1))
-    # What a label has not given to test it may give to val, all but one photo for train.
+    # A label may give val all that it has not given to test, except one photo for train.
     val_quota = _apportion(sizes, val, limit=sizes - test_quota - 1)
     return np.stack([sizes - val_quota - test_quota, val_quota, test_quota])
 
 
 def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -> np.ndarray:
-    """Share ``seats`` among labels by size: largest remainders, the larger label first."""
+    """Distribute ``seats`` among labels by size: largest remainders, ties by label size."""
     limit = sizes - 1 if limit is None else limit
     ideal = sizes * (seats / sizes.sum())
     quota = np.minimum(np.floor(ideal).astype(int), limit)
@@ -130,7 +130,7 @@ def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -
 
 
 def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The rows of each set of copies: large sets first, while they fit; equal ones shuffled."""
+    """The rows of each set of copies: large sets first, while they fit; equal sizes shuffled."""
     rows = np.argsort(sets, kind="stable")
     groups = np.split(rows, np.flatnonzero(np.diff(sets[rows])) + 1)
     shuffled = [groups[position] for position in rng.permutation(len(groups))]
@@ -138,10 +138,10 @@ def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndar
 
 
 def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int:
-    """Draw a split for a set of copies, by what each still needs of its labels.
+    """Draw a split for a set of copies, weighted by what each split still needs of its labels.
 
-    Train takes what fits nowhere. As the others never take more than their quota, and each label
-    has a quota of at least one in train, every label ends up in train.
+    A set that fits nowhere goes to train. Val and test never exceed their quotas, and each label
+    has a quota of at least one in train, so every label is in train.
     """
     if len(labels) == 1:
         weight = need[:, labels[0]].clip(0).astype(float)
@@ -152,7 +152,7 @@ def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int
     total = weight.sum()
     if total == 0:
         return 0
-    # What rng.choice does, without its checks, which take most of its time.
+    # Equal to rng.choice, without its checks, which take most of its time.
     shares = (weight / total).cumsum()
     return int((shares / shares[-1]).searchsorted(rng.random(), side="right"))
 
@@ -160,10 +160,10 @@ def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int
 def _fill_up(
     result: np.ndarray, groups: list[np.ndarray], labels: np.ndarray, short: np.ndarray
 ) -> None:
-    """Move sets of copies from train to where photos are missing, small ones first.
+    """Move sets of copies from train to splits that are short of photos, small sets first.
 
-    Sets that are larger than each label's quota would all be in train otherwise. No label loses
-    its last photo in train, and only an empty split takes more than it is short of.
+    Otherwise, sets larger than each label's quota would all be in train. No label loses its last
+    photo in train, and only an empty split gets more photos than it is short of.
     """
     train = np.bincount(labels[result == 0])
     held = np.bincount(result, minlength=len(SPLITS))

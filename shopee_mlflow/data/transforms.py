@@ -1,7 +1,7 @@
 """Augmentations: each training photo is transformed by values drawn for it in each epoch.
 
 A finite augmentation chooses one of a few fixed variants of a photo, so activations of frozen
-layers can be cached for each of them. A random one draws real numbers, so they cannot.
+layers can be cached for each variant. A random one draws real numbers, so they cannot be cached.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _CROP_SCALE, _CROP_LOG_RATIO = (0.35, 1.0), (math.log(3 / 4), math.log(4 / 3))
 class Transform(Protocol):
     """An augmentation of training photos.
 
-    :ivar variants: number of fixed variants of a photo, the plain one first; None where there is
-        no end of them.
+    :ivar variants: number of fixed variants of a photo, the plain one first; None if there are
+        infinitely many.
     """
 
     @property
     def variants(self) -> int | None: ...
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the values of ``count`` photos: an array with one row a photo."""
+        """Draw the values of ``count`` photos: an array with one row per photo."""
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
         """Transform a batch, (n, 3, H, W) uint8, by n rows of drawn values; may work in place."""
@@ -121,7 +121,7 @@ def transform_named(name: str) -> Transform | None:
 
 @dataclass(frozen=True)
 class Draws:
-    """Values drawn for some photos, one row a photo."""
+    """Values drawn for some photos, one row per photo."""
 
     transform: Transform
     values: np.ndarray
@@ -137,7 +137,7 @@ class Draws:
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     """Values as a tensor on a device.
 
-    They go to a GPU from pinned memory, since any other copy would wait for all of its work.
+    Copies to a GPU use pinned memory, since other copies would wait for all queued work.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cuda":

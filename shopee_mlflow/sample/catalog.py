@@ -31,7 +31,7 @@ MIN_PX, MAX_PX = 64, 4096
 COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
 MARKER = "sample.json"
 JPEG_QUALITY = 88
-# Photos of one design that a worker draws in one go, so that it draws the product itself once.
+# Photos per task. All photos of a task show one product, which the task draws once.
 BATCH = 14
 
 
@@ -41,35 +41,39 @@ def sample_catalog(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The folder that holds the sample's ``train.csv`` and ``train_images/``, drawn when missing.
+    """Draw the sample's ``train.csv`` and ``train_images/``, unless they exist.
 
-    ``px`` is the side of the square photos in pixels, 64 to 4096; equal ``px`` gives equal bytes
-    for one version of Pillow. ``folder`` is by default one of this project's cache. ``workers``
-    is the number of threads, by default one for each processor; it does not change the result.
-    ``progress(done, total)`` is called with numbers of drawn photos. A catalogue appears in one
-    step: an interrupted drawing leaves none.
+    The catalogue is created atomically: an interrupted call leaves none.
 
-    :raises CatalogError: for a ``px`` out of range, and for a ``folder`` that holds other files.
+    :param px: side of the square photos in pixels, 64 to 4096. With one version of Pillow, equal
+        values give equal bytes.
+    :param folder: folder of the catalogue; by default one in this project's cache.
+    :param workers: number of threads, by default one per processor, at most 8. The result does not
+        depend on it.
+    :param progress: called as ``progress(done, total)`` with numbers of photos.
+    :returns: the folder of the catalogue.
+    :raises CatalogError: for a ``px`` out of range, for a ``folder`` that holds other files, and
+        when the folder cannot be written to.
     """
     if isinstance(px, bool) or not isinstance(px, int) or not MIN_PX <= px <= MAX_PX:
         raise CatalogError(f"sample_px={px!r}: a whole number from {MIN_PX} to {MAX_PX} is allowed")
-    ours = folder is None
+    in_cache = folder is None
     target = cache_folder() / f"sample-v1-{px}px" if folder is None else Path(folder)
     plan = make_plan()
     if _is_complete(target, plan, px):
         return target
-    if not ours and target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not in_cache and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CatalogError(
             f"{target} is not empty and holds no complete sample of sample_px={px}; "
             "name an empty or new folder (nothing was changed)"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as room:
-            # The inner folder gets everyday permissions; the temporary one is for its owner alone.
-            fresh = Path(room) / "sample"
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            # The inner folder has default permissions; the temporary one is private to its owner.
+            fresh = Path(temporary) / "sample"
             _write_catalog(fresh, plan, px, workers, progress)
-            _move_in(fresh, target, plan, px, replace=ours)
+            _move_in(fresh, target, plan, px, replace=in_cache)
     except OSError as error:
         raise CatalogError(
             f"The sample cannot be written to {target.parent} ({error.strerror or error}). Name "
@@ -79,7 +83,7 @@ def sample_catalog(
 
 
 def default_workers() -> int:
-    """One thread for each processor, 8 at most: each holds several pictures in memory."""
+    """One thread per processor, at most 8, since each holds several pictures in memory."""
     return min(os.cpu_count() or 1, 8)
 
 
@@ -98,9 +102,9 @@ def _marker(plan: Plan, px: int) -> dict[str, object]:
 
 
 def _move_in(fresh: Path, target: Path, plan: Plan, px: int, replace: bool) -> None:
-    """Rename ``fresh`` to ``target``; where another process was faster, its catalogue stays.
+    """Rename ``fresh`` to ``target``, unless another process has completed ``target`` meanwhile.
 
-    Only with ``replace`` may what is there go; else it must be an empty folder.
+    With ``replace``, an incomplete target is replaced; otherwise it must be an empty folder.
     """
     if _is_complete(target, plan, px):
         return
@@ -140,7 +144,7 @@ def _draw_all(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, str]:
-    """Draw all photos into ``folder``; the perceptual hash of each file by its name."""
+    """Draw all photos into ``folder``; returns file name -> perceptual hash."""
     hashes: dict[str, str] = {}
     total = sum(1 + len(photo.copies) for photo in photos)
     with ThreadPoolExecutor(workers) as pool:
@@ -151,7 +155,7 @@ def _draw_all(
                 if progress:
                     progress(len(hashes), total)
         except BaseException:
-            # Ctrl-C included: what has not begun must not hold up the way out.
+            # Also on Ctrl-C: tasks that have not started must not delay the exit.
             pool.shutdown(cancel_futures=True)
             raise
     return hashes
@@ -159,14 +163,14 @@ def _draw_all(
 
 def _batches(photos: list[Photo]) -> Iterator[list[Photo]]:
     for group in range(len(DESIGNS)):
-        mine = [photo for photo in photos if photo.group == group]
-        yield from (mine[start : start + BATCH] for start in range(0, len(mine), BATCH))
+        members = [photo for photo in photos if photo.group == group]
+        yield from (members[start : start + BATCH] for start in range(0, len(members), BATCH))
 
 
 def draw_batch(photos: list[Photo], folder: Path, px: int) -> dict[str, str]:
-    """Draw photos of one group and their near-copies; the perceptual hash by file name."""
+    """Draw photos of one group and their near copies; returns file name -> perceptual hash."""
     design = DESIGNS[photos[0].group]
-    # Twice the size smooths the edges of small photos; large ones need less of it.
+    # Supersampling smooths the edges of small photos; large ones need less of it.
     product = draw_product(design, min(2 * px, px + 256))
     hashes = {}
     for photo in photos:
@@ -193,14 +197,14 @@ def _phash(content: bytes) -> str:
 
 
 def _near_copy(picture: Image.Image, phash: str, rng: random.Random) -> bytes:
-    """Another file of the same drawing with an equal hash: the strongest change that keeps it."""
+    """Encode the picture with the strongest change that keeps its perceptual hash."""
     px = picture.width
     for shrink in sorted((rng.uniform(0.55, 0.9), 0.95, 1.0)):
         smaller = picture.resize((round(px * shrink),) * 2, Image.Resampling.BICUBIC)
-        again = smaller.resize((px, px), Image.Resampling.BICUBIC)
+        restored = smaller.resize((px, px), Image.Resampling.BICUBIC)
         for quality in (rng.randint(55, 75), 80, 92):
-            content = _encoded(again, quality=quality)
+            content = _encoded(restored, quality=quality)
             if _phash(content) == phash:
                 return content
-    # The same pixels in other bytes, for a hash that any change would turn over.
+    # Every change alters the hash: fall back to the same pixels in another encoding.
     return _encoded(picture, quality=JPEG_QUALITY, progressive=True)

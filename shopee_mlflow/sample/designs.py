@@ -1,4 +1,4 @@
-"""The tables behind the sample catalogue: what its products look like and what they are called."""
+"""Tables of the sample catalogue: how its products look and what they are called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Design(NamedTuple):
-    """What tells one label group from another: shape, three colours, pattern, word, proportion."""
+    """What distinguishes a label group: shape, three colours, pattern, word, proportion."""
 
     shape: str
     body: str
@@ -18,7 +18,7 @@ class Design(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Parts from back to front, the zone of the printed label, and how light falls on it.
+    """Parts from back to front, the area of the printed label, and whether to shade as round.
 
     A part is "kind role size x y x y ...", all in percent of the picture's side; ``size`` is the
     corner radius of a box or the width of a line.
@@ -177,7 +177,7 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
-# One for each label group, the large ones first; some are close relatives of another.
+# One per label group, the large groups first. Some designs are similar on purpose.
 DESIGNS = tuple(
     Design(*fields)
     for fields in (
@@ -216,7 +216,7 @@ DESIGNS = tuple(
         ("case", "#2c2f38", "#e05252", "#3b3f4b", "diagonal", "sport"),
     )
 )
-# What sellers call each shape.
+# Product names that sellers use for each shape.
 GOODS = {
     "bottle": ("Botol Sabun Cair", "Shampo Botol 250ml", "Cairan Pembersih Serbaguna"),
     "pump": ("Body Lotion Pump", "Hand Wash Botol Pump", "Sabun Mandi Cair 500ml"),

@@ -1,6 +1,6 @@
-"""Draws a product of the sample catalogue with Pillow alone.
+"""Draw a product of the sample catalogue with Pillow.
 
-All sizes are relative, so that a product drawn at 4096 pixels is as detailed as its size allows.
+All sizes are relative, so a product has full detail at any size, up to 4096 pixels.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def mixed(first: Colour, second: Colour, share: float) -> Colour:
-    """``first`` with ``share`` (0 to 1) of ``second`` in it."""
+    """Mix two colours; ``share`` (0 to 1) is the weight of ``second``."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def smooth(points: list[Point], closed: bool = True) -> list[Point]:
-    """The outline with its corners cut three times (Chaikin), which rounds it."""
+    """Round an outline by cutting its corners three times (Chaikin's algorithm)."""
     for _ in range(3):
         following = points[1:] + points[:1] if closed else points[1:]
         cut = []
@@ -36,7 +36,7 @@ def smooth(points: list[Point], closed: bool = True) -> list[Point]:
 
 
 def draw_thick(draw: ImageDraw.ImageDraw, points: list[Point], width: int, fill: Colour) -> None:
-    """A line with round joints and round ends; points and width in pixels."""
+    """Draw a line with round joints and round ends; points and width in pixels."""
     draw.line(points, fill, width, joint="curve")
     for x, y in (points[0], points[-1]):
         draw.circle((x, y), width / 2, fill)
@@ -87,7 +87,7 @@ def _draw_part(draw: ImageDraw.ImageDraw, part: str, roles: dict[str, Colour], s
 
 
 def _all_over(draw: ImageDraw.ImageDraw, kind: str, width: int, height: int, ink: Colour) -> None:
-    """A pattern that fills the whole label."""
+    """Draw a pattern that fills the whole label."""
     step = min(width, height) / 5
     columns, rows = math.ceil(width / step) + 1, math.ceil(height / step) + 1
     if kind == "stripes":
@@ -118,7 +118,7 @@ def _all_over(draw: ImageDraw.ImageDraw, kind: str, width: int, height: int, ink
 
 
 def _motif(draw: ImageDraw.ImageDraw, kind: str, centre: Point, radius: float, ink: Colour) -> None:
-    """One emblem around ``centre``, in pixels."""
+    """Draw one emblem around ``centre``, in pixels."""
     x, y = centre
     if kind == "ring":
         draw.circle(centre, radius, outline=ink, width=max(1, round(radius * 0.28)))
@@ -173,7 +173,7 @@ def _draw_dial(draw: ImageDraw.ImageDraw, side: int, ink: Colour) -> None:
 
 
 def _shaded(colours: Image.Image, alpha: Image.Image, is_round: bool) -> Image.Image:
-    """Light from the left: a gloss and a dark side, over the product's own box only."""
+    """Shade for light from the left: a highlight and a dark side, within the product's bounds."""
     across = np.linspace(0, 1, 256, dtype=np.float32)
     gloss = (0.34 if is_round else 0.12) * np.exp(-(((across - 0.27) / 0.12) ** 2))
     shade = 0.45 * np.clip(across - 0.42, 0, 1) ** 1.3 + 0.5 * np.clip(0.16 - across, 0, 1)
@@ -188,9 +188,9 @@ def _shaded(colours: Image.Image, alpha: Image.Image, is_round: bool) -> Image.I
 
 
 def draw_product(design: Design, side: int) -> Image.Image:
-    """The product alone, upright and evenly lit: ``side`` pixels high, empty margins left out.
+    """Draw the product alone, upright: ``side`` pixels high, without empty margins at the sides.
 
-    The mode is RGBa (colours times opacity), in which it is resized and turned without conversion.
+    The mode is RGBa (premultiplied alpha), which can be resized and rotated without conversion.
     """
     shape, roles = SHAPES[design.shape], _roles(design)
     canvas = Image.new("RGBA", (side, side))
@@ -208,6 +208,6 @@ def draw_product(design: Design, side: int) -> Image.Image:
     product = _shaded(canvas.convert("RGB"), alpha, shape.is_round)
     product.putalpha(alpha)
     area = alpha.getbbox() or (0, 0, side, side)
-    # The same from both sides, so that the middle stays the middle.
+    # Crop both sides equally, so that the product stays centred.
     margin = min(area[0], side - area[2])
     return product.crop((margin, 0, side - margin, side)).convert("RGBa")

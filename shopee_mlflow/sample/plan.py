@@ -1,4 +1,4 @@
-"""What the sample catalogue holds, before anything is drawn: groups, files, copies and postings."""
+"""The plan of the sample catalogue, made before drawing: groups, files, copies, postings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = (*[51] * 7, 49, 46, 46, 45, 41, 37, 36, 35, 35, 35, 35, 34, 34, 34)
 REPEATS = (9, 7, 6, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 1, 1, 0)
 COPIES = (4, 1, 3, 2, 4, 2, 3, 2, 3, 1, 4, 2, 3, 2, 3, 2, 1, 3, 2, 2, 1)
 SMALL_ROWS = (6, 5, 4, 4, 3, 3, 2, 2, 2, 2, 2, 1)
-# (from, to) among the small groups: files that stand under both, and a near-copy in the other.
+# Pairs (from, to) of small groups: a file listed in both, and a near copy listed in the other.
 CONFLICTS = ((0, 1), (2, 3), (4, 6))
 CROSS_COPY = (1, 5)
 
@@ -28,12 +28,12 @@ LISTS = (
     "tebal, awet, halus",
     "kado, souvenir, hampers",
 )
-# The real file holds some characters as the escapes of their UTF-8 bytes, written out as text.
+# In the real file, some characters are written as the escapes of their UTF-8 bytes.
 ESCAPES = (r"\xe2\x9d\xa4", r"\xf0\x9f\x94\xa5", r"\xe2\x9c\xa8", r"\xe2\xad\x90")
 
 
 class Photo(NamedTuple):
-    """One drawing: its group, its number there, its file and the files of its near-copies."""
+    """One drawing: its group, its number in the group, its file, the files of its near copies."""
 
     group: int
     number: int
@@ -42,7 +42,7 @@ class Photo(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One posting; the hash of its photo is known only when the photo is written."""
+    """One posting. The hash of its photo is computed when the photo is written."""
 
     posting_id: str
     image: str
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the catalogue holds, before anything is drawn. The same at every size."""
+    """All photos and rows of the catalogue; the same for every size in pixels."""
 
     photos: list[Photo]
     rows: list[Row]
@@ -93,7 +93,7 @@ def _plan_large(rng: random.Random) -> tuple[list[Photo], list[tuple[int, str]]]
 
 
 def _repeated(files: list[str], count: int, rng: random.Random) -> list[str]:
-    """``count`` further postings of some of the files: most once, few up to three times more."""
+    """``count`` further postings of some of the files, one to three for each of them."""
     chosen: list[str] = []
     pool, times = rng.sample(files, len(files)), cycle((1, 2, 1, 3, 1))
     while len(chosen) < count:

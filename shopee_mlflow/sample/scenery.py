@@ -1,7 +1,7 @@
-"""Photos of the sample catalogue: a product as many sellers would show it.
+"""Draw the photos of the sample catalogue: products in varied scenes.
 
-Background, pose, shadow, light and clutter differ from photo to photo; all of them are in relative
-sizes and come from one seed, so a photo shows the same scene whatever its size in pixels.
+Background, pose, shadow, light and clutter differ from photo to photo. All are drawn from a seed
+and have relative sizes, so a photo shows the same scene at any size in pixels.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _gradient(px: int, rng: random.Random) -> Image.Image:
 
 
 def _paper(px: int, rng: random.Random) -> Image.Image:
-    """A coloured wall and a table of another paper; the horizon leans a little."""
+    """A coloured wall and a table of another paper; the horizon is slightly tilted."""
     wall, table = rng.sample(WALLS, 2)
     scene = ImageOps.colorize(_ramp(px, 90), wall, "#ffffff")
     horizon, lean = rng.uniform(0.55, 0.8) * px, rng.uniform(-0.05, 0.05) * px
@@ -106,7 +106,7 @@ def _cast_shadow(
 
 
 def _place(scene: Image.Image, sprite: Image.Image, centre: tuple[float, float]) -> None:
-    """Paste ``sprite`` with its shadow; ``centre`` in parts of the scene's side."""
+    """Paste ``sprite`` with its shadow; ``centre`` as a fraction of the scene's side."""
     px = scene.width
     corner = (round(centre[0] * px - sprite.width / 2), round(centre[1] * px - sprite.height / 2))
     _cast_shadow(scene, sprite, corner, 0.03 * px)
@@ -114,7 +114,7 @@ def _place(scene: Image.Image, sprite: Image.Image, centre: tuple[float, float])
 
 
 def _light(scene: Image.Image, rng: random.Random) -> Image.Image:
-    """Uneven light from one side, then brightness and colour cast."""
+    """Apply uneven light from one side, then brightness and a colour cast."""
     shade = _ramp(scene.width, rng.uniform(0, 360))
     floor = rng.uniform(0.62, 1.0)
     shade = shade.point([round(255 * (floor + (1 - floor) * v / 255)) for v in range(256)])
@@ -168,7 +168,7 @@ def _watermark(scene: Image.Image, rng: random.Random) -> None:
 
 
 def _hand(scene: Image.Image, rng: random.Random, at: tuple[float, float], reach: float) -> None:
-    """Fingers holding the product from the right; ``at`` and ``reach`` in parts of a side."""
+    """Fingers holding the product from the right; ``at`` and ``reach`` as fractions of a side."""
     px = scene.width
     scale = 2 if px <= 512 else 1
     skin = mixed((244, 205, 178), (150, 100, 72), rng.random())
@@ -201,7 +201,7 @@ def _clutter(scene: Image.Image, rng: random.Random) -> None:
 
 
 def draw_photo(product: Image.Image, width: float, px: int, rng: random.Random) -> Image.Image:
-    """One seller's photo of a product by ``draw_product``: RGB, ``px`` x ``px`` pixels.
+    """Draw one photo of a product from ``draw_product``: RGB, ``px`` x ``px`` pixels.
 
     ``width`` stretches the product sideways. Everything else is drawn from ``rng``.
     """
