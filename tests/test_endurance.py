@@ -39,6 +39,7 @@ class Trainer:
         self.env = {
             **os.environ,
             "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
+            "SHOPEE_MLFLOW_STATE": str(place),
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
         }
