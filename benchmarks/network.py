@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from shopee_mlflow.modeling.architectures import read_state
+from shopee_mlflow.modeling.initial_weights import read_weights
 
 from .job import Job, count_classes
 
@@ -28,7 +28,7 @@ def new_network(job: Job) -> nn.Module:
 
 def body_state(job: Job) -> dict[str, Tensor]:
     """The given weights without those of the head, which has other classes."""
-    state = read_state(job.weights) if job.weights else {}
+    state = read_weights(job.weights).state if job.weights else {}
     return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
 
 

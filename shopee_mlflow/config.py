@@ -8,6 +8,7 @@ of a configuration are collected and raised together.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ SAMPLE = "sample"
 AUTO = "auto"
 NONE = "none"
 PRETRAINED = "_pretrained"
+# A model URI, or the id of a run or of a logged model.
+_MODEL_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]+:/.+|(?:m-)?[0-9a-f]{32}")
 # Augmentations by name; data/transforms.py says what each does.
 AUGMENTATIONS = (NONE, "original", "flip", "crop")
 # Augmentations that draw real numbers instead of one of a few variants of a photo.
@@ -124,12 +127,13 @@ class TrainConfig(DataConfig):
 
     model: str = option(
         "effnet_pretrained",
-        "cnn, effnet, effnet_pretrained, or any torchvision classifier such as resnet50 or "
-        "resnet50_pretrained",
+        "cnn, effnet, effnet_pretrained, any torchvision classifier such as resnet50 or "
+        "resnet50_pretrained, or timm/NAME (extra timm)",
     )
     weights: str = option(
         AUTO,
-        "state-dict file to start from; auto: *_pretrained models download theirs",
+        "weights to start from: a state-dict file, a model (models:/NAME@champion), the id of a "
+        "run, or a logged model's folder; auto: *_pretrained models download theirs",
         Role.SETUP,
     )
     freeze: str = option(
@@ -385,10 +389,23 @@ def _contradictions(config: DataConfig) -> list[str]:
             )
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
-        if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
-            problems.append(f"weights={config.weights}: no such file, relative to {Path.cwd()}")
+        problems += _problem_of_weights(config.weights)
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"
         )
     return problems
+
+
+def _problem_of_weights(weights: str) -> list[str]:
+    if weights == AUTO or _MODEL_REFERENCE.fullmatch(weights):
+        return []
+    path = Path(weights).expanduser()
+    if path.is_dir() and not (path / "MLmodel").is_file():
+        return [f"weights={weights}: this folder holds no MLmodel file, so it is no logged model"]
+    if not path.exists():
+        return [
+            f"weights={weights}: no such file, relative to {Path.cwd()} (models are named like "
+            "models:/shopee-classifier@champion, or by the id of their run)"
+        ]
+    return []

@@ -22,7 +22,8 @@ from torchvision.models import list_models
 
 from shopee_mlflow.errors import ModelError
 from shopee_mlflow.modeling import architectures
-from shopee_mlflow.modeling.architectures import architecture_names, build_model, read_state
+from shopee_mlflow.modeling.architectures import architecture_names, build_model
+from shopee_mlflow.modeling.initial_weights import read_weights
 from shopee_mlflow.modeling.models import IMAGENET_MEAN, IMAGENET_STD, ProductClassifier
 
 CLASSES = ["mug", "shoe", "bag", "cap", "jar"]
@@ -220,7 +221,7 @@ class Malicious:
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"a": Malicious(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(ModelError, match="not a state dict that can be read safely"):
-        read_state(tmp_path / "evil.pth")
+        read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -296,7 +297,7 @@ def test_weights_of_our_own_classifier(tmp_path: Path, classes: list[str]) -> No
 def test_a_whole_model_is_refused_without_torchs_advice_to_load_it_unsafely(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(ModelError, match=r"pickled torch\.nn\.modules\.linear\.Linear") as caught:
-        read_state(tmp_path / "whole.pt")
+        read_weights(tmp_path / "whole.pt")
     assert "weights_only" not in str(caught.value)
     assert "torch.save(model.state_dict(), path)" in str(caught.value)
 
@@ -338,11 +339,11 @@ def test_safetensors_are_read_where_the_package_is_installed(
     file.write_bytes(struct.pack("<Q", len(head)) + head + struct.pack("<f", 1.0))
     if find_spec("safetensors") is None:
         with pytest.raises(ModelError, match="Install the package safetensors"):
-            read_state(file)
+            read_weights(file)
         library = SimpleNamespace(load_file=lambda file: {"a": torch.ones(1)})
         monkeypatch.setattr("shopee_mlflow.modeling.state_files.find_spec", lambda name: name)
         monkeypatch.setitem(sys.modules, "safetensors.torch", library)
-    torch.testing.assert_close(read_state(file), {"a": torch.ones(1)})
+    torch.testing.assert_close(read_weights(file).state, {"a": torch.ones(1)})
 
 
 def test_names_of_another_library_are_shown_beside_ours(tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_names_of_another_library_are_shown_beside_ours(tmp_path: Path) -> None:
 
 def test_a_wrapped_state_dict_is_found(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {"a": torch.ones(1)}}, tmp_path / "wrapped.pth")
-    assert list(read_state(tmp_path / "wrapped.pth")) == ["a"]
+    assert list(read_weights(tmp_path / "wrapped.pth").state) == ["a"]
 
 
 def test_offline_the_error_names_the_file_and_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +395,7 @@ def test_a_real_trained_backbone(shared_weights: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         model = build_model("effnet_pretrained", CLASSES, 64, shared_weights)
     assert "its head has 7 classes" in caplog.text
-    state = read_state(shared_weights)
+    state = read_weights(shared_weights).state
     torch.testing.assert_close(
         model.backbone.state_dict()["features.8.0.weight"], state["features.8.0.weight"]
     )

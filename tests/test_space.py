@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from small_search import LR, plan_of
 
@@ -248,8 +249,8 @@ def test_another_space_has_another_name(tmp_path: Path, change: dict[str, Any]) 
 
 
 def test_weights_count_by_what_they_are_not_by_where_they_lie(tmp_path: Path) -> None:
-    for name, content in {"a": b"one", "b": b"one", "c": b"two"}.items():
-        (tmp_path / name).write_bytes(content)
+    for name, value in {"a": 1.0, "b": 1.0, "c": 2.0}.items():
+        torch.save({"layer": torch.tensor(value)}, tmp_path / name)
     a, b, c = (name_of(tmp_path, weights=str(tmp_path / name)) for name in "abc")
     assert a == b
     assert len({a, c, name_of(tmp_path)}) == 3

@@ -1,10 +1,9 @@
-"""Architectures by name: a small CNN and torchvision's classifiers, with heads for our classes."""
+"""Architectures by name: a small CNN, and classifiers of torchvision and timm with new heads."""
 
 from __future__ import annotations
 
 import difflib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,18 +15,17 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ..config import PRETRAINED
 from ..errors import ModelError
+from .initial_weights import InitialWeights, last_layer, load_state, load_whole_model, read_weights
 from .models import ProductClassifier, SmallCNN
-from .state_files import load_file, unwrap
-
-_log = logging.getLogger(__name__)
+from .timm_models import PREFIX as TIMM
+from .timm_models import check_timm_name, timm_backbone
 
 _ALIASES = {"effnet": "efficientnet_b0"}
 _IMAGENET_CLASSES = 1000
-_LISTED = 12
 
 
 def architecture_names() -> list[str]:
-    """Every name that :func:`build_model` takes."""
+    """Every name that :func:`build_model` takes, but for those of timm."""
     plain = ["effnet", *list_models(module=torchvision.models)]
     return ["cnn", *(name + suffix for name in plain for suffix in ("", PRETRAINED))]
 
@@ -37,6 +35,9 @@ def check_architecture(name: str) -> None:
 
     :raises ModelError: otherwise, with the closest names.
     """
+    if name.startswith(TIMM):
+        check_timm_name(name)
+        return
     known = architecture_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
@@ -48,68 +49,55 @@ def build_model(
     name: str,
     classes: Sequence[str],
     image_size: int = 256,
-    weights: Path | str | None = None,
+    weights: Path | str | InitialWeights | None = None,
     resize: str = "stretch",
 ) -> ProductClassifier:
-    """Build a classifier; ``*_pretrained`` starts from torchvision's newest ImageNet weights.
+    """Build a classifier; ``*_pretrained`` starts from its library's ImageNet weights.
 
-    :param name: ``cnn``, ``effnet``, or a torchvision classifier, the latter two with or without
-        ``_pretrained``.
+    :param name: ``cnn``, ``effnet``, a torchvision classifier, or ``timm/NAME``; all but ``cnn``
+        with or without ``_pretrained``.
     :param classes: label groups in logit order.
-    :param weights: state-dict file to load instead of the download: in torchvision's
-        layout, or saved from a :class:`ProductClassifier` of the same architecture.
+    :param weights: weights to start from instead of the download: in the layout of torchvision or
+        timm, or of a :class:`ProductClassifier` of the same architecture. A file, or what
+        :func:`~shopee_mlflow.modeling.initial_weights.read_weights` returns.
     :param resize: how photos become squares: ``stretch`` or ``pad``.
     :raises ModelError: for an unknown name, an unsupported image size, or unsuitable weights.
     """
     check_architecture(name)
-    base = name.removesuffix(PRETRAINED)
-    if base == "cnn":
-        backbone: nn.Module = SmallCNN(image_size)
-        head: nn.Module = nn.Linear(SmallCNN.features_out, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
-        if weights:
-            _load_own(model, weights)
+    start = read_weights(weights) if isinstance(weights, (str, Path)) else weights
+    whole = start is not None and (start.is_whole_model or name == "cnn")
+    if whole:
+        parts = _new_parts(name.removesuffix(PRETRAINED), classes, image_size, None)
     else:
-        network = _torchvision_network(_ALIASES.get(base, base), image_size)
-        state = {}
-        if weights or name.endswith(PRETRAINED):
-            state = read_state(weights) if weights else download_state(_ALIASES.get(base, base))
-        own_layout = bool(state) and all(key.startswith(("backbone.", "head.")) for key in state)
-        source = str(weights or "the downloaded weights")
-        if state and not own_layout:
-            _load_state(network, state, source)
-        backbone, head = _replace_head(network, len(classes))
-        model = ProductClassifier(backbone, head, classes, image_size, name, resize)
-        if own_layout:
-            _load_state(model, state, source)
+        parts = _new_parts(name, classes, image_size, start)
+    backbone, head, normalisation = parts
+    model = ProductClassifier(backbone, head, classes, image_size, name, resize, *normalisation)
+    if start is not None and whole:
+        load_whole_model(model, start)
     _check_size(model)
     return model
 
 
-def read_state(path: Path | str) -> dict[str, Tensor]:
-    """Read a state dict without executing code from the pickle (``weights_only=True``).
+def _new_parts(
+    name: str, classes: Sequence[str], image_size: int, start: InitialWeights | None
+) -> tuple[nn.Module, nn.Module, tuple[Sequence[float], ...]]:
+    """Backbone, new head, and the mean and standard deviation that the backbone expects.
 
-    Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
-    unwrapped; a log message says how.
-
-    :raises ModelError: when the file is not a state dict, or loading it would run code.
+    :param start: weights of the backbone.
     """
-    state, changes = unwrap(load_file(path))
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
-        found = ""
-        if isinstance(state, Mapping) and state:
-            found = f" Its keys: {', '.join(str(key) for key in list(state)[:_LISTED])}."
-        raise ModelError(
-            f"weights={path}: holds no state dict (name -> tensor).{found} Save one with "
-            "torch.save(model.state_dict(), path)."
-        )
-    if changes:
-        _log.info("weights=%s: %s.", path, "; ".join(changes))
-    return dict(state)
+    if name == "cnn":
+        return SmallCNN(image_size), nn.Linear(SmallCNN.features_out, len(classes)), ()
+    if name.startswith(TIMM):
+        timm = timm_backbone(name, image_size, start)
+        return timm.network, nn.Linear(timm.features, len(classes)), (timm.mean, timm.std)
+    base = name.removesuffix(PRETRAINED)
+    base = _ALIASES.get(base, base)
+    network = _torchvision_network(base, image_size)
+    if start:
+        load_state(network, start.state, start.source)
+    elif name.endswith(PRETRAINED):
+        load_state(network, download_state(base), "the downloaded weights")
+    return *_replace_head(network, len(classes)), ()
 
 
 def download_state(network: str) -> dict[str, Tensor]:
@@ -168,23 +156,13 @@ def _check_size(model: ProductClassifier) -> None:
         model.train(was_training)
 
 
-def _last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the layer that computes the 1000 logits of ImageNet."""
-    layers = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    return layers[-1]
-
-
 def _replace_head(network: nn.Module, classes: int) -> tuple[nn.Module, nn.Module]:
     """Remove the last layer; returns the backbone, which computes features, and a new head.
 
     A dropout directly before the last layer moves into the head, so that it stays active when the
     backbone is frozen.
     """
-    path, last = _last_layer(network)
+    path, last = last_layer(network)
     if isinstance(last, nn.Conv2d):
         # SqueezeNet classifies with a convolution and pools after it: pool first instead.
         network.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -200,62 +178,3 @@ def _replace_head(network: nn.Module, classes: int) -> tuple[nn.Module, nn.Modul
             parent[int(child) - 1] = nn.Identity()
             head = nn.Sequential(nn.Dropout(before.p), head)
     return network, head
-
-
-def _load_own(model: ProductClassifier, weights: Path | str) -> None:
-    """Load a state dict saved from a :class:`ProductClassifier`."""
-    _load_state(model, read_state(weights), str(weights))
-
-
-def _load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load weights in the network's own layout.
-
-    If its size differs, the last layer is left out, with a warning.
-
-    :raises ModelError: listing keys that are missing, unknown or of another shape.
-    """
-    wanted = network.state_dict()
-    head = _last_layer(network)[0]
-    state = {key: value for key, value in state.items() if not _is_auxiliary(key, wanted)}
-    head_keys = {key for key in wanted if key.rpartition(".")[0] == head}
-    left_out = {k for k in head_keys if k in state and state[k].shape != wanted[k].shape}
-    if left_out:
-        _log.warning(
-            "weights=%s: its head has %d classes and is left out; the new head starts from random "
-            "values.",
-            source,
-            len(state[f"{head}.weight"]),
-        )
-    kept = {key: value for key, value in state.items() if key not in head_keys or not left_out}
-    problems = [
-        *(f"missing: {key}" for key in wanted if key not in kept and key not in head_keys),
-        *(f"unknown: {key}" for key in kept if key not in wanted),
-        *(
-            f"shape: {key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}"
-            for key, value in kept.items()
-            if key in wanted and value.shape != wanted[key].shape
-        ),
-    ]
-    if problems:
-        more = len(problems) - _LISTED
-        listed = "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
-        raise ModelError(
-            f"weights={source}: {len(problems)} keys do not fit this architecture"
-            f"{_other_names(state, wanted)}:\n  {listed}"
-        )
-    network.load_state_dict(kept, strict=False)
-
-
-def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """A hint for weights of another library, of which almost no name matches."""
-    unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
-    if not unknown or len(missing) < 0.9 * len(wanted):
-        return ""
-    theirs = next(key for key in state if key in unknown)
-    ours = next(key for key in wanted if key in missing)
-    return f" (the file has names like {theirs}, the network has names like {ours})"
-
-
-def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether a key belongs to a head that GoogLeNet and Inception use in training only."""
-    return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and key not in wanted

@@ -243,23 +243,39 @@ def stages(model: ProductClassifier) -> list[str]:
 
 
 class _StageTracer(fx.Tracer):
-    """Traces down to layers. Layers of torchvision.ops are leaves, as torch's own layers are, since
-    they depend on the training mode."""
+    """Traces down to layers. Layers of torchvision.ops and timm.layers are leaves, as torch's own
+    layers are, since they depend on the training mode."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m.__module__.startswith("torchvision.ops") or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        library = m.__module__.startswith(("torchvision.ops", "timm.layers"))
+        return library or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(backbone: nn.Module) -> fx.Graph:
     try:
-        return _StageTracer().trace(backbone)
+        graph = _StageTracer().trace(backbone)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"This architecture cannot be cut at a stage ({error}). Use freeze=none or "
             "freeze=backbone."
         ) from error
+    for node in list(graph.nodes)[1:]:
+        if node.op == "placeholder":
+            _set_to_default(graph, node)
+    return graph
+
+
+def _set_to_default(graph: fx.Graph, optional: fx.Node) -> None:
+    """Replace an optional input of the network by its default value."""
+    default = optional.args[0]
+
+    def replaced(value: Any) -> Any:
+        return default if value is optional else value
+
+    for user in list(optional.users):
+        user.args = fx.node.map_aggregate(user.args, replaced)
+        user.kwargs = fx.node.map_aggregate(user.kwargs, replaced)
+    graph.erase_node(optional)
 
 
 def _path(node: fx.Node) -> str:

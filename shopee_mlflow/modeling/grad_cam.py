@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from .models import ProductClassifier
 
-# Networks whose last features are not a spatial map, or that mix positions before it.
-_NOT_CONVOLUTIONAL = ("vit_", "swin_", "maxvit")
-
 
 def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tensor | None:
     """Compute Grad-CAM maps from the last feature map.
@@ -25,14 +22,20 @@ def grad_cam(model: ProductClassifier, images: Tensor, classes: Tensor) -> Tenso
     :param classes: (N,) int64, the class to explain for each photo.
     :returns: (N, H, W) float, 0..1, on the CPU; None for a network without such a map.
     """
-    if model.architecture.startswith(_NOT_CONVOLUTIONAL):
+    if any("Attention" in type(module).__name__ for module in model.backbone.modules()):
+        # Attention mixes all positions, so that a place on the map is no place on the photo.
         return None
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+        # Photos are square, so their maps (N, C, H, W) are, too.
+        if (
+            isinstance(output, Tensor)
+            and output.ndim == 4
+            and 1 < output.shape[2] == output.shape[3]
+        ):
             kept[:] = [output]
 
     # Hooks on blocks as well as layers: a block may combine the maps of several layers.

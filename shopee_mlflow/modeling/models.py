@@ -43,7 +43,13 @@ class ProductClassifier(nn.Module):
         image_size: int,
         architecture: str = "",
         resize: str = "stretch",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
+        """
+        :param mean: mean of each channel that the backbone expects, of photos in 0..1.
+        :param std: standard deviation of each channel.
+        """
         if resize not in ("stretch", "pad"):
             raise ValueError(f"resize={resize}: must be stretch or pad")
         super().__init__()
@@ -51,8 +57,8 @@ class ProductClassifier(nn.Module):
         self.image_size = image_size
         self.resize = resize
         self.architecture = architecture
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.backbone = backbone
         self.head = head
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import zipfile
@@ -88,6 +89,15 @@ def unwrap(content: Any) -> tuple[Any, list[str]]:
         changes.append("'_orig_mod.' removed from the names")
         state = {str(key).replace("._orig_mod.", "."): value for key, value in state.items()}
     return state, changes
+
+
+def state_digest(state: Mapping[str, Tensor], size: int = 12) -> str:
+    """A fingerprint of the names and values of a state dict, of ``size`` bytes in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=size)
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _holds_mapping(content: Any, key: str) -> bool:

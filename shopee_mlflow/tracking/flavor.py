@@ -39,6 +39,7 @@ from PIL import Image
 
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
+from ..modeling.timm_models import PREFIX as TIMM
 from .photo_classifier import TABLE, PhotoClassifier, may_read_paths
 
 ABOUT_FILE = "product_classifier.json"
@@ -126,7 +127,7 @@ def _save_pickle(model: ProductClassifier, path: str, mlflow_model: Model) -> No
         path,
         mlflow_model=mlflow_model,
         code_paths=[str(PACKAGE)],
-        pip_requirements=pip_requirements(),
+        pip_requirements=pip_requirements(model),
         signature=signature(),
         serialization_format="pickle",
     )
@@ -139,7 +140,7 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
         path,
         mlflow_model=mlflow_model,
         code_paths=[str(PACKAGE)],
-        pip_requirements=pip_requirements(),
+        pip_requirements=pip_requirements(model),
         # Tells torch.export which dimension is dynamic: the number of photos.
         signature=ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, side, side))])
@@ -158,9 +159,10 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
     )
 
 
-def pip_requirements() -> list[str]:
+def pip_requirements(model: ProductClassifier) -> list[str]:
     """Packages that loading and serving need, at the versions of this environment."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES]
+    packages = [*_PACKAGES, "timm"] if model.architecture.startswith(TIMM) else _PACKAGES
+    return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
 
 def signature() -> ModelSignature:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ..errors import CheckpointError
 from ..modeling.checkpoint import Checkpoints
 from ..modeling.epochs import BestEpoch, Epoch
 from ..modeling.models import ProductClassifier
+from ..modeling.state_files import state_digest
 from ..tracking.store import local_folder
 from .trainer import Trainer
 
@@ -88,15 +88,11 @@ def training_facts(dataset: Dataset, model: ProductClassifier) -> dict[str, Any]
 
     :param model: the model before the first training step.
     """
-    digest = hashlib.blake2b(digest_size=12)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return {
         "data_digest": dataset.digest,
         "classes": list(dataset.classes),
         "photos": len(dataset.frame),
-        "start": digest.hexdigest(),
+        "start": state_digest(model.state_dict()),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AUTO, NONE, TrainConfig
+from ..config import NONE, TrainConfig
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
@@ -23,9 +23,12 @@ from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
 from ..modeling.distributed import ALONE, Group
 from ..modeling.freezing import ActivationSource, FrozenPrefix, SplitModel, split_model
+from ..modeling.initial_weights import InitialWeights
 from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
+from ..modeling.state_files import state_digest
+from .weights_source import initial_weights
 
 _EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
@@ -63,6 +66,7 @@ class TrainingContext:
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
+    _weights: dict[str, InitialWeights | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.machine.device.type == "cpu":
@@ -75,15 +79,21 @@ class TrainingContext:
         """
         key = (config.model, config.weights, config.image_size, config.resize, config.seed)
         if key not in self._models:
+            start = self.initial_weights(config)
             torch.manual_seed(config.seed)
-            weights = None if config.weights == AUTO else config.weights
             model = build_model(
-                config.model, self.dataset.classes, config.image_size, weights, config.resize
+                config.model, self.dataset.classes, config.image_size, start, config.resize
             )
             while len(self._models) >= _CACHED_MODELS:
                 del self._models[next(iter(self._models))]
             self._models[key] = model.to(memory_format=torch.channels_last)
         return copy.deepcopy(self._models[key]).to(self.machine.device)
+
+    def initial_weights(self, config: TrainConfig) -> InitialWeights | None:
+        """The weights that the option ``weights`` names, loaded once; None for ``auto``."""
+        if config.weights not in self._weights:
+            self._weights[config.weights] = initial_weights(config.weights)
+        return self._weights[config.weights]
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> TrainingInputs:
         """Split the model at ``freeze`` and make the batches of each split."""
@@ -181,7 +191,6 @@ class TrainingContext:
 
     def _key(self, prefix: FrozenPrefix, augmented: np.ndarray, config: TrainConfig) -> str:
         """A digest of everything that affects the activations, used as the cache key."""
-        digest = hashlib.blake2b(digest_size=12)
         facts = [
             pixel_key(list(self.dataset.frame["content"]), config.image_size, config.resize),
             str(augmented.tolist()),
@@ -192,9 +201,6 @@ class TrainingContext:
             config.activation_dtype,
             str(self.machine),
             torch.__version__,
+            state_digest(prefix.layers.state_dict()),
         ]
-        digest.update("\n".join(facts).encode())
-        for name, tensor in prefix.layers.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.blake2b("\n".join(facts).encode(), digest_size=12).hexdigest()

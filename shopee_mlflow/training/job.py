@@ -24,7 +24,7 @@ from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
 from ..tracking.follow import follow_run
-from ..tracking.names import PROCESS_TAG
+from ..tracking.names import PROCESS_TAG, WEIGHTS_RUN_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
@@ -61,9 +61,10 @@ class TrainingJob:
         """Log the dataset, unless the run is resumed, and create the training session."""
         if self.resume is None:
             log_data(self.run, dataset, self.config)
+        context = TrainingContext(dataset, self.machine, self.group)
         session = TrainingSession(
             self.config,
-            TrainingContext(dataset, self.machine, self.group),
+            context,
             self.run,
             resume=self.resume,
             checkpoints=True,
@@ -75,6 +76,8 @@ class TrainingJob:
         )
         compiled = session.inputs.compiled is not None
         self.run.log_tags({"compiled": str(compiled).lower()})
+        if (start := context.initial_weights(self.config)) and start.run_id:
+            self.run.log_tags({WEIGHTS_RUN_TAG: start.run_id})
         if compiled:
             say("compiling the training step, which takes a minute or two")
         return session

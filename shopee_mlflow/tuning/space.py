@@ -26,6 +26,7 @@ from ..config import (
 )
 from ..errors import ConfigError
 from ..options import Role, as_text, parse_option, unknown_option, with_role
+from ..training.weights_source import initial_weights
 
 DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
 # Settings of the original experiment; see docs/original.md.
@@ -132,9 +133,8 @@ class SearchPlan:
             for f in dataclasses.fields(TuneConfig)
             if f.name in identifying and f.name not in self.space
         }
-        if self.config.weights != AUTO:
-            content = Path(self.config.weights).expanduser().read_bytes()
-            facts["weights"] = hashlib.blake2b(content, digest_size=8).hexdigest()
+        if weights := initial_weights(self.config.weights):
+            facts["weights"] = weights.digest()
         facts |= {f"space.{name}": str(where) for name, where in sorted(self.space.items())}
         facts |= {f"baseline.{k}": as_text(v) for k, v in sorted(self.baseline.items())}
         for section in ("sampler_settings", "pruner_settings"):

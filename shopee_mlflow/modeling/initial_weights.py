@@ -1,0 +1,192 @@
+"""Initial weights: read them from a file, and fit them to a network and its label groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..config import PRETRAINED
+from ..errors import ModelError
+from .models import ProductClassifier
+from .state_files import load_file, state_digest, unwrap
+
+_log = logging.getLogger(__name__)
+
+_LISTED = 12
+_OWN_PREFIXES = ("backbone.", "head.")
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights that a training starts from.
+
+    :ivar state: name -> tensor, in the layout of a :class:`ProductClassifier` or of its backbone's
+        library.
+    :ivar source: where they are from, as the option ``weights`` names it.
+    :ivar classes: label groups of the head's rows, in order; empty where they are not known.
+    :ivar architecture: name of the architecture; empty where it is not known.
+    :ivar run_id: the run that trained them; None where it is not known.
+    """
+
+    state: Mapping[str, Tensor] = field(repr=False)
+    source: str
+    classes: Sequence[str] = ()
+    architecture: str = ""
+    run_id: str | None = None
+
+    def digest(self) -> str:
+        """A fingerprint of all values."""
+        return state_digest(self.state, 8)
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether these are weights of a :class:`ProductClassifier`."""
+        return all(key.startswith(_OWN_PREFIXES) for key in self.state)
+
+
+def weights_of_model(
+    model: ProductClassifier, source: str, run_id: str | None = None
+) -> InitialWeights:
+    """The weights of a model, with its label groups."""
+    return InitialWeights(model.state_dict(), source, model.classes, model.architecture, run_id)
+
+
+def read_weights(path: Path | str) -> InitialWeights:
+    """Read a state dict without executing code from the pickle (``weights_only=True``).
+
+    Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
+    unwrapped; a log message says how.
+
+    :raises ModelError: when the file is not a state dict, or loading it would run code.
+    """
+    state, changes = unwrap(load_file(path))
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        found = ""
+        if isinstance(state, Mapping) and state:
+            found = f" Its keys: {', '.join(str(key) for key in list(state)[:_LISTED])}."
+        raise ModelError(
+            f"weights={path}: holds no state dict (name -> tensor).{found} Save one with "
+            "torch.save(model.state_dict(), path)."
+        )
+    if changes:
+        _log.info("weights=%s: %s.", path, "; ".join(changes))
+    return InitialWeights(dict(state), str(path))
+
+
+def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
+    """Load the weights of another :class:`ProductClassifier` of the same architecture.
+
+    Label groups that both models have keep their rows of the head. The others start from random
+    values.
+
+    :raises ModelError: when the architecture is another one, or shapes differ.
+    """
+    if weights.architecture and _base(weights.architecture) != _base(model.architecture):
+        raise ModelError(
+            f"weights={weights.source}: is a model of the architecture {weights.architecture}, not "
+            f"{model.architecture}. Set model={_base(weights.architecture)}."
+        )
+    state = dict(weights.state)
+    if weights.classes and list(weights.classes) != model.classes:
+        _reorder_head(state, model, weights)
+    load_state(model, state, weights.source)
+
+
+def _base(architecture: str) -> str:
+    name = architecture.removesuffix(PRETRAINED)
+    return "efficientnet_b0" if name == "effnet" else name
+
+
+def _reorder_head(
+    state: dict[str, Tensor], model: ProductClassifier, weights: InitialWeights
+) -> None:
+    """Put the rows of known label groups where the model has them."""
+    rows = {name: row for row, name in enumerate(weights.classes)}
+    known = [(new, rows[name]) for new, name in enumerate(model.classes) if name in rows]
+    here, there = ([pair[side] for pair in known] for side in (0, 1))
+    head = last_layer(model)[0]
+    for key, value in model.state_dict().items():
+        if key.rpartition(".")[0] == head and key in state:
+            fresh = value.clone()
+            if fresh.shape[1:] == state[key].shape[1:]:
+                fresh[here] = state[key][there].to(fresh.dtype)
+            state[key] = fresh
+    _log.warning(
+        "weights=%s: %d of %d label groups keep their row of the head; the others start from "
+        "random values.",
+        weights.source,
+        len(known),
+        len(model.classes),
+    )
+
+
+def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the layer that computes the logits."""
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    return layers[-1]
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights in the network's own layout.
+
+    If its size differs, the last layer is left out, with a warning.
+
+    :raises ModelError: listing keys that are missing, unknown or of another shape.
+    """
+    wanted = network.state_dict()
+    head = last_layer(network)[0]
+    state = {key: value for key, value in state.items() if not _is_auxiliary(key, wanted)}
+    head_keys = {key for key in wanted if key.rpartition(".")[0] == head}
+    left_out = {k for k in head_keys if k in state and state[k].shape != wanted[k].shape}
+    if left_out:
+        _log.warning(
+            "weights=%s: its head has %d classes and is left out; the new head starts from random "
+            "values.",
+            source,
+            len(state[f"{head}.weight"]),
+        )
+    kept = {key: value for key, value in state.items() if key not in head_keys or not left_out}
+    problems = [
+        *(f"missing: {key}" for key in wanted if key not in kept and key not in head_keys),
+        *(f"unknown: {key}" for key in kept if key not in wanted),
+        *(
+            f"shape: {key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}"
+            for key, value in kept.items()
+            if key in wanted and value.shape != wanted[key].shape
+        ),
+    ]
+    if problems:
+        more = len(problems) - _LISTED
+        listed = "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
+        raise ModelError(
+            f"weights={source}: {len(problems)} keys do not fit this architecture"
+            f"{_other_names(state, wanted)}:\n  {listed}"
+        )
+    network.load_state_dict(kept, strict=False)
+
+
+def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """A hint for weights of another library, of which almost no name matches."""
+    unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
+    if not unknown or len(missing) < 0.9 * len(wanted):
+        return ""
+    theirs = next(key for key in state if key in unknown)
+    ours = next(key for key in wanted if key in missing)
+    return f" (the file has names like {theirs}, the network has names like {ours})"
+
+
+def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether a key belongs to a head that GoogLeNet and Inception use in training only."""
+    return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and key not in wanted

@@ -1,0 +1,157 @@
+"""Architectures of timm, an optional package: ``model=timm/NAME``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import PRETRAINED
+from ..errors import ModelError
+from .initial_weights import InitialWeights
+
+PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class TimmBackbone:
+    """A network of timm without its head.
+
+    :ivar network: normalised photos (N, 3, S, S) -> (N, features).
+    :ivar features: number of features.
+    :ivar mean: mean of each channel that the network expects, of photos in 0..1.
+    :ivar std: standard deviation of each channel.
+    """
+
+    network: nn.Module
+    features: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def check_timm_name(name: str) -> None:
+    """Check that timm is installed and has an architecture of this name.
+
+    :param name: ``timm/NAME`` or ``timm/NAME_pretrained``.
+    :raises ModelError: otherwise, with the closest names.
+    """
+    timm = _timm(name)
+    wanted, pretrained = _parse(name)
+    base, _, tag = wanted.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(PREFIX + each for each in near)}?" if near else ""
+        raise ModelError(f"model={name}: timm has no such architecture.{hint}")
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}*")]
+    tags = [each for each in tags if each] if timm.list_pretrained(base) or tags else []
+    if tag and tag not in tags:
+        raise ModelError(
+            f"model={name}: timm has no weights {tag!r} for {base}. "
+            + (f"Available: {', '.join(tags)}." if tags else "It has none at all.")
+        )
+    if pretrained and not tags:
+        raise ModelError(
+            f"model={name}: timm has no pretrained weights for {base}; omit {PRETRAINED}."
+        )
+
+
+def timm_backbone(
+    name: str, image_size: int, weights: InitialWeights | None = None
+) -> TimmBackbone:
+    """Build a network of timm for photos of ``image_size``.
+
+    :param name: ``timm/NAME``, with ``_pretrained`` to download timm's weights.
+    :param weights: weights in timm's layout, loaded instead of a download.
+    :raises ModelError: when weights cannot be downloaded or do not fit, or the network cannot be
+        built for this size.
+    """
+    timm = _timm(name)
+    architecture, pretrained = _parse(name)
+    settings: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    config = timm.get_pretrained_cfg(architecture)
+    if config is not None and config.fixed_input_size:
+        settings["img_size"] = image_size
+    try:
+        if weights:
+            network = _with_weights(timm, architecture, settings, weights)
+        else:
+            network = timm.create_model(architecture, **settings)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _build_error(name, image_size, weights, pretrained, error) from error
+    network.eval()
+    with torch.no_grad():
+        features = network(torch.zeros(1, 3, image_size, image_size)).shape[1]
+    about = network.pretrained_cfg
+    return TimmBackbone(network.train(), features, about["mean"], about["std"])
+
+
+def _with_weights(
+    timm: Any, architecture: str, settings: Mapping[str, Any], weights: InitialWeights
+) -> Any:
+    """Build a network with weights, and check that each layer has got its own.
+
+    timm's own loader also resizes position embeddings and renames old layers, but it passes over
+    names that are missing. Their layers keep the random values of a new network.
+    """
+    given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.state)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network: nn.Module = timm.create_model(architecture, **{**settings, **given})
+        torch.manual_seed(0)
+        new = timm.create_model(architecture, **{**settings, "pretrained": False})
+    loaded = network.state_dict()
+    drawn = {name: value for name, value in new.state_dict().items() if value.min() < value.max()}
+    missing = [name for name, value in drawn.items() if torch.equal(value, loaded[name])]
+    if missing:
+        raise ModelError(
+            f"weights={weights.source}: does not fit model={PREFIX}{architecture}: it has no "
+            f"weights for {len(missing)} of {len(drawn)} layers, such as {missing[0]}."
+        )
+    return network
+
+
+def _parse(name: str) -> tuple[str, bool]:
+    """timm's name of an architecture, and whether pretrained weights are wanted."""
+    return name.removeprefix(PREFIX).removesuffix(PRETRAINED), name.endswith(PRETRAINED)
+
+
+def _timm(name: str) -> Any:
+    if find_spec("timm") is None:
+        raise ModelError(
+            f"model={name}: needs the package timm. Install it with pip install timm, or with this "
+            "project's extra: pip install -e '.[timm]'."
+        )
+    import timm
+
+    return timm
+
+
+def _build_error(
+    name: str,
+    image_size: int,
+    weights: InitialWeights | None,
+    pretrained: bool,
+    error: Exception,
+) -> ModelError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if weights:
+        return ModelError(
+            f"weights={weights.source}: does not fit model={name}:\n  "
+            + "\n  ".join(line.strip()[:300] for line in lines[:6])
+        )
+    if pretrained:
+        return ModelError(
+            f"The pretrained weights of {name} cannot be loaded from the Hugging Face hub "
+            f"({lines[0][:300]}).\nName a local file in timm's layout with weights=PATH, or train "
+            f"from scratch with model={name.removesuffix(PRETRAINED)}."
+        )
+    return ModelError(
+        f"model={name}: cannot be built for image_size={image_size} ({lines[0][:200]})."
+    )
