@@ -76,7 +76,7 @@ def test_errors_of_other_packages_become_one_sentence(
     monkeypatch.setattr(MlflowClient, "log_artifact", upload)
 
     def log_a_file() -> None:
-        with open_run("fails", measure=False) as log:
+        with open_run("fails") as log:
             log.log_text("text", "file.txt")
 
     with pytest.raises(TrackingError) as caught:
@@ -99,7 +99,7 @@ def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_
     begun: list[str] = []
 
     def begin() -> None:
-        with open_run("fails", "unwritable", measure=False) as log:
+        with open_run("fails", "unwritable") as log:
             begun.append(log.run_id)
 
     with pytest.raises(TrackingError, match=f"artifacts .* in {place}.*cannot be written"):
@@ -139,7 +139,7 @@ def test_an_evaluation_needs_no_right_to_write(
         assert log.run_id == "none"
         log.log_metrics({"test_accuracy": 0.5})
     assert "not logged" in caplog.text
-    with pytest.raises(ReadOnlyStoreError), open_run("trains", measure=False):
+    with pytest.raises(ReadOnlyStoreError), open_run("trains"):
         pass
 
 
@@ -225,7 +225,7 @@ def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
 
 OPEN = """
 from shopee_mlflow.tracking.runs import open_run
-with open_run("first", measure=False) as log:
+with open_run("first") as log:
     print(log.run_id)
 """
 

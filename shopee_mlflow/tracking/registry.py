@@ -37,6 +37,7 @@ class LoadedModel:
 
     :ivar module: uint8 or float photos -> logits, in eval mode, on the CPU.
     :ivar identity: changes when another model stands behind the same name.
+    :ivar run_id: the run that has logged it; None for a model saved in a folder.
     """
 
     module: torch.nn.Module
@@ -44,6 +45,7 @@ class LoadedModel:
     image_size: int
     resize: str
     identity: str
+    run_id: str | None = None
 
 
 def load_classifier(uri: str) -> LoadedModel:
@@ -56,7 +58,7 @@ def load_classifier(uri: str) -> LoadedModel:
     try:
         with downloaded(uri) as folder:
             module, about = load_folder(folder, uri)
-            identity = Model.load(str(folder)).model_uuid or uri
+            saved = Model.load(str(folder))
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
@@ -64,7 +66,10 @@ def load_classifier(uri: str) -> LoadedModel:
             f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
         ) from error
     resize = about.get("resize", "stretch")
-    return LoadedModel(module, about["classes"], about["image_size"], resize, str(identity))
+    identity = str(saved.model_uuid or uri)
+    return LoadedModel(
+        module, about["classes"], about["image_size"], resize, identity, saved.run_id
+    )
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,21 @@ class RunLog(Protocol):
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Log a state dict."""
 
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
-        """Log the training data as a dataset."""
+    def log_dataset(
+        self,
+        table: pd.DataFrame,
+        source: str,
+        name: str,
+        digest: str | None,
+        counts: Mapping[str, int],
+        context: str = "training",
+    ) -> None:
+        """Log a table of photos as a dataset.
+
+        :param digest: fingerprint of the table; None: MLflow computes one.
+        :param counts: name -> number, for the dataset's profile.
+        :param context: what the data were used for.
+        """
 
     def log_model(
         self, model: ProductClassifier, metrics: Mapping[str, float], serialization: str = "pickle"
@@ -100,7 +113,15 @@ class NullRunLog:
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Do nothing."""
 
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
+    def log_dataset(
+        self,
+        table: pd.DataFrame,
+        source: str,
+        name: str,
+        digest: str | None,
+        counts: Mapping[str, int],
+        context: str = "training",
+    ) -> None:
         """Do nothing."""
 
     def log_model(
