@@ -12,7 +12,7 @@ from mlflow.utils.uri import is_local_uri
 
 from ..errors import TrackingError
 from ..masking import mask_passwords
-from .run_log import NullRunLog, RunLog
+from .run_log import NOT_STORED, RunLog
 from .runs import find_run
 
 _SQLITE = "sqlite:///"
@@ -27,7 +27,7 @@ def view_lines(run: RunLog, took: str) -> list[str]:
     :param took: the time, in words.
     :returns: nothing for a run that is not stored.
     """
-    if isinstance(run, NullRunLog):
+    if run.run_id == NOT_STORED:
         return []
     uri = mlflow.get_tracking_uri()
     page = f"#{run_page(run.experiment_id, run.run_id)}"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The id of a run that is not stored.
+NOT_STORED = "none"
+
+
 class RunLog(Protocol):
     """A run that commands log to; :class:`.mlflow_run_log.MlflowRunLog` stores it in MLflow.
 
@@ -83,7 +87,7 @@ class RunLog(Protocol):
 class NullRunLog:
     """A run that stores nothing: to train without MLflow, and for processes that only compute."""
 
-    def __init__(self, run_id: str = "none", experiment_id: str = "none") -> None:
+    def __init__(self, run_id: str = NOT_STORED, experiment_id: str = "none") -> None:
         self.run_id, self.experiment_id = run_id, experiment_id
 
     def log_params(self, params: Mapping[str, str]) -> None:

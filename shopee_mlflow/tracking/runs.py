@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
@@ -36,6 +36,7 @@ from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
 _log = logging.getLogger(__name__)
 
 LONGEST_REASON = 5000
+_EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
@@ -133,7 +134,7 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
     try:
         set_adopted_aside(run_id)
         # Without an active run MLflow would log models to another experiment.
-        mlflow.set_experiment(experiment_id=log.experiment_id)
+        _enter_experiment(experiment_id=log.experiment_id)
         yield log
         log.flush()
         if not is_held():
@@ -227,7 +228,7 @@ def _start(
         _forget_failure(resume)
         # A notebook may have been in another experiment, from which MLflow would refuse it.
         where = MlflowClient().get_run(resume).info.experiment_id
-        mlflow.set_experiment(experiment_id=where)
+        _enter_experiment(experiment_id=where)
         run = mlflow.start_run(run_id=resume)
         mlflow.set_tags(tags)
         return run
@@ -298,17 +299,31 @@ def _forget_failure(run_id: str) -> None:
 
 def _choose_experiment(experiment: str) -> None:
     """Set the experiment; MLflow's environment variables override our default only."""
-    chosen = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
+    chosen = {"MLFLOW_EXPERIMENT_NAME", _EXPERIMENT_ID} & os.environ.keys()
     if experiment not in _DEFAULTS or not chosen:
-        found = mlflow.set_experiment(experiment)
+        found = _enter_experiment(experiment)
         # When another client creates it at the same time, MLflow returns it, but stays in the
         # experiment Default.
-        mlflow.set_experiment(experiment_id=found.experiment_id)
+        _enter_experiment(experiment_id=found.experiment_id)
+
+
+def _enter_experiment(name: str | None = None, experiment_id: str | None = None) -> Experiment:
+    """Make an experiment the active one, without the variable that MLflow sets for subprocesses.
+
+    A later command of this process would take the variable for the user's choice.
+    """
+    before = os.environ.get(_EXPERIMENT_ID)
+    try:
+        return mlflow.set_experiment(name, experiment_id)
+    finally:
+        os.environ.pop(_EXPERIMENT_ID, None)
+        if before is not None:
+            os.environ[_EXPERIMENT_ID] = before
 
 
 def experiment_in_use(experiment: str) -> str:
     """The name of the experiment in which a new run would be opened."""
-    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
+    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get(_EXPERIMENT_ID)
     if adopted:
         number = MlflowClient().get_run(adopted).info.experiment_id
     elif experiment not in _DEFAULTS:

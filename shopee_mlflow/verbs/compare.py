@@ -75,8 +75,12 @@ def compare(
             f"experiment={experiment}: has 1 training run that has finished; a comparison needs "
             "two. Train another one, or name another experiment."
         )
-    names = experiment or ", ".join(run.name for run in past)
-    with open_run(f"compare {names}"[:100], analyses_of(past[0].experiment), kind=COMPARE) as log:
+    compared = [_compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)]
+    chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
+    lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
+    facts = ComparisonFacts(lead, compared, _pairs(compared, past))
+    where = past[0].experiment
+    with open_run(f"compare {len(past)} runs of {where}", analyses_of(where), kind=COMPARE) as log:
         log.log_params(
             {
                 "runs": ",".join(ids) or NONE,
@@ -86,13 +90,6 @@ def compare(
             }
         )
         log.log_tags(machine_tags("cpu"))
-        compared = [
-            _compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)
-        ]
-        pairs = _pairs(compared, past)
-        chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
-        lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
-        facts = ComparisonFacts(lead, compared, pairs)
         words = _keep(log, facts, out)
         say(*words, f"page in {out / REPORT_FILE}", *view_lines(log, f"{len(past)} runs"))
     return Comparison(log.run_id, words, comparison_table(facts), pairs_table(facts))

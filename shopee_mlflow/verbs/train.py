@@ -75,11 +75,11 @@ def train(
                 seconds = time.monotonic() - started
                 model_id = log_training(session, test, seconds)
             say(*summary(test.scores, len(test.labels)))
-            say(*view_lines(job.run, duration(time.monotonic() - started)))
     if job.leads:
         with cleanup(job.run.run_id, job.group):
             if job.config.register:
                 register(job.run.run_id, promote=job.config.promote)
+        say(*view_lines(job.run, f"{duration(time.monotonic() - started)} in all"))
     return TrainResult(
         job.run.run_id,
         model_id,
