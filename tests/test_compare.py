@@ -63,7 +63,7 @@ def test_trained_runs_side_by_side(
     table = pd.read_csv(folder / "comparison.csv")
     assert table["run"].tolist() == ["A", "B", "C"]
     assert table["run_id"].tolist() == list(ids)
-    assert table["name"].tolist() == ["cnn", "fast", "cnn"]
+    assert [name.split()[0] for name in table["name"]] == ["cnn", "fast", "cnn"]
     assert table["lr"].tolist() == [0.01, 0.05, 0.01]
     assert table["epochs"].tolist() == [4, 2, 1]
     assert table["split_seed"].tolist() == [0, 0, 1]

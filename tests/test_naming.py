@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.tracking.links import view_lines
-from shopee_mlflow.tracking.names import analyses_of
+from shopee_mlflow.tracking.names import TRAIN, analyses_of
 from shopee_mlflow.tracking.run_log import NullRunLog
+from shopee_mlflow.tracking.runs import open_run
 from shopee_mlflow.training.naming import run_name
 
 PAGE = "#/experiments/3/runs/abc?workflowType=machine_learning"
@@ -60,6 +65,31 @@ def test_a_local_store_is_named_with_its_whole_path(
         f"  mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/my runs.db'",
         f"  http://127.0.0.1:5000/{PAGE}",
     ]
+
+
+def test_the_table_of_all_runs_opens_with_its_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.shop:8080")
+    table = "runs?workflowType=machine_learning&viewStateShareKey=accuracy"
+    assert f"  all runs: http://mlflow.shop:8080/#/experiments/3/{table}" in view_lines(
+        RUN, "", beside=True
+    )
+
+
+def test_the_first_training_saves_the_view_of_the_table() -> None:
+    with open_run("first", "viewed", kind=TRAIN) as run:
+        pass
+    tag = mlflow.get_experiment(run.experiment_id).tags["mlflow.sharedViewState.accuracy"]
+    view = json.loads(tag)
+    packed = view["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert view["name"] == "Accuracy"
+    assert "metrics.`test_accuracy`" in state["selectedColumns"]
+    client = mlflow.MlflowClient()
+    client.set_experiment_tag(run.experiment_id, "mlflow.sharedViewState.accuracy", "{}")
+    with open_run("second", "viewed", kind=TRAIN):
+        pass
+    tags = mlflow.get_experiment(run.experiment_id).tags
+    assert tags["mlflow.sharedViewState.accuracy"] == "{}", "a person's change is kept"
 
 
 def test_a_server_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from ..errors import TrackingError
 from ..masking import mask_passwords
 from .run_log import NOT_STORED, RunLog
 from .runs import find_run
+from .views import VIEW_KEY
 
 _SQLITE = "sqlite:///"
 _LOCAL_UI = "http://127.0.0.1:5000"
@@ -21,25 +22,32 @@ _LOCAL_UI = "http://127.0.0.1:5000"
 _MODE = "workflowType=machine_learning"
 
 
-def view_lines(run: RunLog, took: str) -> list[str]:
+def view_lines(run: RunLog, took: str, *, beside: bool = False) -> list[str]:
     """The run and the way to its page: a link, after a command where no server is running yet.
 
     :param took: the time, in words.
+    :param beside: add a link to the table of all runs of the experiment, with their accuracies.
     :returns: nothing for a run that is not stored.
     """
     if run.run_id == NOT_STORED:
         return []
     uri = mlflow.get_tracking_uri()
-    page = f"#{run_page(run.experiment_id, run.run_id)}"
-    if uri.startswith(("http://", "https://")):
-        return [f"run {run.run_id}, {took}", f"  {mask_passwords(uri).rstrip('/')}/{page}"]
+    title, served = f"run {run.run_id}, {took}", uri.startswith(("http://", "https://"))
     if uri.startswith("databricks"):
-        return [f"run {run.run_id}, {took}"]
-    return [
-        f"run {run.run_id}, {took}. See it with this command and link:",
-        f"  mlflow ui --backend-store-uri {_store_argument(uri)}",
-        f"  {_LOCAL_UI}/{page}",
-    ]
+        return [title]
+    start = f"{mask_passwords(uri).rstrip('/') if served else _LOCAL_UI}/#"
+    links = [f"  {start}{run_page(run.experiment_id, run.run_id)}"]
+    if beside:
+        links.insert(0, f"  all runs: {start}{table_page(run.experiment_id)}")
+    if served:
+        return [title, *links]
+    command = f"  mlflow ui --backend-store-uri {_store_argument(uri)}"
+    return [f"{title}. See it with this command and link:", command, *links]
+
+
+def table_page(experiment_id: str) -> str:
+    """The place of an experiment's table of runs, with their accuracies."""
+    return f"/experiments/{experiment_id}/runs?{_MODE}&viewStateShareKey={VIEW_KEY}"
 
 
 def run_page(experiment_id: str, run_id: str) -> str:

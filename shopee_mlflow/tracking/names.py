@@ -20,6 +20,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 # Kinds of runs: the command, or a trial of a search.
 TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"
 EVALUATE, COMPARE, EXPLORE = "evaluate", "compare", "explore"
+TRAININGS = (TRAIN, TUNE, EXPERIMENTS)
 ANALYSES = (EVALUATE, COMPARE, EXPLORE)
 
 # Artifacts of a training.

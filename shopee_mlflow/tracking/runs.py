@@ -27,11 +27,13 @@ from .names import (
     KIND_TAG,
     MANIFEST_FILE,
     PROCESS_TAG,
+    TRAININGS,
     VERSION_TAG,
 )
 from .run_log import NullRunLog, RunLog
 from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
+from .views import save_view
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,8 @@ def open_run(
         try:
             if parent is None:
                 check_artifacts(run.info.artifact_uri)
+                if kind in TRAININGS:
+                    save_view(run.info.experiment_id)
             yield log
             log.flush()
         except BaseException as error:

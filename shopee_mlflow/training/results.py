@@ -177,18 +177,17 @@ def _description(session: TrainingSession, test: TestResult, seconds: float) -> 
     photos, groups = len(data.frame), len(data.classes)
     sizes = " / ".join(f"{len(data.rows(name)):,} {name}" for name in SPLITS)
     other = changed_options(config)
+    report = report_link(session.run.experiment_id, session.run.run_id, REPORT_FILE)
     lines = [
         f"**Test accuracy {s['test_accuracy']:.1%}**, 95 % interval {s['test_accuracy_low']:.1%} "
         f"to {s['test_accuracy_high']:.1%}, {len(test.labels):,} photos. Validation accuracy "
         f"{s['best_val_accuracy']:.1%} in epoch {s['best_epoch']:.0f} of {len(session.history)}.",
-        f"Data: {_dataset_name(data, config)}, {photos:,} photos of {groups:,} label groups "
-        f"({sizes}).",
-        f"Model: {config.model}, freeze={config.freeze}; {duration(seconds)} on "
-        f"{session.context.machine}.",
-        f"Options other than the defaults: {', '.join(other) or 'none'}.",
-        f"Report: {report_link(session.run.experiment_id, session.run.run_id, REPORT_FILE)}",
+        f"{config.model}, freeze={config.freeze}; {_dataset_name(data, config)}: {photos:,} photos "
+        f"of {groups:,} label groups ({sizes}); {duration(seconds)} on {session.context.machine}.",
+        f"Not default: {', '.join(other) or 'nothing'}. Report: {report}",
     ]
-    return "\n\n".join(lines)
+    # Two spaces end a line in Markdown; the UI shows four lines before "Show more".
+    return "  \n".join(lines)
 
 
 def _dataset_name(dataset: Dataset, config: TrainConfig) -> str:

@@ -79,7 +79,7 @@ def train(
         with cleanup(job.run.run_id, job.group):
             if job.config.register:
                 register(job.run.run_id, promote=job.config.promote)
-        say(*view_lines(job.run, f"{duration(time.monotonic() - started)} in all"))
+        say(*view_lines(job.run, f"{duration(time.monotonic() - started)} in all", beside=True))
     return TrainResult(
         job.run.run_id,
         model_id,

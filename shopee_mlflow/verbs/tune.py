@@ -90,7 +90,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
                 else:
                     work_in_processes(search, local_folder(), run, deadline, config.jobs)
             result = _finish_once(search, context, run)
-            say(*view_lines(run, f"{duration(time.time() - started)} this time"))
+            say(*view_lines(run, f"{duration(time.time() - started)} this time", beside=True))
     return result
 
 
