@@ -115,7 +115,7 @@ def test_the_description_says_what_matters(make_catalog: MakeCatalog) -> None:
     text, scores = run.data.tags["mlflow.note.content"], result.scores
     low, high = scores["test_accuracy_low"], scores["test_accuracy_high"]
     sizes = " / ".join(f"{len(result.dataset.rows(name))} {name}" for name in SPLITS)
-    assert text.startswith(f"**Test accuracy {scores['test_accuracy']:.1%}**, 95 % interval ")
+    assert text.startswith(f"Test accuracy {scores['test_accuracy']:.1%}, 95 % interval ")
     for words in (
         f"{low:.1%} to {high:.1%}, {len(result.test_labels)} photos",
         f"cnn, freeze=none; shop: 24 photos of 3 label groups ({sizes})",

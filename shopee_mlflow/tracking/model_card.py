@@ -45,6 +45,8 @@ def version_card(run: Run, reason: str) -> str:
     }
     told = run.data.tags.get(DESCRIPTION_TAG, "")
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
-    report = report_link(run.info.experiment_id, run.info.run_id, REPORT_FILE)
-    lines.append(f"- trained in run {run_link(run.info.run_id)}, report: {report}")
+    lines.append(f"- trained in run {run_link(run.info.run_id)}")
+    if REPORT_FILE not in told:
+        link = report_link(run.info.experiment_id, run.info.run_id, REPORT_FILE)
+        lines.append(f"- report: {link}")
     return "\n\n".join(part for part in (told, "\n".join(lines)) if part)

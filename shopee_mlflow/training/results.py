@@ -179,7 +179,7 @@ def _description(session: TrainingSession, test: TestResult, seconds: float) -> 
     other = changed_options(config)
     report = report_link(session.run.experiment_id, session.run.run_id, REPORT_FILE)
     lines = [
-        f"**Test accuracy {s['test_accuracy']:.1%}**, 95 % interval {s['test_accuracy_low']:.1%} "
+        f"Test accuracy {s['test_accuracy']:.1%}, 95 % interval {s['test_accuracy_low']:.1%} "
         f"to {s['test_accuracy_high']:.1%}, {len(test.labels):,} photos. Validation accuracy "
         f"{s['best_val_accuracy']:.1%} in epoch {s['best_epoch']:.0f} of {len(session.history)}.",
         f"{config.model}, freeze={config.freeze}; {_dataset_name(data, config)}: {photos:,} photos "
