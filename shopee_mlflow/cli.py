@@ -143,7 +143,9 @@ def explore_command(**options: str | None) -> None:
 @click.option("--data", default="auto", help="Labelled catalogue: folder or CSV.")
 @click.option("--images", default="auto", help="Folder of the photos; auto: beside the CSV.")
 @click.option("--run", help="Training run whose test split is scored.")
-@click.option("--experiment", default="shopee", help="MLflow experiment of the evaluation.")
+@click.option(
+    "--experiment", default="shopee-analysis", help="MLflow experiment of the evaluation."
+)
 def evaluate_command(**options: Any) -> None:
     """Score a logged model on a labelled catalogue, or on the test split of a training run."""
     from .verbs.evaluate import evaluate
@@ -264,13 +266,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # click wraps the interruption, and with it the reason
         reason = str(error) or str(error.__cause__ or "") or "interrupted"
         fail(f"stopped: {reason}")
+        _end_unopened_run(reason, "KILLED")
         sys.exit(_INTERRUPTED)
 
 
 def _fail_before_run(message: str) -> None:
-    """Print the error, and store it in the run that ``mlflow run`` may have created."""
     fail(message)
-    if "MLFLOW_RUN_ID" in os.environ:
-        from .tracking.runs import fail_adopted_run
+    _end_unopened_run(message, "FAILED")
 
-        fail_adopted_run(message)
+
+def _end_unopened_run(reason: str, status: str) -> None:
+    """End the run that ``mlflow run`` has created, if the command has not opened it."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        from .tracking.runs import end_unopened_run
+
+        end_unopened_run(reason, status)

@@ -118,7 +118,9 @@ class ExploreConfig(DataConfig):
         "output folder for the page and its tables: a new one, or that of an earlier page",
         Role.SETUP,
     )
-    experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
+    experiment: str = option(
+        "shopee-analysis", "MLflow experiment that the run belongs to", Role.RECORD
+    )
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,9 @@ class TrainConfig(DataConfig):
         Role.SETUP,
     )
     experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
-    run_name: str = option(AUTO, "name of the run in MLflow; auto: the model's name", Role.SETUP)
+    run_name: str = option(
+        AUTO, "name of the run in MLflow; auto: the model and what differs", Role.SETUP
+    )
     config: str = option(NONE, "YAML file of options; command-line options override it", Role.SETUP)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_csv
+from PIL import Image
 from small_run import SmallRun, small_run
 
-from shopee_mlflow import cli
+from shopee_mlflow import TrainConfig, cli, train
+from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import CatalogError, TrackingError
 from shopee_mlflow.modeling.metrics import confusion
 from shopee_mlflow.reports.training_figures import confusion_figure, mistakes_figure
+from shopee_mlflow.tracking.flavor import save_in_folder
 from shopee_mlflow.verbs.evaluate import evaluate
 
 
@@ -37,9 +41,11 @@ def artifacts(run_id: str, folder: str) -> set[str]:
 def test_the_test_split_of_a_run_gives_its_very_accuracy(run: SmallRun) -> None:
     result = evaluate(run.uri, run=run.result.run_id)
     truth = mlflow.get_run(run.result.run_id).data.metrics
-    for name in ("test_accuracy", "test_accuracy_low", "test_accuracy_high"):
-        assert result.scores[name] == truth[name]
-    assert result.scores["test_loss"] == pytest.approx(truth["test_loss"], rel=1e-5)
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert result.scores[f"eval_{name}"] == truth[f"test_{name}"]
+    assert result.scores["eval_loss"] == pytest.approx(truth["test_loss"], rel=1e-5)
+    assert "eval_seen_accuracy" not in result.scores
+    assert set(result.predictions["seen"]) == {""}
     dataset = run.result.dataset
     test = dataset.frame.loc[dataset.rows("test"), "image"]
     assert sorted(result.predictions["image"]) == sorted(test)
@@ -48,7 +54,8 @@ def test_the_test_split_of_a_run_gives_its_very_accuracy(run: SmallRun) -> None:
 def test_an_evaluation_is_a_run_of_its_own(run: SmallRun) -> None:
     result = evaluate(run.uri, data=str(run.shop), experiment="evaluations")
     logged = mlflow.get_run(result.run_id)
-    assert logged.info.run_name == "evaluate"
+    assert logged.info.run_name == f"evaluate {run.uri.removeprefix('models:/')} on shop"
+    assert logged.data.tags["kind"] == "evaluate"
     assert logged.info.status == "FINISHED"
     assert mlflow.get_experiment(logged.info.experiment_id).name == "evaluations"
     assert logged.data.metrics == pytest.approx(result.scores)
@@ -60,21 +67,95 @@ def test_an_evaluation_is_a_run_of_its_own(run: SmallRun) -> None:
     }
     assert logged.data.tags["model_id"] == mlflow.models.Model.load(run.uri).model_uuid
     assert {"git_commit", "torch_version"} <= set(logged.data.tags)
-    assert artifacts(result.run_id, "test") == {
-        "test/predictions.csv",
-        "test/confusion_matrix.csv",
-        "test/confusion_matrix.png",
-        "test/report.csv",
-        "test/mistakes.png",
+    assert not [name for name in logged.data.metrics if name.startswith("test_")]
+    assert artifacts(result.run_id, "evaluation") == {
+        "evaluation/predictions.csv",
+        "evaluation/confusion_matrix.csv",
+        "evaluation/confusion_matrix.png",
+        "evaluation/report.csv",
+        "evaluation/mistakes.png",
+        "evaluation/summary.md",
     }
+    (data,) = logged.inputs.dataset_inputs
+    assert data.dataset.name == "shop"
+    assert [tag.value for tag in data.tags] == ["evaluation"]
     file = mlflow.artifacts.download_artifacts(
-        run_id=result.run_id, artifact_path="test/predictions.csv"
+        run_id=result.run_id, artifact_path="evaluation/predictions.csv"
     )
     table = pd.read_csv(file)
     assert len(table) == 36
     assert table["label_group"].tolist() == result.predictions["label_group"].tolist()
-    right = (table["label_group"] == table["predicted"]).mean()
-    assert right == pytest.approx(result.scores["test_accuracy"])
+
+
+def test_photos_of_the_models_train_and_val_splits_are_scored_apart(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(run.uri, data=str(run.shop))
+    dataset = run.result.dataset
+    split = dataset.frame.set_index("image")["split"].replace("test", "")
+    table = result.predictions.set_index("image")
+    assert table["seen"].to_dict() == split.to_dict()
+    right = table["label_group"] == table["predicted"]
+    seen = table["seen"] != ""
+    assert result.scores["eval_accuracy"] == right[~seen].mean()
+    assert result.scores["eval_accuracy"] == run.result.scores["test_accuracy"]
+    assert result.scores["eval_seen_accuracy"] == right[seen].mean()
+    train, val, unseen = (len(dataset.rows(name)) for name in ("train", "val", "test"))
+    words = f"the model has seen {train + val} of the 36 photos or a copy of them, {train} in its "
+    words += f"train split and {val} in its val split"
+    assert words in capsys.readouterr().out
+    logged = mlflow.get_run(result.run_id)
+    assert words in logged.data.tags["mlflow.note.content"]
+    counts = json.loads(logged.inputs.dataset_inputs[0].dataset.profile)
+    assert (counts["seen"], counts["unseen"]) == (train + val, unseen)
+    tags = logged.data.tags
+    assert (tags["seen_photos"], tags["unseen_photos"]) == (str(train + val), str(unseen))
+
+
+def test_resized_copies_under_other_names_are_seen(run: SmallRun, tmp_path: Path) -> None:
+    """Their bytes differ, their phashes do not."""
+    dataset = run.result.dataset
+    rows = [*dataset.rows("train")[:2], *dataset.rows("test")[:1]]
+    names = []
+    for number, file in enumerate(dataset.frame.loc[rows, "file"]):
+        with Image.open(file) as photo:
+            photo.resize((80, 80), Image.Resampling.NEAREST).save(tmp_path / f"new{number}.png")
+        names.append((f"new{number}.png", dataset.frame.loc[rows[number], "label_group"]))
+    table = write_csv(tmp_path / "new.csv", ("image", "label_group"), names)
+    result = evaluate(run.uri, data=str(table), images=str(tmp_path))
+    assert result.predictions["seen"].tolist() == ["train", "train", ""]
+
+
+def test_without_an_unseen_photo_there_is_no_accuracy(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = run.result.dataset.frame[run.result.dataset.frame["split"] == "train"].head(3)
+    rows = list(zip(train["image"], train["label_group"], strict=True))
+    table = write_csv(tmp_path / "seen.csv", ("image", "label_group"), rows)
+    result = evaluate(run.uri, data=str(table), images=str(run.shop / "train_images"))
+    assert set(result.scores) == {"eval_seen_accuracy"}
+    assert "No photo is left that measures accuracy on new photos" in capsys.readouterr().out
+
+
+def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun) -> None:
+    options = {"data": str(run.shop), "model": "cnn", "image_size": 32, "epochs": 1}
+    other = train(resolve(TrainConfig, {**options, "batch_size": 8, "split_seed": 1}))
+    mine, theirs = (r.dataset.frame.set_index("image")["split"] for r in (run.result, other))
+    test = theirs.index[theirs == "test"]
+    result = evaluate(run.uri, run=other.run_id).predictions.set_index("image")
+    assert result["seen"].to_dict() == mine[test].replace("test", "").to_dict()
+    assert (result["seen"] != "").any()
+
+
+def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
+    run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_in_folder(run.result.model, tmp_path / "model")
+    result = evaluate(str(tmp_path / "model"), data=str(run.shop))
+    assert len(result.predictions) == 36
+    assert "eval_accuracy" in result.scores
+    assert "this cannot be checked: the model does not name the run" in capsys.readouterr().out
+    assert mlflow.get_run(result.run_id).data.tags["seen_photos"] == "unknown"
 
 
 def test_a_single_group_may_be_scored(run: SmallRun, tmp_path: Path) -> None:
@@ -89,25 +170,30 @@ def test_photos_that_changed_are_no_test_split(run: SmallRun, shop: Path) -> Non
     dataset = run.result.dataset
     first, second = dataset.frame.loc[dataset.rows("test"), "image"].sort_values().tolist()[:2]
     images = shop / "train_images"
+    before = len(mlflow.search_runs(search_all_experiments=True, output_format="list"))
     (images / first).unlink()
     (images / second).write_bytes(run.photos[0].read_bytes())
     with pytest.raises(CatalogError, match="2 of the .* are missing .* or have changed") as caught:
         evaluate(run.uri, run=run.result.run_id, data=str(shop))
     assert f"{first}, {second}" in str(caught.value)
-    found = mlflow.search_runs(search_all_experiments=True, max_results=1, output_format="list")
-    assert found[0].info.status == "FAILED"
-    assert "have changed" in found[0].data.tags["failure"]
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == before
 
 
 def test_a_moved_catalogue_is_found_by_data(run: SmallRun, shop: Path) -> None:
     result = evaluate(run.uri, run=run.result.run_id, data=str(shop))
-    assert result.scores["test_accuracy"] == run.result.scores["test_accuracy"]
+    assert result.scores["eval_accuracy"] == run.result.scores["test_accuracy"]
 
 
-def test_labels_that_the_model_does_not_know(run: SmallRun, shop: Path) -> None:
+def test_labels_that_the_model_does_not_know(
+    run: SmallRun, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = (shop / "train.csv").read_text().replace("$group2$", "a new one")
     (shop / "train.csv").write_text(table)
-    with pytest.raises(CatalogError, match="1 label groups are unknown.* knows 3: a new one"):
+    assert len(evaluate(run.uri, data=str(shop)).predictions) == 24
+    words = "1 label groups are unknown to the model, which knows 3: a new one"
+    assert f"12 photos are left out: {words}" in capsys.readouterr().out
+    (shop / "train.csv").write_text(table.replace("$group", "new "))
+    with pytest.raises(CatalogError, match="All 3 label groups are unknown to the model"):
         evaluate(run.uri, data=str(shop))
 
 
@@ -148,7 +234,7 @@ def test_exit_codes(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
         return 0
 
     assert code("--data", str(run.shop)) == 0
-    assert "of 36 photos, 95 % interval" in capsys.readouterr().out
+    assert "photos that the model has not seen, 95 % interval" in capsys.readouterr().out
     for arguments, message in (
         ([], "evaluate needs data"),
         (["--data", "nowhere"], "nowhere: no such file or folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import mlflow
@@ -72,8 +73,13 @@ def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
         ours = (tmp_path / "seen" / name).read_bytes()
         assert (logged / "explore" / name).read_bytes() == ours
     run = mlflow.get_run(result.run_id)
-    assert run.info.run_name == "explore"
-    assert run.data.metrics["data/rows"] == 24
+    assert run.info.run_name == "explore shop"
+    assert run.data.tags["kind"] == "explore"
+    assert mlflow.get_experiment(run.info.experiment_id).name == "shopee-analysis"
+    assert run.data.metrics == {}
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.profile)["rows"] == result.facts["rows"] == 24
+    assert "24 rows, 24 files" in run.data.tags["mlflow.note.content"]
     assert run.data.params["max_photos"] == "50000"
     assert "24 rows, 24 files, 24 phashes, 3 titles, 3 label groups" in capsys.readouterr().out
     page = read_page(result.report)

@@ -30,7 +30,7 @@ def last_run() -> Run:
 
 def fail_beside_a_leader(error: BaseException) -> None:
     owner = {PROCESS_TAG: process_name()}
-    with open_run("leader", measure=False, tags=owner, shared=True) as run:
+    with open_run("leader", tags=owner, shared=True) as run:
         with pytest.raises(TrainingError), follow_run(run.run_id):
             raise TrainingError("no memory here")
         assert last_run().info.status == "RUNNING"
@@ -47,7 +47,7 @@ def test_a_follower_leaves_its_reason_to_the_one_that_ends_the_run(error: BaseEx
 
 
 def test_a_leader_that_knows_no_more_says_that_another_is_gone() -> None:
-    with pytest.raises(GroupLostError), open_run("leader", measure=False, shared=True):
+    with pytest.raises(GroupLostError), open_run("leader", shared=True):
         raise GroupLostError("another one is gone")
     assert last_run().data.tags["failure"] == "another one is gone"
 
@@ -56,7 +56,7 @@ def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(follow, "_SECONDS_ELSEWHERE", 0.01)
-    with open_run("leader", measure=False, tags={PROCESS_TAG: "elsewhere:1:1.00"}) as run:
+    with open_run("leader", tags={PROCESS_TAG: "elsewhere:1:1.00"}) as run:
         with pytest.raises(GroupLostError), follow_run(run.run_id):
             raise GroupLostError("lost")
         assert last_run().info.status == "FAILED"
@@ -73,7 +73,7 @@ def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
 
 @pytest.mark.parametrize("error", [GroupLostError("lost"), Stopped("SIGTERM received")])
 def test_a_follower_ends_the_run_of_a_leader_that_is_gone(error: BaseException) -> None:
-    with open_run("leader", measure=False, tags={PROCESS_TAG: GONE}) as run:
+    with open_run("leader", tags={PROCESS_TAG: GONE}) as run:
         with pytest.raises(type(error)), follow_run(run.run_id):
             raise error
         ended = last_run()

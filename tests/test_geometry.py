@@ -191,8 +191,8 @@ def test_training_sees_padded_photos(padded: Padded) -> None:
 def test_evaluate_predict_and_pyfunc_pad_too(padded: Padded, tmp_path: Path) -> None:
     assert load_classifier(padded.uri).resize == "pad"
     scores = evaluate(padded.uri, run=padded.result.run_id).scores
-    assert scores["test_accuracy"] == padded.result.scores["test_accuracy"]
-    assert scores["test_loss"] == pytest.approx(padded.result.scores["test_loss"], rel=1e-5)
+    assert scores["eval_accuracy"] == padded.result.scores["test_accuracy"]
+    assert scores["eval_loss"] == pytest.approx(padded.result.scores["test_loss"], rel=1e-5)
 
     predict(padded.uri, str(padded.shop / "train_images"), tmp_path / "out.csv")
     table = pd.read_csv(tmp_path / "out.csv")

@@ -113,7 +113,7 @@ def test_a_run_holds_no_password(error: Exception) -> None:
     runs: list[str] = []
 
     def fail_in_run() -> None:
-        with open_run("fails", measure=False) as log:
+        with open_run("fails") as log:
             runs.append(log.run_id)
             log.log_params({"storage": "postgresql://h/o?password=S3CRET", "lr": "0.1"})
             log.log_tags({"where": ADDRESS})

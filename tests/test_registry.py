@@ -62,8 +62,19 @@ def test_the_first_model_is_the_champion(run: SmallRun, name: str) -> None:
         assert version.tags[tag] == truth.tags[tag]
     for metric in ("test_accuracy", "test_accuracy_low", "best_val_accuracy"):
         assert float(version.tags[metric]) == truth.metrics[metric]
+    assert version.description.startswith(truth.tags["mlflow.note.content"])
+    for words in ("- output: 3 label groups", "- alias: there was no champion", "report.html](#/"):
+        assert words in version.description
+    card = MlflowClient().get_registered_model(name).description
+    assert f"models:/{name}@champion" in card
     loaded = mlflow.pytorch.load_model(result.uri)
     assert loaded.classes == run.result.dataset.classes
+
+
+def test_a_persons_description_of_the_model_stays(run: SmallRun, name: str) -> None:
+    MlflowClient().create_registered_model(name, description="ours")
+    register_model(run.result.run_id, name)
+    assert MlflowClient().get_registered_model(name).description == "ours"
 
 
 def test_the_champion_moves_for_a_better_one_only(run: SmallRun, name: str) -> None:

@@ -29,7 +29,7 @@ def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(
 
     mlflow.set_experiment("before")
     monkeypatch.setattr(MlflowClient, "create_experiment", be_late)
-    with open_run("late", "made by two", measure=False) as run:
+    with open_run("late", "made by two") as run:
         pass
     where = mlflow.get_run(run.run_id).info.experiment_id
     assert mlflow.get_experiment(where).name == "made by two"
@@ -46,7 +46,7 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
         real(client, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "set_terminated", stop_and_end)
-    with stop_on_signals(), pytest.raises(Stopped), open_run("fails", "closing", measure=False):
+    with stop_on_signals(), pytest.raises(Stopped), open_run("fails", "closing"):
         raise TrainingError("diverged")
     found = mlflow.search_runs(experiment_names=["closing"], max_results=1, output_format="list")
     assert [(run.info.status, run.data.tags["failure"]) for run in found] == [
@@ -57,10 +57,10 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
 def test_an_adopted_run_forgets_why_an_attempt_before_it_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with open_run("first", "again", measure=False) as run:
+    with open_run("first", "again") as run:
         mlflow.set_tag("failure", "a peer died")
     monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    with open_run("second", "again", measure=False, shared=True):
+    with open_run("second", "again", shared=True):
         pass
     assert "failure" not in mlflow.get_run(run.run_id).data.tags

@@ -15,7 +15,7 @@ from shopee_mlflow.cli import main
 from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import TrackingError
 from shopee_mlflow.tracking.flavor import load_folder
-from shopee_mlflow.tracking.runs import fail_adopted_run, open_run
+from shopee_mlflow.tracking.runs import end_unopened_run, open_run
 from shopee_mlflow.tracking.store import check_artifacts
 from shopee_mlflow.training.checkpoints import checkpoints_of
 
@@ -35,7 +35,7 @@ def test_a_finished_run_that_the_environment_names_is_not_written_over(
     monkeypatch.setenv("MLFLOW_RUN_ID", first.run_id)
     with pytest.raises(TrackingError, match=r"this run has ended \(FINISHED\).*Unset the variable"):
         train(config(folder, lr="0.05"))
-    fail_adopted_run("a later command's mistake")
+    end_unopened_run("a later command's mistake")
     after = mlflow.get_run(first.run_id)
     assert after.info.status == "FINISHED"
     assert after.data.metrics == before.data.metrics
@@ -47,7 +47,7 @@ def test_a_run_in_which_a_command_is_working_is_not_adopted(
 ) -> None:
     with open_run("first", tags={"process": "here:1:1"}) as run:
         monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
-        fail_adopted_run("another command's mistake")
+        end_unopened_run("another command's mistake")
         assert mlflow.get_run(run.run_id).info.status == "RUNNING"
         with (
             pytest.raises(TrackingError, match="already has results of another command"),
@@ -63,6 +63,34 @@ def test_a_new_run_that_the_environment_names_is_adopted(monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     with open_run("mine") as run:
         assert run.run_id == made.info.run_id
+
+
+@pytest.mark.parametrize(("source", "stage"), [("PROJECT", "deleted"), ("LOCAL", "active")])
+def test_a_mistake_deletes_the_run_that_mlflow_run_has_created(
+    source: str, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that a scheduler has created is only marked as failed."""
+    experiment = mlflow.set_experiment("mistakes")
+    tags = {"mlflow.source.type": source}
+    made = mlflow.MlflowClient().create_run(experiment.experiment_id, tags=tags)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "nowhere"])
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    run = mlflow.get_run(made.info.run_id)
+    assert (run.info.status, run.info.lifecycle_stage) == ("FAILED", stage)
+    assert "nowhere: no such file or folder" in run.data.tags["failure"]
+
+
+@pytest.mark.parametrize("command", [["train"], ["tune"], ["experiments"], ["explore"]])
+def test_a_mistyped_path_leaves_no_run(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(mlflow.search_runs(search_all_experiments=True, output_format="list"))
+    with pytest.raises(SystemExit):
+        main([*command, "--data", "nowhere"])
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == before
 
 
 def test_a_training_within_a_run_of_the_caller_is_its_child(make_catalog: MakeCatalog) -> None:

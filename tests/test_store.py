@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import mlflow
@@ -76,7 +77,7 @@ def test_errors_of_other_packages_become_one_sentence(
     monkeypatch.setattr(MlflowClient, "log_artifact", upload)
 
     def log_a_file() -> None:
-        with open_run("fails", measure=False) as log:
+        with open_run("fails") as log:
             log.log_text("text", "file.txt")
 
     with pytest.raises(TrackingError) as caught:
@@ -99,7 +100,7 @@ def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_
     begun: list[str] = []
 
     def begin() -> None:
-        with open_run("fails", "unwritable", measure=False) as log:
+        with open_run("fails", "unwritable") as log:
             begun.append(log.run_id)
 
     with pytest.raises(TrackingError, match=f"artifacts .* in {place}.*cannot be written"):
@@ -139,7 +140,7 @@ def test_an_evaluation_needs_no_right_to_write(
         assert log.run_id == "none"
         log.log_metrics({"test_accuracy": 0.5})
     assert "not logged" in caplog.text
-    with pytest.raises(ReadOnlyStoreError), open_run("trains", measure=False):
+    with pytest.raises(ReadOnlyStoreError), open_run("trains"):
         pass
 
 
@@ -159,30 +160,22 @@ def test_the_statement_of_a_database_error_is_not_shown() -> None:
     assert str(store.store_error(error)).endswith("failed: (OperationalError) no disk")
 
 
-@pytest.mark.parametrize("wanted", ["false", "true"])
-def test_mlflows_variables_for_system_metrics_hold(
-    wanted: str, monkeypatch: pytest.MonkeyPatch
+def measured() -> bool:
+    """Whether MLflow is measuring the machine for a run now."""
+    return any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("variable", "measures"), [(None, False), ("false", False), ("true", True)]
+)
+def test_system_metrics_are_off_unless_mlflows_variable_is_set(
+    variable: str | None, measures: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[object] = []
-    start = mlflow.start_run
-
-    def start_run(*arguments: object, **options: object) -> object:
-        given.append(options.pop("log_system_metrics"))
-        return start(*arguments, log_system_metrics=False, **options)  # type: ignore[arg-type]
-
-    intervals: list[float] = []
-    monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", raising=False)
-    monkeypatch.setattr(mlflow, "start_run", start_run)
-    monkeypatch.setattr(mlflow, "set_system_metrics_sampling_interval", intervals.append)
-    with open_run("measured"):
-        pass
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", wanted)
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "60")
-    with open_run("as the user says"):
-        pass
-    # None: MLflow reads the variable.
-    assert given == [True, None]
-    assert intervals == [5]
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", raising=False)
+    if variable:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", variable)
+    with open_run("short"):
+        assert measured() == measures
 
 
 @pytest.mark.fault
@@ -225,7 +218,7 @@ def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
 
 OPEN = """
 from shopee_mlflow.tracking.runs import open_run
-with open_run("first", measure=False) as log:
+with open_run("first") as log:
     print(log.run_id)
 """
 

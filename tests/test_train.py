@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow.entities import Run
 
 from shopee_mlflow import TrainConfig, train, tune
 from shopee_mlflow.config import as_params, read_yaml, resolve
+from shopee_mlflow.data.splits import SPLITS
 from shopee_mlflow.errors import CatalogError, ModelError, TrainingError
 from shopee_mlflow.tracking.flavor import ABOUT_FILE
 from shopee_mlflow.tracking.registry import load_classifier
@@ -48,7 +50,7 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
     result = train(config)
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "cnn"
+    assert run.info.run_name.startswith("cnn epochs=3 ")
     assert run.data.params == as_params(config)
 
     metrics = run.data.metrics
@@ -58,18 +60,26 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
         steps = [m.step for m in client.get_metric_history(result.run_id, name)]
         assert steps == [1, 2, 3], name
     once = "best_val_accuracy best_epoch test_accuracy test_accuracy_low test_accuracy_high"
-    assert set(once.split()) | {"test_loss", "data/rows", "data/test_images"} <= set(metrics)
+    more = "val_macro_f1 test_loss test_macro_f1 test_top5_accuracy"
+    # Nothing else: counts of the data are in the dataset's profile.
+    assert set(metrics) == set(f"{by_epoch} {once} {more}".split())
+    data = run.inputs.dataset_inputs[0].dataset
+    counts = json.loads(data.profile)
+    assert (data.name, counts["rows"], counts["label_groups"]) == ("shop", 24, 3)
+    assert counts["test_images"] == len(result.dataset.rows("test"))
     assert metrics["test_accuracy_low"] <= metrics["test_accuracy"]
     assert metrics["test_accuracy"] <= metrics["test_accuracy_high"]
     assert metrics["best_val_accuracy"] == result.history["val_accuracy"].max()
 
     tags = run.data.tags
+    assert tags["kind"] == "train"
     assert tags["data_digest"] == result.dataset.digest
     assert {"git_commit", "device", "torch_version", "python_version"} <= set(tags)
     assert run.inputs.dataset_inputs[0].dataset.digest == result.dataset.digest
     assert artifacts(result.run_id) == {
         "data/manifest.csv",
         "data/cleaning.txt",
+        "data/counts.json",
         "data/left_out.csv",
         "training/history.csv",
         "training/learning_curves.png",
@@ -88,13 +98,31 @@ def test_the_manifest_and_predictions_are_those_of_the_result(
     result = train(tiny(make_catalog()))
     folder = mlflow.artifacts.download_artifacts(run_id=result.run_id, dst_path=str(tmp_path / "a"))
     manifest = pd.read_csv(Path(folder) / "data/manifest.csv", dtype=str)
-    assert list(manifest.columns) == ["image", "label_group", "split", "content"]
+    assert list(manifest.columns) == ["image", "label_group", "split", "content", "image_phash"]
+    phashes = result.dataset.frame.set_index("image")["image_phash"]
+    assert manifest.pop("image_phash").tolist() == phashes[manifest["image"]].tolist()
     assert manifest.equals(result.dataset.manifest().astype(manifest.dtypes))
     predictions = pd.read_csv(Path(folder) / "test/predictions.csv")
     test = manifest[manifest["split"] == "test"]
     assert sorted(predictions["image"]) == sorted(test["image"])
     right = (predictions["label_group"] == predictions["predicted"]).mean()
     assert right == pytest.approx(result.scores["test_accuracy"])
+
+
+def test_the_description_says_what_matters(make_catalog: MakeCatalog) -> None:
+    result = train(tiny(make_catalog(), epochs=2))
+    run = mlflow.get_run(result.run_id)
+    text, scores = run.data.tags["mlflow.note.content"], result.scores
+    low, high = scores["test_accuracy_low"], scores["test_accuracy_high"]
+    sizes = " / ".join(f"{len(result.dataset.rows(name))} {name}" for name in SPLITS)
+    assert text.startswith(f"Test accuracy {scores['test_accuracy']:.1%}, 95 % interval ")
+    for words in (
+        f"{low:.1%} to {high:.1%}, {len(result.test_labels)} photos",
+        f"cnn, freeze=none; shop: 24 photos of 3 label groups ({sizes})",
+        "epochs=2",
+        f"[report.html](#/experiments/{run.info.experiment_id}/runs/{result.run_id}/artifacts/",
+    ):
+        assert words in text
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -191,14 +219,11 @@ def test_a_run_that_fails_says_why(make_catalog: MakeCatalog) -> None:
     assert "diverged" in run.data.tags["failure"]
 
 
-def test_data_that_cannot_be_used_fails_before_training(tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_opens_no_run() -> None:
     config = resolve(TrainConfig, {"data": "nowhere", "model": "cnn", "experiment": "no-data"})
     with pytest.raises(CatalogError, match="data=nowhere: no such file or folder"):
         train(config)
-    run = last_run("no-data")
-    assert run.info.status == "FAILED"
-    assert "no such file or folder" in run.data.tags["failure"]
-    assert "train_loss" not in run.data.metrics
+    assert mlflow.get_experiment_by_name("no-data") is None
 
 
 def test_an_unknown_model_opens_no_run(make_catalog: MakeCatalog) -> None:

@@ -85,7 +85,7 @@ def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> 
     assert states(nested) == [("FINISHED", "complete")] * 4
     assert second.trials["lr"].nunique() == 4
     assert second.trials.iloc[:2].equals(first.trials)
-    assert parent.data.metrics["trials_complete"] == 4
+    assert parent.data.tags["trials_complete"] == "4"
     assert (parent.data.params["n_trials"], parent.data.tags["n_trials"]) == ("2", "4")
     looks = "once" if first.best == second.best else "2 times, for 2 best trials"
     assert f"was used {looks}, after" in text(parent, "tune/summary.md")
@@ -139,7 +139,7 @@ def test_an_interrupted_search_repeats_the_trial_and_goes_on(
     assert again.data.tags["repeats"] == "1"
     assert again.data.params == cut.data.params
     assert list(result.trials["trial"]) == [0, 2, 3]
-    assert parent.data.metrics["trials_complete"] == 3
+    assert parent.data.tags["trials_complete"] == "3"
 
 
 def test_the_originals_settings_are_repeated_as_such(

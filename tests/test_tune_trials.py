@@ -68,7 +68,7 @@ def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
     assert "- Trial 0 failed: The loss in epoch " in summary
     assert "- Trial 1 failed: RuntimeError: CUDA out of memory\n" in summary
     assert "mcnemar_p" not in parent.data.metrics
-    assert (parent.data.metrics["trials_failed"], parent.data.metrics["trials_complete"]) == (2, 2)
+    assert (parent.data.tags["trials_failed"], parent.data.tags["trials_complete"]) == ("2", "2")
 
 
 def test_a_study_in_which_all_fails_says_why_and_can_go_on(
@@ -111,7 +111,7 @@ def test_a_pruned_trial_is_no_failed_run(
     assert states(nested) == [("FINISHED", s) for s in ("complete", "pruned", "complete")]
     assert list(result.trials["epochs"]) == [3, 2, 3]
     assert "trial/weights.pt" not in artifacts(nested[1].info.run_id)
-    assert parent.data.metrics["trials_pruned"] == 1
+    assert parent.data.tags["trials_pruned"] == "1"
     assert "failure" not in nested[1].data.tags
     assert "1 pruned" in text(parent, "tune/summary.md")
 

@@ -213,7 +213,7 @@ class Searches:
         numbers = sorted(int(r.data.tags["trial"]) for r in nested if r.info.status == "FINISHED")
         assert numbers == sorted(t.number for t in final), f"{states}{self.output()}"
         assert {r.data.tags["mlflow.parentRunId"] for r in nested} == {parent.info.run_id}
-        assert parent.data.metrics["trials_complete"] == sum(
+        assert int(parent.data.tags["trials_complete"]) == sum(
             t.state == TrialState.COMPLETE for t in final
         )
         models = mlflow.search_logged_models(

@@ -16,7 +16,15 @@ from ..config import TrainConfig, read_yaml
 from ..errors import TrackingError
 from ..options import as_text, parse_option
 from .mlflow_run_log import read_table
-from .names import BEST_FILE, HISTORY_FILE, PREDICTIONS_FILE, STUDY_TAG, TRIAL_TAG
+from .names import (
+    ANALYSES,
+    BEST_FILE,
+    HISTORY_FILE,
+    KIND_TAG,
+    PREDICTIONS_FILE,
+    STUDY_TAG,
+    TRIAL_TAG,
+)
 from .runs import find_run, unquoted
 from .store import STORE_ERRORS, downloaded, quieten, store_error
 
@@ -111,6 +119,9 @@ def _read(run: MlflowRun) -> PastRun:
     run_id, tags, metrics = run.info.run_id, run.data.tags, run.data.metrics
     is_trial = TRIAL_TAG in tags
     what = f"run={run_id} ({run.info.run_name}, {run.info.status})"
+    kind = tags.get(KIND_TAG, "")
+    if kind in ANALYSES:
+        raise TrackingError(f"{what}: was made by {kind} and is no training. Name trainings.")
     if CHOSEN_BY not in metrics:
         raise TrackingError(f"{what}: is no training that has ended well, so it is not compared.")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shlex
 import tempfile
@@ -17,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -150,17 +151,25 @@ class MlflowRunLog:
         with self._artifact(file) as path:
             torch.save(weights, path)
 
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
-        """Log the training data as an MLflow dataset input."""
+    def log_dataset(
+        self,
+        table: pd.DataFrame,
+        source: str,
+        name: str,
+        digest: str | None,
+        counts: Mapping[str, int],
+        context: str = "training",
+    ) -> None:
+        """Log a table of photos as an MLflow dataset input, with its counts in the profile."""
+        target = "label_group" if "label_group" in table else None
         with warnings.catch_warnings():
             # MLflow has two equivalent kinds of local file, and warns that it chose one.
             warnings.filterwarnings("ignore", message="The specified dataset source")
-            dataset = from_pandas(
-                table, source=source, targets="label_group", name=name, digest=digest
-            )
-        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), context)]
-        self._client.log_inputs(self.run_id, inputs)
+            dataset = from_pandas(table, source=source, targets=target, name=name, digest=digest)
+        entity = dataset.to_dict()
+        entity["profile"] = json.dumps({**json.loads(entity["profile"]), **counts})
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+        self._client.log_inputs(self.run_id, [DatasetInput(Dataset(**entity), tags)])
 
     def delete_logged_models(self) -> None:
         """Delete models that an earlier attempt has logged, complete or not."""

@@ -1,9 +1,12 @@
 """Names of tags, artifacts and experiments in MLflow, each defined once."""
 
+# Trainings and searches; and what reads them: evaluations, comparisons, explorations.
 DEFAULT_EXPERIMENT = "shopee"
+ANALYSIS_EXPERIMENT = "shopee-analysis"
 REGISTERED_MODEL = "shopee-classifier"
 
 # Tags of a run.
+KIND_TAG = "kind"  # what made it; one of the kinds below
 PROCESS_TAG = "process"  # the process that writes it
 FAILURE_TAG = "failure"  # why it failed or was killed
 CONTINUES_TAG = "continues"  # the run that goes on in its place
@@ -15,9 +18,16 @@ REPEATS_TAG = "repeats"  # the trial that a trial repeats
 VERSION_TAG = "shopee_mlflow_version"
 DESCRIPTION_TAG = "mlflow.note.content"
 
+# Kinds of runs: the command, or a trial of a search.
+TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"
+EVALUATE, COMPARE, EXPLORE = "evaluate", "compare", "explore"
+TRAININGS = (TRAIN, TUNE, EXPERIMENTS)
+ANALYSES = (EVALUATE, COMPARE, EXPLORE)
+
 # Artifacts of a training.
 MANIFEST_FILE = "data/manifest.csv"
 CLEANING_FILE = "data/cleaning.txt"
+PROFILE_FILE = "data/counts.json"
 LEFT_OUT_FILE = "data/left_out.csv"
 HISTORY_FILE = "training/history.csv"
 PREDICTIONS_FILE = "test/predictions.csv"
@@ -28,3 +38,9 @@ MODEL_NAME = "model"
 BEST_FILE = "tune/best.yaml"
 TRIAL_WEIGHTS_FILE = "trial/weights.pt"
 TRIAL_HISTORY_FILE = "trial/history.csv"
+
+
+def analyses_of(experiment: str) -> str:
+    """The experiment for comparisons of the trainings in an experiment: shopee-analysis."""
+    suffix = ANALYSIS_EXPERIMENT.removeprefix(DEFAULT_EXPERIMENT)
+    return experiment if experiment.endswith(suffix) else experiment + suffix

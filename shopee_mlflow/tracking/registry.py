@@ -21,6 +21,7 @@ from mlflow.models import Model
 
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
+from .model_card import model_card, version_card
 from .names import REGISTERED_MODEL
 from .store import downloaded, quieten
 
@@ -119,7 +120,15 @@ def register_model(
         champion = find_version(client, name, CHAMPION)
         alias, reason = decide(facts, champion, promote)
         client.set_registered_model_alias(name, alias, version.version)
+        _describe(client, version, version_card(run, reason))
     return Registration(name, str(version.version), alias, reason)
+
+
+def _describe(client: MlflowClient, version: ModelVersion, card: str) -> None:
+    """Describe a version, and the registered model where nobody has described it yet."""
+    client.update_model_version(version.name, version.version, card)
+    if not client.get_registered_model(version.name).description:
+        client.update_registered_model(version.name, model_card(version.name))
 
 
 def _latest_model(client: MlflowClient, run: Run) -> str | None:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# The id of a run that is not stored.
+NOT_STORED = "none"
+
+
 class RunLog(Protocol):
     """A run that commands log to; :class:`.mlflow_run_log.MlflowRunLog` stores it in MLflow.
 
@@ -49,8 +53,21 @@ class RunLog(Protocol):
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Log a state dict."""
 
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
-        """Log the training data as a dataset."""
+    def log_dataset(
+        self,
+        table: pd.DataFrame,
+        source: str,
+        name: str,
+        digest: str | None,
+        counts: Mapping[str, int],
+        context: str = "training",
+    ) -> None:
+        """Log a table of photos as a dataset.
+
+        :param digest: fingerprint of the table; None: MLflow computes one.
+        :param counts: name -> number, for the dataset's profile.
+        :param context: what the data were used for.
+        """
 
     def log_model(
         self, model: ProductClassifier, metrics: Mapping[str, float], serialization: str = "pickle"
@@ -70,7 +87,7 @@ class RunLog(Protocol):
 class NullRunLog:
     """A run that stores nothing: to train without MLflow, and for processes that only compute."""
 
-    def __init__(self, run_id: str = "none", experiment_id: str = "none") -> None:
+    def __init__(self, run_id: str = NOT_STORED, experiment_id: str = "none") -> None:
         self.run_id, self.experiment_id = run_id, experiment_id
 
     def log_params(self, params: Mapping[str, str]) -> None:
@@ -100,7 +117,15 @@ class NullRunLog:
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Do nothing."""
 
-    def log_dataset(self, table: pd.DataFrame, source: str, name: str, digest: str) -> None:
+    def log_dataset(
+        self,
+        table: pd.DataFrame,
+        source: str,
+        name: str,
+        digest: str | None,
+        counts: Mapping[str, int],
+        context: str = "training",
+    ) -> None:
         """Do nothing."""
 
     def log_model(

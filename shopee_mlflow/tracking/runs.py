@@ -13,31 +13,37 @@ from contextlib import ExitStack, contextmanager, suppress
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
 from ..masking import mask_passwords
 from .mlflow_run_log import MlflowRunLog, read_table
 from .names import (
+    ANALYSIS_EXPERIMENT,
     CONTINUES_TAG,
     DEFAULT_EXPERIMENT,
     FAILURE_TAG,
+    KIND_TAG,
     MANIFEST_FILE,
     PROCESS_TAG,
+    TRAININGS,
     VERSION_TAG,
 )
 from .run_log import NullRunLog, RunLog
 from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
+from .views import save_view
 
 _log = logging.getLogger(__name__)
 
-_SYSTEM_METRICS_SECONDS = 5
 LONGEST_REASON = 5000
+_EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
+_DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
+_SOURCE_TYPE_TAG, _PROJECT = "mlflow.source.type", "PROJECT"
 
 
 @contextmanager
@@ -45,22 +51,23 @@ def open_run(
     name: str,
     experiment: str = DEFAULT_EXPERIMENT,
     *,
+    kind: str | None = None,
     parent: RunLog | None = None,
     resume: str | None = None,
     tags: Mapping[str, str] | None = None,
-    measure: bool = True,
     shared: bool = False,
 ) -> Iterator[MlflowRunLog]:
     """Open a run, or adopt the one that ``mlflow run`` has created, and end it.
 
     An exception ends the run as FAILED, a stop signal as KILLED, both with the reason in the tag
-    ``failure``; the exception is then raised.
+    ``failure``; the exception is then raised. System metrics are logged where MLflow's own switch
+    is on: ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` or ``mlflow.enable_system_metrics_logging()``.
 
     :param name: of the run; a name given to ``mlflow run`` overrides it.
+    :param kind: what makes the run, one of the kinds in ``tracking.names``; set as a tag.
     :param parent: the run to make this one a child of.
     :param resume: id of a run to resume instead.
     :param tags: set when the run is created.
-    :param measure: log system metrics.
     :param shared: other processes take part, and store the reason in the run when they fail.
     :raises TrackingError: when the tracking store cannot be used.
     """
@@ -68,13 +75,16 @@ def open_run(
     with stop_on_signals():
         try:
             connect()
-            run = _start(experiment, name, parent, resume, dict(tags or {}), measure)
+            named = {KIND_TAG: kind} if kind else {}
+            run = _start(experiment, name, parent, resume, {**named, **(tags or {})})
         except STORE_ERRORS as error:
             raise store_error(error) from error
         log = MlflowRunLog(run.info.run_id, run.info.experiment_id)
         try:
             if parent is None:
                 check_artifacts(run.info.artifact_uri)
+                if kind in TRAININGS:
+                    save_view(run.info.experiment_id)
             yield log
             log.flush()
         except BaseException as error:
@@ -100,7 +110,9 @@ def open_run(
 
 
 @contextmanager
-def open_run_if_writable(name: str, experiment: str) -> Iterator[RunLog]:
+def open_run_if_writable(
+    name: str, experiment: str, *, kind: str | None = None
+) -> Iterator[RunLog]:
     """Open a run, or, with a warning, a log that stores nothing if the store is read-only.
 
     :raises TrackingError: when the tracking store cannot be used.
@@ -108,7 +120,7 @@ def open_run_if_writable(name: str, experiment: str) -> Iterator[RunLog]:
     with ExitStack() as stack:
         log: RunLog
         try:
-            log = stack.enter_context(open_run(name, experiment))
+            log = stack.enter_context(open_run(name, experiment, kind=kind))
         except ReadOnlyStoreError as error:
             _log.warning("%s. The results are printed, but not logged.", error)
             log = NullRunLog()
@@ -126,7 +138,7 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
     try:
         set_adopted_aside(run_id)
         # Without an active run MLflow would log models to another experiment.
-        mlflow.set_experiment(experiment_id=log.experiment_id)
+        _enter_experiment(experiment_id=log.experiment_id)
         yield log
         log.flush()
         if not is_held():
@@ -177,8 +189,13 @@ def unquoted(value: str) -> str:
         return value
 
 
-def fail_adopted_run(reason: str) -> None:
-    """Store the reason in the run that ``mlflow run`` has created, when it was never opened."""
+def end_unopened_run(reason: str, status: str = "FAILED") -> None:
+    """End the run that ``mlflow run`` has created, when a command ends before it has opened it.
+
+    It gets the reason as a tag. After a mistake it is also deleted, since nothing was computed: it
+    is then in the experiment's list of deleted runs, where it can be restored. A run that was
+    created by other means than ``mlflow run``, as by a scheduler, is never deleted.
+    """
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         try:
@@ -188,7 +205,9 @@ def fail_adopted_run(reason: str) -> None:
             # finished, or trains in, is not ours to end.
             if FAILURE_TAG not in run.data.tags and not _used_by(run):
                 client.set_tag(run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
-                client.set_terminated(run_id, "FAILED")
+                client.set_terminated(run_id, status)
+                if status == "FAILED" and run.data.tags.get(_SOURCE_TYPE_TAG) == _PROJECT:
+                    client.delete_run(run_id)
         except STORE_ERRORS as error:
             _log.warning("The failure could not be stored in run %s: %s", run_id, error)
 
@@ -199,11 +218,7 @@ def _start(
     parent: RunLog | None,
     resume: str | None,
     tags: dict[str, str],
-    measure: bool,
 ) -> Run:
-    if "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL" not in os.environ:
-        mlflow.set_system_metrics_sampling_interval(_SYSTEM_METRICS_SECONDS)
-    system = None if measure and "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ else measure
     if parent is not None:
         return mlflow.start_run(
             experiment_id=parent.experiment_id,
@@ -211,15 +226,14 @@ def _start(
             nested=True,
             parent_run_id=parent.run_id,
             tags=tags,
-            log_system_metrics=system,
         )
     if resume is not None:
         set_adopted_aside(resume)
         _forget_failure(resume)
         # A notebook may have been in another experiment, from which MLflow would refuse it.
         where = MlflowClient().get_run(resume).info.experiment_id
-        mlflow.set_experiment(experiment_id=where)
-        run = mlflow.start_run(run_id=resume, log_system_metrics=system)
+        _enter_experiment(experiment_id=where)
+        run = mlflow.start_run(run_id=resume)
         mlflow.set_tags(tags)
         return run
     adopted = os.environ.get("MLFLOW_RUN_ID")
@@ -228,11 +242,9 @@ def _start(
         if outer is None:
             _choose_experiment(experiment)
         # Within a run that the caller has opened, as its child.
-        return mlflow.start_run(
-            run_name=name, tags=tags, log_system_metrics=system, nested=outer is not None
-        )
+        return mlflow.start_run(run_name=name, tags=tags, nested=outer is not None)
     _check_adoptable(adopted)
-    run = mlflow.start_run(run_id=adopted, log_system_metrics=system)
+    run = mlflow.start_run(run_id=adopted)
     # Of an earlier attempt, when its group of processes was restarted.
     _forget_failure(adopted)
     # Adopted once: MLflow would take the same run again for the first nested one.
@@ -291,20 +303,34 @@ def _forget_failure(run_id: str) -> None:
 
 def _choose_experiment(experiment: str) -> None:
     """Set the experiment; MLflow's environment variables override our default only."""
-    chosen = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
-    if experiment != DEFAULT_EXPERIMENT or not chosen:
-        found = mlflow.set_experiment(experiment)
+    chosen = {"MLFLOW_EXPERIMENT_NAME", _EXPERIMENT_ID} & os.environ.keys()
+    if experiment not in _DEFAULTS or not chosen:
+        found = _enter_experiment(experiment)
         # When another client creates it at the same time, MLflow returns it, but stays in the
         # experiment Default.
-        mlflow.set_experiment(experiment_id=found.experiment_id)
+        _enter_experiment(experiment_id=found.experiment_id)
+
+
+def _enter_experiment(name: str | None = None, experiment_id: str | None = None) -> Experiment:
+    """Make an experiment the active one, without the variable that MLflow sets for subprocesses.
+
+    A later command of this process would take the variable for the user's choice.
+    """
+    before = os.environ.get(_EXPERIMENT_ID)
+    try:
+        return mlflow.set_experiment(name, experiment_id)
+    finally:
+        os.environ.pop(_EXPERIMENT_ID, None)
+        if before is not None:
+            os.environ[_EXPERIMENT_ID] = before
 
 
 def experiment_in_use(experiment: str) -> str:
     """The name of the experiment in which a new run would be opened."""
-    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
+    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get(_EXPERIMENT_ID)
     if adopted:
         number = MlflowClient().get_run(adopted).info.experiment_id
-    elif experiment != DEFAULT_EXPERIMENT:
+    elif experiment not in _DEFAULTS:
         return experiment
     if number:
         return str(MlflowClient().get_experiment(number).name)

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from ..config import NONE, TrainConfig, as_params
-from ..console import mute, say
-from ..data.dataset import Dataset
+from ..console import mute, say, watch
+from ..data.dataset import Dataset, load_dataset
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..modeling.architectures import check_architecture
 from ..modeling.device import Machine, choose_machine
@@ -24,12 +24,14 @@ from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
 from ..tracking.follow import follow_run
-from ..tracking.names import PROCESS_TAG, WEIGHTS_RUN_TAG
+from ..tracking.names import PROCESS_TAG, TRAIN, WEIGHTS_RUN_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
+from ..tracking.signals import stop_on_signals
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext
+from .naming import run_name
 from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
 from .session import TrainingSession
@@ -44,6 +46,7 @@ class TrainingJob:
 
     :ivar config: its options; for a resumed training, see :class:`ResumeState`.
     :ivar run: its MLflow run; in all processes but the first one, a log that stores nothing.
+    :ivar dataset: the data, loaded before the run was opened.
     :ivar leads: whether this is the first process, which tracks, prints and saves.
     """
 
@@ -51,17 +54,18 @@ class TrainingJob:
     run: RunLog
     machine: Machine
     group: Group
+    dataset: Dataset
     resume: ResumeState | None
 
     @property
     def leads(self) -> bool:
         return self.group.leads
 
-    def session(self, dataset: Dataset) -> TrainingSession:
+    def session(self) -> TrainingSession:
         """Log the dataset, unless the run is resumed, and create the training session."""
         if self.resume is None:
-            log_data(self.run, dataset, self.config)
-        context = TrainingContext(dataset, self.machine, self.group)
+            log_data(self.run, self.dataset, self.config)
+        context = TrainingContext(self.dataset, self.machine, self.group)
         session = TrainingSession(
             self.config,
             context,
@@ -90,14 +94,16 @@ def training_job(
     parent: RunLog | None = None,
     name: str | None = None,
 ) -> Iterator[TrainingJob]:
-    """Join the processes of a training, choose the device, find what to resume, open the run.
+    """Join the processes of a training, choose the device, load the data, open the run.
+
+    The run is opened last, so that a mistake of the user leaves no failed run.
 
     :param cli_options: command-line options; logged as typed.
     :param parent: the parent run, if any.
-    :param name: name of the run; by default the option run_name, else the model's name.
+    :param name: name of the run; by default see :func:`run_name`.
     :raises ShopeeError: for errors that the user can correct.
     """
-    with joined_group(backend_for(config.device)) as group, ExitStack() as held:
+    with joined_group(backend_for(config.device)) as group, stop_on_signals(), ExitStack() as held:
         mute(not group.leads)
         state = None
         if group.leads:
@@ -109,6 +115,8 @@ def training_job(
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
         check_architecture(config.model)
+        dataset = load_dataset(config, watch)
+        say(*dataset.lines())
         with _open_run(name or run_name(config), config, parent, state, group) as run:
             if state is None:
                 run.log_params({**as_params(config), **cli_options})
@@ -116,12 +124,7 @@ def training_job(
                 run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
-            yield TrainingJob(config, run, machine, group, state)
-
-
-def run_name(config: TrainConfig) -> str:
-    """The run's name in MLflow: the option run_name, else the model's name."""
-    return config.model if config.run_name == "auto" else config.run_name
+            yield TrainingJob(config, run, machine, group, dataset, state)
 
 
 @contextmanager
@@ -146,6 +149,7 @@ def _open_run(
             config.experiment,
             parent=parent,
             resume=run_id,
+            kind=TRAIN,
             tags={PROCESS_TAG: process_name()},
             shared=group.size > 1,
         ) as run:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ..config import TrainConfig, as_params
+from ..config import SAMPLE, TrainConfig, as_params
+from ..console import duration
 from ..data.dataset import Dataset
-from ..data.splits import TEST, TRAIN, VAL, has_copy_in_train
+from ..data.splits import SPLITS, TEST, has_copy_in_train
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
     calibration,
@@ -24,15 +26,19 @@ from ..modeling.metrics import (
 from ..modeling.models import ProductClassifier
 from ..reports.training import ExplainFn, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
+from ..tracking.links import report_link
 from ..tracking.names import (
     CLEANING_FILE,
+    DESCRIPTION_TAG,
     HISTORY_FILE,
     LEFT_OUT_FILE,
     MANIFEST_FILE,
     PREDICTIONS_FILE,
+    PROFILE_FILE,
     REPORT_FILE,
 )
 from ..tracking.run_log import RunLog
+from .naming import changed_options
 from .session import TestResult, TrainingSession
 
 # Batch size of Grad-CAM. It is small, since each photo needs as much memory as in training.
@@ -42,21 +48,26 @@ _log = logging.getLogger(__name__)
 
 
 def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
-    """Log the manifest, the record of cleaning and the dataset's fingerprint."""
-    manifest = dataset.manifest()
+    """Log the manifest, the record of cleaning, and the dataset with its fingerprint and counts."""
+    # With phashes, by which evaluate finds copies of training photos.
+    phashes = dataset.frame[["image", "image_phash"]]
+    manifest = dataset.manifest().merge(phashes, on="image", validate="one_to_one")
     run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
     run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
-    run.log_dataset(manifest, str(dataset.source), _dataset_name(config), dataset.digest)
+    counts = {**dataset.cleaning.counts(), "label_groups": len(dataset.classes)}
+    counts |= {f"{name}_images": len(dataset.rows(name)) for name in SPLITS}
+    counts["leaks"] = dataset.leaks
+    run.log_text(json.dumps(counts, indent=1) + "\n", PROFILE_FILE)
+    name = _dataset_name(dataset, config)
+    run.log_dataset(manifest, str(dataset.source), name, dataset.digest, counts)
     run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
-    counts = {**dataset.cleaning.counts(), "leaks": dataset.leaks}
-    counts |= {f"{name}_images": len(dataset.rows(name)) for name in (TRAIN, VAL, TEST)}
-    run.log_metrics({f"data/{name}": float(count) for name, count in counts.items()})
 
 
-def log_training(session: TrainingSession, test: TestResult) -> str:
+def log_training(session: TrainingSession, test: TestResult, seconds: float) -> str:
     """Log the model and all results of a training that has ended; returns the model's id.
 
+    :param seconds: what the training has taken, for the description.
     :raises: one of ``STORE_ERRORS`` when the store is not available.
     """
     run, config = session.run, session.config
@@ -65,6 +76,7 @@ def log_training(session: TrainingSession, test: TestResult) -> str:
     model_id = run.log_model(session.model, test.scores, config.serialization)
     history = session.history_table()
     log_results(run, session.context.dataset, session.model, config, history, test)
+    run.log_tags({DESCRIPTION_TAG: _description(session, test, seconds)})
     run.flush()
     return model_id
 
@@ -159,8 +171,29 @@ def _explain_fn(model: ProductClassifier) -> ExplainFn:
     return explain
 
 
-def _dataset_name(config: TrainConfig) -> str:
-    return "sample" if config.data == "sample" else "catalogue"
+def _description(session: TrainingSession, test: TestResult, seconds: float) -> str:
+    """The result in a few lines of Markdown, which MLflow's UI shows above the metrics."""
+    config, data, s = session.config, session.context.dataset, test.scores
+    photos, groups = len(data.frame), len(data.classes)
+    sizes = " / ".join(f"{len(data.rows(name)):,} {name}" for name in SPLITS)
+    other = changed_options(config)
+    report = report_link(session.run.experiment_id, session.run.run_id, REPORT_FILE)
+    lines = [
+        f"Test accuracy {s['test_accuracy']:.1%}, 95 % interval {s['test_accuracy_low']:.1%} "
+        f"to {s['test_accuracy_high']:.1%}, {len(test.labels):,} photos. Validation accuracy "
+        f"{s['best_val_accuracy']:.1%} in epoch {s['best_epoch']:.0f} of {len(session.history)}.",
+        f"{config.model}, freeze={config.freeze}; {_dataset_name(data, config)}: {photos:,} photos "
+        f"of {groups:,} label groups ({sizes}); {duration(seconds)} on {session.context.machine}.",
+        f"Not default: {', '.join(other) or 'nothing'}. Report: {report}",
+    ]
+    # Two spaces end a line in Markdown; the UI shows four lines before "Show more".
+    return "  \n".join(lines)
+
+
+def _dataset_name(dataset: Dataset, config: TrainConfig) -> str:
+    """The name of the catalogue's folder, since most CSV files are called train.csv."""
+    name = dataset.source.absolute().parent.name
+    return SAMPLE if config.data == SAMPLE else name or "catalogue"
 
 
 def _predictions(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:

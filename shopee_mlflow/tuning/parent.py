@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from ..config import AUTO
 from ..console import say
 from ..errors import ShopeeError, TrackingError
-from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG
+from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG, TUNE
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import (
@@ -43,7 +43,7 @@ def parent_run(search: Search) -> Iterator[RunLog]:
         return
     if parent:
         say(f"resuming study {search.name} in run {parent}")
-    with open_run(name, config.experiment, resume=parent, tags=mine) as run:
+    with open_run(name, config.experiment, kind=TUNE, resume=parent, tags=mine) as run:
         search.keep_parent(run.run_id)
         yield run
 

@@ -18,6 +18,7 @@ from ..tracking.names import (
     PROCESS_TAG,
     REPEATS_TAG,
     STATE_TAG,
+    TRIAL,
     TRIAL_HISTORY_FILE,
     TRIAL_TAG,
     TRIAL_WEIGHTS_FILE,
@@ -51,7 +52,7 @@ def run_trial(
     if REPEATS in attrs:
         tags[REPEATS_TAG] = str(attrs[REPEATS])
     name = f"trial {trial.number}" + (" (original)" if BASELINE in attrs else "")
-    with open_run(name, parent=parent, tags=tags, measure=False) as run:
+    with open_run(name, parent=parent, kind=TRIAL, tags=tags) as run:
         try:
             with reachable(search.study):
                 trial.set_user_attr(RUN_ID, run.run_id)

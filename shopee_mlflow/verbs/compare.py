@@ -27,11 +27,12 @@ from ..reports.comparison_statistics import (
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.history import CHOSEN_BY, PastRun, best_runs, past_run
+from ..tracking.links import view_lines
+from ..tracking.names import COMPARE, DESCRIPTION_TAG, analyses_of
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 
 _FOLDER = "comparison"
-_NOTE = "mlflow.note.content"
 # Tags, other than options, that may explain a difference, and their names on the page.
 _FACTS = {"data_digest": "data_digest", "git_commit": "git_commit", "device": "computed on"}
 
@@ -74,7 +75,12 @@ def compare(
             f"experiment={experiment}: has 1 training run that has finished; a comparison needs "
             "two. Train another one, or name another experiment."
         )
-    with open_run("compare", past[0].experiment) as log:
+    compared = [_compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)]
+    chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
+    lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
+    facts = ComparisonFacts(lead, compared, _pairs(compared, past))
+    where = past[0].experiment
+    with open_run(f"compare {len(past)} runs of {where}", analyses_of(where), kind=COMPARE) as log:
         log.log_params(
             {
                 "runs": ",".join(ids) or NONE,
@@ -84,15 +90,8 @@ def compare(
             }
         )
         log.log_tags(machine_tags("cpu"))
-        compared = [
-            _compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)
-        ]
-        pairs = _pairs(compared, past)
-        chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
-        lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
-        facts = ComparisonFacts(lead, compared, pairs)
         words = _keep(log, facts, out)
-        say(*words, f"run {log.run_id}, page in {out / REPORT_FILE}")
+        say(*words, f"page in {out / REPORT_FILE}", *view_lines(log, f"{len(past)} runs"))
     return Comparison(log.run_id, words, comparison_table(facts), pairs_table(facts))
 
 
@@ -195,5 +194,5 @@ def _keep(log: RunLog, facts: ComparisonFacts, out: Path) -> list[str]:
     for name, text in texts.items():
         log.log_text(text, f"{_FOLDER}/{name}")
         (out / name).write_text(text, encoding="utf-8")
-    log.log_tags({_NOTE: "\n".join([words[0], "", *(f"- {line}" for line in words[1:])])})
+    log.log_tags({DESCRIPTION_TAG: "\n".join([words[0], "", *(f"- {line}" for line in words[1:])])})
     return words

@@ -1,4 +1,7 @@
-"""Evaluate a logged model: on the test split of its run, or on a labelled catalogue."""
+"""Evaluate a logged model: on the test split of its run, or on a labelled catalogue.
+
+Photos that the model has seen in its training are scored apart.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,53 @@ import pandas as pd
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
 from ..data.catalog_csv import find_catalog, read_catalog
-from ..data.cleaning import Cleaning, drop_bad_images, locate_files, select_rows
+from ..data.cleaning import Cleaning, drop_bad_images, fill_phashes, locate_files, select_rows
 from ..data.dataset import locate_catalog
 from ..data.photo_files import find_photo_files
-from ..data.pixel_cache import hash_files, load_pixels
-from ..data.splits import TEST
+from ..data.pixel_cache import compute_phashes, hash_files, load_pixels
+from ..data.splits import TEST, digest
 from ..errors import CatalogError
 from ..modeling.inference import Predictor
-from ..modeling.metrics import class_report, confusion, scores_of_test, softmax
+from ..modeling.metrics import class_report, confusion, softmax
 from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
+from ..tracking.links import run_link, view_lines
+from ..tracking.names import ANALYSIS_EXPERIMENT, DESCRIPTION_TAG, EVALUATE
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run_if_writable, read_manifest
+from ..tracking.signals import stop_on_signals
+from .seen_photos import SeenPhotos, eval_scores, find_seen, in_words
+
+_FOLDER = "evaluation"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Result of an evaluation.
 
-    :ivar scores: test_accuracy, test_accuracy_low, test_accuracy_high, test_loss.
-    :ivar predictions: image, label_group, predicted, probability of every photo.
+    :ivar scores: eval_accuracy, eval_accuracy_low, eval_accuracy_high, eval_loss, eval_macro_f1,
+        eval_top5_accuracy of the photos that the model has not seen, if there are any;
+        eval_seen_accuracy of the others, if there are any.
+    :ivar predictions: image, label_group, predicted, probability and seen of every photo;
+        ``seen`` is the split of the model's run that has the photo or a copy, or empty.
     """
 
     run_id: str
     scores: dict[str, float]
     predictions: pd.DataFrame = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """Labelled photos: columns image, label_group, file, and content and image_phash if known."""
+
+    frame: pd.DataFrame
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.source.absolute().parent.name or "catalogue"
 
 
 def evaluate(
@@ -45,37 +69,51 @@ def evaluate(
     data: str = AUTO,
     images: str = AUTO,
     run: str | None = None,
-    experiment: str = "shopee",
+    experiment: str = ANALYSIS_EXPERIMENT,
 ) -> Evaluation:
     """Score a model on labelled photos; log scores, tables and figures as a new run.
+
+    Photos are compared with the manifest of the run that has trained the model, by content and by
+    phash. Where some were in its train or val split, ``eval_accuracy`` is that of the others alone.
+    Photos of label groups that the model does not know are left out and counted.
 
     :param model: an MLflow model URI.
     :param data: a labelled catalogue; with ``run``, the present place of its photos (auto: the
         run's own options).
     :param run: id of a training run; the test split in its manifest is scored.
     :raises ShopeeError: when the photos or the model do not exist, when the run's photos have
-        changed, or when the model does not know a label.
+        changed, or when the model knows none of the labels.
     """
-    loaded = load_classifier(model)
-    with open_run_if_writable("evaluate", experiment) as log:
-        log.log_params({"model": model, "data": data, "images": images, "run": run or NONE})
-        log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
-        frame = _test_split(run, data, images) if run else _catalogue(data, images)
-        _check_labels(frame, loaded)
-        frame, pixels = _decode(frame, loaded)
+    with stop_on_signals():
+        loaded = load_classifier(model)
+        photos = _test_split(run, data, images) if run else _catalogue(data, images)
+        frame, pixels = _decode(_of_known_labels(photos.frame, loaded), loaded)
+        seen = find_seen(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = Predictor(loaded.module, loaded.classes).logits(pixels, np.asarray).numpy()
-        scores = scores_of_test(labels, logits)
-        predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
-        say(
-            f"accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos, 95 % interval "
-            f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%} "
-            f"(run {log.run_id})"
-        )
+        scores = eval_scores(labels, logits, seen.mask)
+        lines = in_words(scores, seen)
+        predictions = _predictions(frame, logits, loaded.classes, seen)
+        what = f"{_short(model)} on {f'the test split of {run[:8]}' if run else photos.name}"
+        # Opened last, so that a mistake of the user leaves no failed run.
+        with open_run_if_writable(f"evaluate {what}", experiment, kind=EVALUATE) as log:
+            log.log_params({"model": model, "data": data, "images": images, "run": run or NONE})
+            log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
+            _log_data(log, photos, frame, seen)
+            log.log_metrics(scores)
+            _log_results(log, pixels, predictions, labels, logits, loaded.classes)
+            _log_description(log, what, lines, loaded)
+            say(*lines, *view_lines(log, f"{len(frame):,} photos"))
     return Evaluation(log.run_id, scores, predictions)
 
 
-def _catalogue(data: str, images: str) -> pd.DataFrame:
+def _short(model: str) -> str:
+    """A model's URI for the name of a run: shopee-classifier@champion, or part of a run id."""
+    kind, _, rest = model.partition(":/")
+    return rest.strip("/").split("/")[0][:8] if kind == "runs" else rest or model
+
+
+def _catalogue(data: str, images: str) -> _Photos:
     """All labelled photos of a catalogue after cleaning; groups of any size are kept."""
     if data == AUTO:
         raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
@@ -84,17 +122,17 @@ def _catalogue(data: str, images: str) -> pd.DataFrame:
     cleaning = Cleaning(rows=len(rows))
     frame = locate_files(select_rows(rows, 0, cleaning), folder, cleaning)
     say(*cleaning.lines())
-    return frame
+    return _Photos(frame, csv)
 
 
-def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
+def _test_split(run: str, data: str, images: str) -> _Photos:
     """The test photos of a run, after checking that none is missing or has changed."""
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
     # If data is given, the options data and images of the run are ignored.
     names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
-    _, folder = locate_catalog(config, watch)
+    csv, folder = locate_catalog(config, watch)
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
     files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
@@ -107,26 +145,35 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
             f"or have changed: {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}. Name "
             "the folder that the run was trained on with data."
         )
-    return test.assign(file=pd.Series(files, index=test.index, dtype=object))
+    return _Photos(test.assign(file=pd.Series(files, index=test.index, dtype=object)), csv)
 
 
-def _check_labels(frame: pd.DataFrame, loaded: LoadedModel) -> None:
-    unknown = sorted(set(frame["label_group"]) - set(loaded.classes))
-    if unknown:
-        raise CatalogError(
-            f"{len(unknown)} label groups are unknown to the model, which knows "
-            f"{len(loaded.classes)}: "
-            f"{', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}. "
-            "Leave their rows out, or evaluate a model that was trained on them."
-        )
+def _of_known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
+    """The photos of label groups that the model knows; says how many others there are.
+
+    :raises CatalogError: when it knows none of them.
+    """
+    known = frame["label_group"].isin(loaded.classes)
+    unknown = sorted(set(frame["label_group"][~known]))
+    if not unknown:
+        return frame
+    few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+    words = f"{len(unknown):,} label groups are unknown to the model, which knows "
+    words += f"{len(loaded.classes):,}: {few}"
+    if not known.any():
+        raise CatalogError(f"All {words}. Evaluate a model that was trained on them.")
+    say(f"{(~known).sum():,} photos are left out: {words}")
+    return frame[known].reset_index(drop=True)
 
 
 def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.ndarray]:
+    """Decode the photos, leave out those that cannot be, and add content and image_phash."""
     files = list(frame["file"])
-    contents = list(frame["content"]) if "content" in frame else hash_files(files)
+    if "content" not in frame:
+        frame = frame.assign(content=hash_files(files))
     decoded = load_pixels(
         files,
-        contents,
+        list(frame["content"]),
         loaded.image_size,
         resize=loaded.resize,
         progress=watch("decoding photos"),
@@ -137,32 +184,59 @@ def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.
         raise CatalogError("None of the photos decodes.")
     if decoded.bad:
         say(*cleaning.lines())
-    return frame.reset_index(drop=True), decoded.values[frame.index.to_numpy()]
+    pixels = decoded.values[frame.index.to_numpy()]
+    return fill_phashes(frame.reset_index(drop=True), compute_phashes, cleaning), pixels
 
 
-def _log(
+def _predictions(
+    frame: pd.DataFrame, logits: np.ndarray, classes: list[str], seen: SeenPhotos
+) -> pd.DataFrame:
+    probabilities = softmax(logits)
+    return frame[["image", "label_group"]].assign(
+        predicted=[classes[i] for i in probabilities.argmax(axis=1)],
+        probability=probabilities.max(axis=1).round(6),
+        seen=seen.split,
+    )
+
+
+def _log_data(log: RunLog, photos: _Photos, frame: pd.DataFrame, seen: SeenPhotos) -> None:
+    table = frame[["image", "label_group", "content", "image_phash"]]
+    counts = {"seen": int(seen.mask.sum()), "unseen": int((~seen.mask).sum())}
+    log.log_dataset(table, str(photos.source), photos.name, digest(table), counts, "evaluation")
+    known = not seen.unknown
+    log.log_tags({f"{k}_photos": str(n) if known else "unknown" for k, n in counts.items()})
+
+
+def _log_results(
     log: RunLog,
-    frame: pd.DataFrame,
     pixels: np.ndarray,
+    predictions: pd.DataFrame,
     labels: np.ndarray,
     logits: np.ndarray,
     classes: list[str],
-    scores: dict[str, float],
-) -> pd.DataFrame:
-    probabilities = softmax(logits)
-    predicted = probabilities.argmax(axis=1)
-    table = frame[["image", "label_group"]].assign(
-        predicted=[classes[i] for i in predicted],
-        probability=probabilities.max(axis=1).round(6),
-    )
-    counts = confusion(labels, predicted, classes)
-    log.log_metrics(scores)
-    log.log_table(table, "test/predictions.csv")
-    log.log_table(counts, "test/confusion_matrix.csv", index=True)
-    log.log_table(class_report(labels, predicted, classes), "test/report.csv")
-    title = f"Accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos"
-    log.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
-    wrong = table[table["label_group"] != table["predicted"]]
+) -> None:
+    """Log tables and figures: the predictions of all photos, the others of those not seen."""
+    log.log_table(predictions, f"{_FOLDER}/predictions.csv")
+    unseen = (predictions["seen"] == "").to_numpy()
+    scored = unseen if unseen.any() else ~unseen
+    predicted = logits.argmax(axis=1)
+    counts = confusion(labels[scored], predicted[scored], classes)
+    log.log_table(counts, f"{_FOLDER}/confusion_matrix.csv", index=True)
+    report = class_report(labels[scored], predicted[scored], classes)
+    log.log_table(report, f"{_FOLDER}/report.csv")
+    right = (labels == predicted)[scored].mean()
+    kind = "" if unseen.all() else " not seen in training" if unseen.any() else " seen in training"
+    title = f"Accuracy {right:.1%} of {scored.sum():,} photos{kind}"
+    log.log_figure(confusion_figure(counts, title), f"{_FOLDER}/confusion_matrix.png")
+    wrong = predictions[scored & (labels != predicted)]
     worst = wrong.sort_values("probability", ascending=False).index.to_numpy()
-    log.log_figure(mistakes_figure(pixels, table, worst), "test/mistakes.png")
-    return table
+    log.log_figure(mistakes_figure(pixels, predictions, worst), f"{_FOLDER}/mistakes.png")
+
+
+def _log_description(log: RunLog, what: str, lines: list[str], loaded: LoadedModel) -> None:
+    """Log the result in words, as the run's description and as a file."""
+    text = "\n\n".join([f"Evaluation of {what}.", *lines]) + "\n"
+    log.log_text(text, f"{_FOLDER}/summary.md")
+    if loaded.run_id:
+        text += f"\nThe model was trained in run {run_link(loaded.run_id)}.\n"
+    log.log_tags({DESCRIPTION_TAG: text})

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from ..config import PRETRAINED, TrainConfig, read_yaml, resolve
-from ..console import duration, say
+from ..console import duration, say, watch
+from ..data.dataset import locate_catalog
 from ..errors import ConfigError, ShopeeError
-from ..tracking.names import PROCESS_TAG
+from ..tracking.names import EXPERIMENTS, PROCESS_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
@@ -54,10 +55,13 @@ def run_experiments(files: Sequence[Path], cli_options: Mapping[str, str]) -> in
     options = {file.stem: _options_for(file, cli_options) for file in files}
     configs = {name: resolve(TrainConfig, given) for name, given in options.items()}
     experiment = next(iter(configs.values())).experiment
+    for config in configs.values():
+        # Before a run is opened, so that a mistyped path leaves no failed run.
+        locate_catalog(config, watch)
     rows: list[dict[str, Any]] = []
     close_stale_runs(experiment)
     mine = {PROCESS_TAG: process_name(), "host": platform.node()}
-    with open_run("experiments", experiment, tags=mine) as parent:
+    with open_run("experiments", experiment, kind=EXPERIMENTS, tags=mine) as parent:
         for name, config in configs.items():
             say(f"--- {name} ({len(rows) + 1} of {len(configs)})")
             rows.append(_run_one(parent, name, config, options[name]))

@@ -23,7 +23,10 @@ from ..exploring.survey import survey_catalog
 from ..exploring.titles import without_formulas
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
+from ..tracking.links import report_link, view_lines
+from ..tracking.names import DESCRIPTION_TAG, EXPLORE
 from ..tracking.runs import open_run
+from ..tracking.signals import stop_on_signals
 
 FOLDER = "explore"
 
@@ -52,24 +55,31 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     :raises ShopeeError: when there is no catalogue, or ``out`` cannot be used.
     """
     started = time.monotonic()
-    with open_run("explore", config.experiment) as run:
+    csv, folder = find_places(config)
+    out = prepare_folder(Path(config.out).expanduser(), folder)
+    with stop_on_signals():
+        explored = explore_catalog(config, csv, folder)
+    facts, tables = explored.facts(), explored.tables()
+    name = _folder_name(config, csv)
+    # Opened last, so that a mistake of the user leaves no failed run.
+    with open_run(f"explore {name}", config.experiment, kind=EXPLORE) as run:
         run.log_params({**as_params(config), **(cli_options or {})})
         run.log_tags(machine_tags("cpu"))
-        csv, folder = find_places(config)
-        out = prepare_folder(Path(config.out).expanduser(), folder)
-        explored = explore_catalog(config, csv, folder)
-        facts, tables = explored.facts(), explored.tables()
         files = {REPORT_FILE: explore_page(explored)}
         for name, table in tables.items():
             files[name] = without_formulas(table).to_csv(index=False, lineterminator="\n")
         for name, text in files.items():
             (out / name).write_text(text, encoding="utf-8", newline="")
             run.log_text(text, f"{FOLDER}/{name}")
-        run.log_metrics({f"data/{name}": float(count) for name, count in facts.items()})
+        rows = explored.survey.rows
+        run.log_dataset(rows, str(csv), name, None, facts, "exploration")
+        lines = summary(explored)
+        report = report_link(run.experiment_id, run.run_id, f"{FOLDER}/{REPORT_FILE}")
+        run.log_tags({DESCRIPTION_TAG: "\n\n".join([*lines, f"Report: {report}"])})
         say(
-            *summary(explored),
-            f"{out / REPORT_FILE} and {len(tables)} tables beside it, also in run {run.run_id}, "
-            f"{duration(time.monotonic() - started)} in all",
+            *lines,
+            f"{out / REPORT_FILE} and {len(tables)} tables beside it, also in the run",
+            *view_lines(run, f"{duration(time.monotonic() - started)} in all"),
         )
     return ExploreResult(run.run_id, facts, out / REPORT_FILE, tables)
 
@@ -155,6 +165,11 @@ def _catalog_name(config: ExploreConfig, csv: Path) -> str:
     if config.data == SAMPLE:
         return "the built-in sample"
     return _text(Path(csv.absolute().parent.name) / csv.name)
+
+
+def _folder_name(config: ExploreConfig, csv: Path) -> str:
+    """A short name of the catalogue, for its run and dataset."""
+    return SAMPLE if config.data == SAMPLE else _text(Path(csv.absolute().parent.name))
 
 
 def _text(path: Path) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ..config import TrainConfig
-from ..console import TrainingProgress, duration, say, watch
-from ..data.dataset import Dataset, load_dataset
+from ..console import TrainingProgress, duration, say
+from ..data.dataset import Dataset
 from ..modeling.models import ProductClassifier
+from ..tracking.links import view_lines
 from ..tracking.run_log import RunLog
 from ..training.job import cleanup, training_job
 from ..training.results import log_training
@@ -58,31 +59,32 @@ def train(
 
     :param cli_options: options as they were typed on the command line; logged in that spelling.
     :param parent: the run to make this one a child of.
-    :param name: name of the run; by default the option run_name, else the model's name.
+    :param name: name of the run; by default the option run_name, else the model and the options
+        that differ from the defaults.
     :raises ShopeeError: for errors that the user can correct.
     """
     started, model_id = time.monotonic(), ""
     with training_job(config, cli_options or {}, parent, name) as job:
-        dataset = load_dataset(job.config, watch)
-        say(*dataset.lines())
-        session = job.session(dataset)
+        session = job.session()
         done, epochs = len(session.history), job.config.epochs
         with TrainingProgress(session.trainer.photos, epochs, done) as progress:
             session.fit(progress)
         test = session.test()
         if job.leads:
             with saved_on_disk(session):
-                model_id = log_training(session, test)
-            say(*summary(test.scores, len(test.labels), job.run, time.monotonic() - started))
+                seconds = time.monotonic() - started
+                model_id = log_training(session, test, seconds)
+            say(*summary(test.scores, len(test.labels)))
     if job.leads:
         with cleanup(job.run.run_id, job.group):
             if job.config.register:
                 register(job.run.run_id, promote=job.config.promote)
+        say(*view_lines(job.run, f"{duration(time.monotonic() - started)} in all", beside=True))
     return TrainResult(
         job.run.run_id,
         model_id,
         session.model,
-        dataset,
+        job.dataset,
         session.history_table(),
         test.scores,
         test.labels,
@@ -90,7 +92,7 @@ def train(
     )
 
 
-def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: float) -> list[str]:
+def summary(scores: Mapping[str, float], photos: int) -> list[str]:
     """The result in words."""
     best = ", ".join(
         f"{name.removeprefix('best_')} {value:.1%}"
@@ -101,5 +103,4 @@ def summary(scores: Mapping[str, float], photos: int, run: RunLog, seconds: floa
         f"best epoch {scores['best_epoch']:.0f}: {best}",
         f"test accuracy {scores['test_accuracy']:.1%} of {photos} photos, 95 % interval "
         f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
-        f"run {run.run_id}, {duration(seconds)} in all. See it with: mlflow ui",
     ]

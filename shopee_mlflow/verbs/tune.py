@@ -18,6 +18,7 @@ from ..modeling.device import choose_machine
 from ..modeling.freezing import split_model
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
+from ..tracking.links import view_lines
 from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
@@ -72,11 +73,13 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         check_architecture(name)
     machine = choose_machine(config.device, config.precision)
     with stop_on_signals():
+        # Read before a run is opened or resumed: a mistake leaves no failed run, and other data
+        # cannot change one.
+        dataset = load_dataset(config, watch)
+        say(*dataset.lines())
         search = Search(plan, local_folder())
-        # Read before the run is resumed, so that other data cannot change the run.
-        known = None if search.created else _read_data(search)
+        search.check_data(dataset.digest)
         with parent_run(search) as run:
-            dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
             context = TrainingContext(dataset, machine)
             _check_stages(plan, context)
@@ -87,7 +90,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
                 else:
                     work_in_processes(search, local_folder(), run, deadline, config.jobs)
             result = _finish_once(search, context, run)
-            say(f"run {run.run_id}, {duration(time.time() - started)} this time. See: mlflow ui")
+            say(*view_lines(run, f"{duration(time.time() - started)} this time", beside=True))
     return result
 
 
@@ -120,13 +123,6 @@ def _resume_hint(search: Search) -> str:
     return "increase n_trials to continue" if whole else "repeat the command to resume"
 
 
-def _read_data(search: Search) -> Dataset:
-    dataset = load_dataset(search.plan.config, watch)
-    say(*dataset.lines())
-    search.check_data(dataset.digest)
-    return dataset
-
-
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
     """Test the best trial and the original's settings; log the results, register the model."""
     plan, config = search.plan, search.plan.config
@@ -138,7 +134,8 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     baseline = score_trial(plan, context, original) if original and not same else None
     log_results(run, context.dataset, best.model, best.config, best.history, best.test)
     if baseline:
-        run.log_metrics({f"original_{k}": v for k, v in baseline.test.scores.items()})
+        accuracy = baseline.test.scores["test_accuracy"]
+        run.log_metrics({"original_test_accuracy": accuracy})
         run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
     _log_table(search, run)
     skipped = []
@@ -180,7 +177,7 @@ def _log_table(search: Search, run: RunLog) -> None:
     table = search.table()
     run.log_table(table, "tune/trials.csv")
     ended = table["state"].value_counts()
-    run.log_metrics({f"trials_{state}": float(count) for state, count in ended.items()})
+    run.log_tags({f"trials_{state}": str(count) for state, count in ended.items()})
 
 
 def _opening(search: Search, run: RunLog) -> list[str]:

@@ -1,0 +1,52 @@
+"""Descriptions of the registered model and of its versions, which MLflow's UI shows."""
+
+from __future__ import annotations
+
+from mlflow.entities import Run
+
+from .links import report_link, run_link
+from .names import DESCRIPTION_TAG, REPORT_FILE
+from .runs import unquoted
+
+
+def model_card(name: str) -> str:
+    """What the registered model is and how to use it, as Markdown."""
+    return "\n\n".join(
+        [
+            "Product-photo classifier, trained with shopee_mlflow: a photo in, the most probable "
+            "label group and its probability out.",
+            f"Load the current champion with `mlflow.pyfunc.load_model('models:/{name}@champion')` "
+            "and predict a table with a column `image`: base64 text or bytes of JPEG and other "
+            "formats.",
+            "The alias `champion` moves only to a version that was loaded back, checked, and is "
+            "better on the same test photos; others are the `challenger`. Each version's "
+            "description has its test accuracy and a link to its report.",
+            "It always answers with one of the label groups that it was trained on, also for "
+            "photos of other products. Compare the probability with the report's calibration.",
+        ]
+    )
+
+
+def version_card(run: Run, reason: str) -> str:
+    """A version's results, inputs and origin, as Markdown.
+
+    :param run: the run that has logged the model.
+    :param reason: why it has its alias, in words.
+    """
+    params = {name: unquoted(value) for name, value in run.data.params.items()}
+    facts = {
+        "input": f"photos of any size, resized to {params['image_size']} pixels"
+        if "image_size" in params
+        else "",
+        "output": f"{run.data.tags['classes']} label groups" if "classes" in run.data.tags else "",
+        "data digest": run.data.tags.get("data_digest", ""),
+        "commit": run.data.tags.get("git_commit", ""),
+        "alias": reason,
+    }
+    told = run.data.tags.get(DESCRIPTION_TAG, "")
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value]
+    lines.append(f"- trained in run {run_link(run.info.run_id)}")
+    if REPORT_FILE not in told:
+        link = report_link(run.info.experiment_id, run.info.run_id, REPORT_FILE)
+        lines.append(f"- report: {link}")
+    return "\n\n".join(part for part in (told, "\n".join(lines)) if part)

@@ -1,0 +1,41 @@
+"""The name of a training's run, which tells it apart from others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..config import AUTO, TrainConfig
+from ..options import Role, as_text, with_role
+
+# The longest automatic name of a run; options beyond it are counted.
+_LONGEST = 100
+
+
+def run_name(config: TrainConfig) -> str:
+    """The run's name in MLflow: the option run_name, else the model and what differs.
+
+    For instance ``effnet_pretrained freeze=features.6 lr=0.05``.
+    """
+    if config.run_name != AUTO:
+        return config.run_name
+    parts = [config.model, *changed_options(config)]
+    shown = len(parts)
+    while len(" ".join(parts[:shown])) > _LONGEST and shown > 1:
+        shown -= 1
+    more = f" +{len(parts) - shown}" if shown < len(parts) else ""
+    return " ".join(parts[:shown]) + more
+
+
+def changed_options(config: TrainConfig) -> list[str]:
+    """``name=value`` of the options that affect the result and differ from their defaults.
+
+    Those of learning come first, then those of the data. The model is left out.
+    """
+    fields = [
+        field
+        for role in (Role.LEARNING, Role.DATA)
+        for field in dataclasses.fields(config)
+        if field.name in with_role(type(config), role) - {"model"}
+    ]
+    values = {field: getattr(config, field.name) for field in fields}
+    return [f"{f.name}={as_text(value)}" for f, value in values.items() if value != f.default]
