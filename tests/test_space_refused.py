@@ -133,7 +133,7 @@ def test_a_bad_baseline_is_refused(tmp_path: Path) -> None:
     content = {"space": {"lr": LR}, "baseline": {"lr": 1000, "device": "cpu", "momentum": 0.5}}
     too_high, unknown, idle = problems(tmp_path, content)
     assert too_high == (
-        "lr=1000: must be a number above 0 and at most 100 (in search.yaml, baseline)"
+        "lr=1000: must be a number above 0 and at most 100, or auto (in search.yaml, baseline)"
     )
     assert unknown.startswith("device: no such searched option.")
     assert idle == "momentum: has a baseline but is not searched (in search.yaml, baseline)"

@@ -58,7 +58,7 @@ def build_model(
     :param classes: label groups in logit order.
     :param weights: state-dict file to load instead of the download: in torchvision's
         layout, or saved from a :class:`ProductClassifier` of the same architecture.
-    :param resize: how photos become squares: ``stretch`` or ``pad``.
+    :param resize: how photos become squares: ``stretch``, ``pad`` or ``crop``.
     :raises ModelError: for an unknown name, an unsupported image size, or unsuitable weights.
     """
     check_architecture(name)

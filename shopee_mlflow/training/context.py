@@ -15,9 +15,10 @@ from ..config import AUTO, NONE, TrainConfig
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
+from ..data.mixing import training_mix
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
-from ..data.transforms import FiniteTransform, transform_named
+from ..data.transforms import FiniteTransform, FixedDraws, training_transform
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
@@ -121,9 +122,12 @@ class TrainingContext:
             {"batch_size": _EVALUATION_BATCH}
             if training is None
             else {
-                "batch_size": training.batch_size,
+                # A step: the trainer divides it into batches.
+                "batch_size": training.batch_size * training.accumulate,
                 "train": True,
-                "transform": transform_named(training.augment),
+                "transform": training_transform(training),
+                "balanced": training.sampling == "balanced",
+                "mix": training_mix(training),
                 "seed": training.seed,
             }
         )
@@ -156,8 +160,8 @@ class TrainingContext:
         return self._pixels
 
     def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
-        transform = transform_named(config.augment)
-        assert transform is None or isinstance(transform, FiniteTransform), config.augment
+        transform = training_transform(config)
+        assert transform is None or isinstance(transform, (FiniteTransform, FixedDraws))
         train = self.dataset.rows(TRAIN) if transform else np.array([], dtype=np.int64)
         key = self._key(prefix, train, config)
         if key not in self._activations:
@@ -179,6 +183,10 @@ class TrainingContext:
             self._activations[key] = source
         return self._activations[key]
 
+    def _draws(self, config: TrainConfig) -> list[str]:
+        transform = training_transform(config)
+        return [f"{transform.count} {transform.seed}"] if isinstance(transform, FixedDraws) else []
+
     def _key(self, prefix: FrozenPrefix, augmented: np.ndarray, config: TrainConfig) -> str:
         """A digest of everything that affects the activations, used as the cache key."""
         digest = hashlib.blake2b(digest_size=12)
@@ -187,6 +195,7 @@ class TrainingContext:
             str(augmented.tolist()),
             _RECIPE,
             config.augment,
+            *self._draws(config),
             config.model,
             config.freeze,
             config.activation_dtype,
