@@ -8,6 +8,7 @@ of a configuration are collected and raised together.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,6 +399,24 @@ class _Loader(yaml.SafeLoader):
 def as_params(config: DataConfig) -> dict[str, str]:
     """All resolved options by name, as text: the parameters that a run logs."""
     return {f.name: as_text(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def check_epoch(config: DataConfig, photos: int) -> None:
+    """Check that a training step is not longer than an epoch.
+
+    :param photos: number of training photos, or an upper bound of it.
+    :raises ConfigError: otherwise.
+    """
+    if not isinstance(config, TrainConfig):
+        return
+    batches = math.ceil(photos / config.batch_size)
+    if config.accumulate > max(batches, 1):
+        raise ConfigError(
+            [
+                f"accumulate={config.accumulate}: an epoch of {photos:,} photos has {batches} "
+                f"batches of batch_size={config.batch_size}; lower one of them"
+            ]
+        )
 
 
 def _contradictions(config: DataConfig) -> list[str]:

@@ -16,10 +16,8 @@ from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.modeling.architectures import build_model
 from shopee_mlflow.modeling.device import Machine
-from shopee_mlflow.modeling.distributed import Group
 from shopee_mlflow.modeling.epochs import BestEpoch, Epoch
 from shopee_mlflow.modeling.freezing import split_model
-from shopee_mlflow.modeling.loss import CrossEntropy
 from shopee_mlflow.modeling.models import ProductClassifier
 from shopee_mlflow.modeling.optim import learning_rate, make_optimizer
 from shopee_mlflow.modeling.scoring import predict_logits
@@ -192,6 +190,16 @@ def test_the_average_of_a_part_of_a_network_is_of_that_part() -> None:
             assert (averaged[name] - value).abs().max() <= 0.6 * value.abs().max() + 0.1, name
 
 
+def test_an_average_over_more_steps_than_there_are_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer(dataclasses.replace(CONFIG, ema=0.99))
+    assert "ema=0.99 averages about 100 steps, but the training has 9" in caplog.text
+    caplog.clear()
+    trainer(dataclasses.replace(CONFIG, ema=0.8))
+    assert not caplog.text
+
+
 class InterruptedHereError(Exception):
     """Raised in the place of a signal."""
 
@@ -214,64 +222,3 @@ def test_averaged_and_accumulated_trainings_resume_exactly(after: int) -> None:
     again = trainer(config)
     again.restore(state)
     assert numbers([*history, *again.epochs()]) == whole
-
-
-# --- accumulated gradients ---
-
-
-class Counting(nn.Module):
-    """A linear map, which counts photos a pass; without batch norm, so that parts add up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3 * 32 * 32, 3)
-        nn.init.zeros_(self.layer.weight)
-        nn.init.zeros_(self.layer.bias)
-        self.seen: list[int] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training:
-            self.seen.append(len(images))
-        return self.layer(images.float().flatten(1) / 255)
-
-
-@pytest.mark.parametrize(
-    ("photos", "passes"), [(12, [4, 4, 4]), (11, [4, 4, 3]), (14, [4, 4, 4, 2]), (13, [5, 4, 4])]
-)
-def test_accumulated_batches_are_one_step(photos: int, passes: list[int]) -> None:
-    loss = CrossEntropy(0.1, torch.tensor([0.5, 1.0, 4.0]))
-    accumulated, whole = Counting(), Counting()
-    config = dataclasses.replace(CONFIG, accumulate=3, epochs=2)
-    parts = list(trainer(config, photos, module=accumulated, loss=loss).epochs())
-    config = dataclasses.replace(CONFIG, batch_size=12, epochs=2)
-    expected = list(trainer(config, photos, module=whole, loss=loss).epochs())
-    assert accumulated.seen == passes * 2
-    torch.testing.assert_close(accumulated.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-6)
-    for one, other in zip(parts, expected, strict=True):
-        for name in EXACT:
-            assert one[name] == pytest.approx(other[name], rel=1e-5), name
-
-
-class Share(Group):
-    """A process of two; the other one is not there."""
-
-    def wrap(self, module: nn.Module, *_: Any) -> nn.Module:
-        return module
-
-
-def test_accumulated_gradients_are_exact_over_processes() -> None:
-    """The mean of two processes' gradients is that of one process with the whole step."""
-    loss = CrossEntropy(0.1, torch.tensor([0.5, 1.0, 4.0]))
-
-    def gradients(group: Group) -> list[Tensor]:
-        module = Counting()
-        config = dataclasses.replace(CONFIG, accumulate=3)
-        train = small_batches(11, 3, 12, train=True, share=(group.rank, group.size))
-        training = Trainer(module, train, train, config, CPU, loss=loss, group=group)
-        training._gradients(next(train.epoch(1)))
-        assert len(module.seen) > 1
-        return [p.grad for p in module.parameters() if p.grad is not None]
-
-    pairs = zip(gradients(Share(0, 2)), gradients(Share(1, 2)), strict=True)
-    for expected, (first, second) in zip(gradients(Group()), pairs, strict=True):
-        torch.testing.assert_close((first + second) / 2, expected, rtol=1e-5, atol=1e-7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import AUTO, TrainConfig
+
+_log = logging.getLogger(__name__)
 
 # Name -> torch's optimizer and the options that are its arguments. One line per optimizer.
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], tuple[str, ...]]] = {
@@ -52,10 +55,20 @@ def make_optimizer(
     )
 
 
-def weight_average(module: nn.Module, config: TrainConfig) -> AveragedModel | None:
-    """The exponential moving average of weights and batch norm statistics; None with ``ema=0``."""
+def weight_average(module: nn.Module, config: TrainConfig, steps: int) -> AveragedModel | None:
+    """The exponential moving average of weights and batch norm statistics; None with ``ema=0``.
+
+    :param steps: number of steps in the training.
+    """
     if not config.ema:
         return None
+    span = 1 / (1 - config.ema)
+    if span > steps:
+        _log.warning(
+            "ema=%g averages about %.0f steps, but the training has %d: the average will be close "
+            "to the initial weights. Lower ema, or raise epochs.",
+            *(config.ema, span, steps),
+        )
     average = get_ema_multi_avg_fn(config.ema)
     return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
 

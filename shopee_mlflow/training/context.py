@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AUTO, NONE, TrainConfig
+from ..config import AUTO, NONE, TrainConfig, check_epoch
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
@@ -133,6 +133,8 @@ class TrainingContext:
         )
         labels = self.dataset.frame["label"].to_numpy(np.int64)
         rows, device = self.dataset.rows(split), self.machine.device
+        if training:
+            check_epoch(training, len(rows))
         share = (self.group.rank, self.group.size)
         return Batches(source, rows, labels, device=device, share=share, **settings)
 

@@ -76,7 +76,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             machine.device.type, enabled=machine.precision == "fp16"
         )
-        self._average = weight_average(module, config)
+        self._average = weight_average(module, config, config.epochs * len(train))
         batch_size = train.batch_size // config.accumulate
         self._share = math.ceil(batch_size / group.size)
         # The most photos in one backward pass: a batch (the last one may have one photo more), or
