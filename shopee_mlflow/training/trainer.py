@@ -16,10 +16,10 @@ from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..errors import CheckpointError, TrainingError
 from ..modeling.device import Machine, release_memory
-from ..modeling.distributed import ALONE, Group, is_lost, lost
+from ..modeling.distributed import ALONE, Group
 from ..modeling.epochs import Epoch, validation_metrics
 from ..modeling.loss import CrossEntropy
-from ..modeling.memory import free_memory, is_out_of_memory, smaller_part
+from ..modeling.memory import free_memory, out_of_memory_reason, smaller_part
 from ..modeling.optim import (
     learning_rate,
     learning_rate_curve,
@@ -31,8 +31,6 @@ from ..modeling.scoring import predict_logits
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 OnProgress = Callable[[int, float, float], None]
 _PROGRESS_SECONDS = 0.5
-# torch's message for a batch that batch normalisation cannot use.
-_ONE_VALUE = "Expected more than 1 value per channel"
 
 
 class Trainer:
@@ -278,7 +276,7 @@ class Trainer:
                 totals = self._gradients(batch)
                 break
             except (ValueError, RuntimeError) as error:
-                reason = self._out_of_memory(error, len(batch.labels))
+                reason = out_of_memory_reason(error, len(batch.labels), self._group)
             # Outside the handler, in which the exception still keeps the step's memory alive.
             self.part = smaller_part(min(self.part, len(batch.labels)), len(batch.labels), reason)
             free_memory(self._machine)
@@ -286,29 +284,6 @@ class Trainer:
         self._totals += totals
         self._seen += len(batch.all_labels)
         self._batches += 1
-
-    def _out_of_memory(self, error: Exception, photos: int) -> str:
-        """Return the first line of an out-of-memory error; raise any other error."""
-        if _ONE_VALUE in str(error):
-            # The batch, or this process's share of it, is a single photo.
-            raise TrainingError(
-                "Batch norm cannot learn from a single photo whose features have shrunk to one "
-                "pixel. Raise image_size or batch_size, or start fewer processes."
-            ) from error
-        if not isinstance(error, RuntimeError):
-            raise error
-        if self._group.size > 1 and is_lost(error):
-            raise lost(error) from error
-        if not is_out_of_memory(error):
-            raise error
-        reason = str(error).split("\n")[0]
-        if self._group.size > 1:
-            # The other processes wait for exactly one gradient of this batch.
-            raise TrainingError(
-                f"Out of memory with {photos} photos at a time ({reason}). Several "
-                "processes cannot split a batch: start more of them, or lower batch_size."
-            ) from error
-        return reason
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of a step, part by part; returns its totals, (3,)."""
