@@ -87,6 +87,7 @@ def test_accumulated_gradients_are_exact_over_processes() -> None:
         torch.testing.assert_close((first + second) / 2, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.fault
 def test_a_step_longer_than_an_epoch_is_refused_before_decoding(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
