@@ -8,6 +8,7 @@ of a configuration are collected and raised together.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +27,9 @@ PRETRAINED = "_pretrained"
 # A model URI, or the id of a run or of a logged model.
 _MODEL_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]+:/.+|(?:m-)?[0-9a-f]{32}")
 # Augmentations by name; data/transforms.py says what each does.
-AUGMENTATIONS = (NONE, "original", "flip", "crop")
-# Augmentations that draw real numbers instead of one of a few variants of a photo.
-RANDOM_AUGMENTATIONS = ("crop",)
+AUGMENTATIONS = (NONE, "original", "flip", "crop", "light", "strong")
 # Metrics that can select the best epoch; higher is better.
-MONITORED = ("val_accuracy", "val_macro_f1")
+MONITORED = ("val_accuracy", "val_macro_f1", "val_balanced_accuracy", "val_top5_accuracy")
 # A typical file has a few hundred bytes.
 _MAX_YAML_BYTES = 64 * 2**10
 
@@ -93,9 +92,10 @@ class DataConfig:
     )
     resize: str = option(
         "stretch",
-        "how photos become squares: stretch changes their proportions; pad adds white margins",
+        "how photos become squares: stretch changes their proportions; pad adds white margins; "
+        "crop keeps the centre",
         Role.DATA,
-        choices=("stretch", "pad"),
+        choices=("stretch", "pad", "crop"),
     )
     cache: bool = option(
         True, "keep decoded photos in the cache folder for the next run", Role.SETUP
@@ -151,9 +151,25 @@ class TrainConfig(DataConfig):
     augment: str = option(
         "original",
         "augmentation of training photos; original: with probability 0.5 one of horizontal flip, "
-        "vertical flip, grayscale; flip: horizontal flip; crop: random resized crop and flip",
+        "vertical flip, grayscale; flip: horizontal flip; crop: random resized crop and flip; "
+        "light: crop and mild changes of colour; strong: crop, TrivialAugment and random erasing",
         choices=AUGMENTATIONS,
         former={"true": "original", "false": NONE},
+    )
+    variants: int = option(
+        4,
+        "fixed draws of augment=crop, light or strong for each photo, cached behind frozen layers",
+        minimum=1,
+        maximum=1000,
+    )
+    mix: str = option(
+        NONE,
+        "mix each training photo and its label with another: mixup blends them, cutmix pastes a "
+        "part of the other; needs freeze=none",
+        choices=(NONE, "mixup", "cutmix"),
+    )
+    mix_alpha: float = option(
+        0.2, "parameter of mix's beta distribution; larger values mix more", above=0, maximum=100
     )
     tta: bool = option(
         False,
@@ -162,11 +178,39 @@ class TrainConfig(DataConfig):
         Role.DATA,
     )
     epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
-    batch_size: int = option(75, "photos in a training step", minimum=1, maximum=65_536)
+    batch_size: int = option(75, "photos in a batch", minimum=1, maximum=65_536)
+    accumulate: int = option(
+        1, "batches in a training step, whose gradients are accumulated", minimum=1, maximum=65_536
+    )
+    sampling: str = option(
+        "uniform",
+        "photos of an epoch; uniform: each photo once; balanced: as many, drawn with replacement, "
+        "so that all label groups are equally likely",
+        choices=("uniform", "balanced"),
+    )
     optimizer: str = option("sgd", "optimization algorithm", choices=("sgd", "adamw"))
-    lr: float = option(0.01, "learning rate", above=0, maximum=100)
+    lr: float | str = option(
+        0.01, "learning rate; auto: 0.01 for sgd, 0.001 for adamw", above=0, maximum=100
+    )
+    backbone_lr_factor: float = option(
+        1.0, "learning rate of the backbone, as a factor of lr", above=0, maximum=1
+    )
+    layerwise_lr: bool = option(
+        False,
+        "let the learning rate fall from lr at the head to backbone_lr_factor times lr at the "
+        "first trained layer",
+    )
     momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1)
+    nesterov: bool = option(False, "Nesterov momentum of SGD")
     weight_decay: float = option(1e-4, "weight decay", minimum=0, maximum=10)
+    decay_norms: bool = option(True, "apply weight decay to biases and norm layers, too")
+    ema: float = option(
+        0.0,
+        "decay of an exponential moving average of the weights over steps, such as 0.99; the "
+        "averaged weights are validated, kept and tested; 0: no average",
+        minimum=0,
+        below=1,
+    )
     schedule: str = option(
         "cosine",
         "learning rate over time: cosine down to 0, or constant",
@@ -365,6 +409,24 @@ def as_params(config: DataConfig) -> dict[str, str]:
     return {f.name: as_text(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def check_epoch(config: DataConfig, photos: int) -> None:
+    """Check that a training step is not longer than an epoch.
+
+    :param photos: number of training photos, or an upper bound of it.
+    :raises ConfigError: otherwise.
+    """
+    if not isinstance(config, TrainConfig):
+        return
+    batches = math.ceil(photos / config.batch_size)
+    if config.accumulate > max(batches, 1):
+        raise ConfigError(
+            [
+                f"accumulate={config.accumulate}: an epoch of {photos:,} photos has {batches} "
+                f"batches of batch_size={config.batch_size}; lower one of them"
+            ]
+        )
+
+
 def _contradictions(config: DataConfig) -> list[str]:
     """Problems of options that are valid alone but not together."""
     problems = []
@@ -385,12 +447,13 @@ def _contradictions(config: DataConfig) -> list[str]:
                 f"nproc={config.nproc}: must be at most batch_size={config.batch_size}, so that "
                 "each process has a photo of each batch"
             )
-        if config.augment in RANDOM_AUGMENTATIONS and config.freeze != NONE:
+        if config.mix != NONE and config.freeze != NONE:
             problems.append(
-                f"augment={config.augment}: draws new values in each epoch, so activations of "
-                f"frozen layers (freeze={config.freeze}) cannot be cached; use freeze=none, or "
-                "augment=none, original or flip"
+                f"mix={config.mix}: mixes the pixels of two photos, so activations of frozen "
+                f"layers (freeze={config.freeze}) cannot be cached; use freeze=none or mix=none"
             )
+        if config.nesterov and config.optimizer == "sgd" and not config.momentum:
+            problems.append("nesterov=true: needs momentum above 0")
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)

@@ -12,6 +12,8 @@ from typing import Any
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+# A number that may be auto has this type annotation.
+_AUTO, _OR_AUTO = "auto", " | str"
 # Former option names and their new ones.
 RENAMED = {"top_k": "largest_groups", "activations": "activation_dtype"}
 
@@ -75,7 +77,7 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     rules = field.metadata
     if rules["choices"]:
         return "one of " + ", ".join(rules["choices"])
-    kind = _kind(field)
+    kind = value_kind(field)
     if kind == "bool":
         return "true or false"
     if kind == "str":
@@ -83,7 +85,8 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     low = _bound(rules["minimum"], "at least") or _bound(rules["above"], "above")
     high = _bound(rules["maximum"], "at most") or _bound(rules["below"], "below")
     limits = " and ".join(part for part in (low, high) if part)
-    return f"{'a whole number' if kind == 'int' else 'a number'} {limits}".strip()
+    number = f"{'a whole number' if kind == 'int' else 'a number'} {limits}".strip()
+    return f"{number}, or {_AUTO}" if _takes_auto(field) else number
 
 
 def unknown_option(name: str, names: Iterable[str]) -> str:
@@ -101,8 +104,13 @@ def _bound(value: float | None, words: str) -> str:
     return "" if value is None else f"{words} {value:g}" if value < 1e6 else f"{words} {value:,}"
 
 
-def _kind(field: dataclasses.Field[Any]) -> str:
-    return str(field.type)
+def value_kind(field: dataclasses.Field[Any]) -> str:
+    """The type of an option's values: int, float, bool or str; ``auto`` aside."""
+    return str(field.type).removesuffix(_OR_AUTO)
+
+
+def _takes_auto(field: dataclasses.Field[Any]) -> bool:
+    return str(field.type).endswith(_OR_AUTO)
 
 
 def parse_option(cls: type[Any], name: str, raw: Any) -> Any:
@@ -115,7 +123,8 @@ def parse_option(cls: type[Any], name: str, raw: Any) -> Any:
         raise ValueError(unknown_option(name, fields))
     field = fields[name]
     try:
-        value = _convert(_kind(field), raw)
+        auto = _takes_auto(field) and as_text(raw).strip() == _AUTO
+        value = _AUTO if auto else _convert(value_kind(field), raw)
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{name}={raw}: must be {allowed(field)}") from None
     former = field.metadata["former"].get(as_text(raw).lower())

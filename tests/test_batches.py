@@ -112,7 +112,7 @@ def test_images_are_uint8_in_channels_last_order(pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("augment", ["none", "original", "crop"])
+@pytest.mark.parametrize("augment", ["none", "original", "crop", "light", "strong"])
 def test_epoch_sees_every_row_once(pixels: np.ndarray, train: bool, augment: str) -> None:
     rows = np.array([5, 30, 2, 17, 8, 9, 21, 39, 0, 11])
     batches = batches_of(pixels, rows, batch_size=4, train=train, augment=augment)

@@ -48,7 +48,7 @@ def test_training_prints_what_it_did(
     [
         (
             ["train", "--lernrate", "3"],
-            "lernrate: no such option. The options are: activation_dtype",
+            "lernrate: no such option. The options are: accumulate",
         ),
         (["train", "--batchsize", "3"], "Did you mean batch_size?"),
         (["train", "--lr", "0", "--split", "x"], "2 problems in the options"),

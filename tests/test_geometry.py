@@ -1,4 +1,4 @@
-"""Resizing to a square: stretch or pad, the same in training, inference and serving."""
+"""Resizing to a square: stretch, pad or crop, the same in training, inference and serving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import draw_photo, write_csv
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shopee_mlflow import TrainConfig, TrainResult, build_model, train
 from shopee_mlflow.data.images import pixels_from_array, read_pixels
@@ -69,6 +69,36 @@ def test_pad_keeps_proportions_and_centres_on_white(
     assert box_of(read_pixels(file, SIZE)) == (0, 0, SIZE, SIZE)
 
 
+def test_crop_takes_the_centre(tmp_path: Path) -> None:
+    """Red, with a green stripe on each side that is cut off."""
+    for width, height in ((80, 40), (40, 80), (99, 64), (16, 9)):
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        whole = Image.new("RGB", (width, height), (20, 200, 20))
+        whole.paste(RED, (left, top, left + side, top + side))
+        whole.save(tmp_path / "photo.png")
+        pixels = read_pixels(tmp_path / "photo.png", SIZE, "crop")
+        assert pixels.shape == (SIZE, SIZE, 3)
+        assert (pixels == RED).all()
+        np.testing.assert_array_equal(pixels_from_array(np.asarray(whole), SIZE, "crop"), pixels)
+        seen = read_pixels(tmp_path / "photo.png", SIZE)
+        assert (seen != RED).any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_photo_is_cropped_as_people_see_it(tmp_path: Path, orientation: int) -> None:
+    photo = draw_photo(0, 1, 160).crop((0, 0, 160, 97))
+    save(photo, tmp_path / "stored.png", orientation)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "stored.png"))
+    expected = pixels_from_array(np.asarray(upright), SIZE, "crop")
+    np.testing.assert_array_equal(read_pixels(tmp_path / "stored.png", SIZE, "crop"), expected)
+
+
+def test_a_line_of_pixels_is_cropped_within_the_memory_of_a_photo(tmp_path: Path) -> None:
+    Image.new("RGB", (60_000, 1), RED).save(tmp_path / "line.png")
+    assert (read_pixels(tmp_path / "line.png", SIZE, "crop") == RED).all()
+
+
 def test_a_rotated_photo_is_padded_as_people_see_it(tmp_path: Path) -> None:
     """23 of 32 rows: an odd margin, whose larger part is below, rotated or not."""
     photo = draw_photo(0, 1, 160).crop((0, 0, 160, 115))
@@ -87,7 +117,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_scale(tmp_path: Path) -> None:
     assert np.abs(small.astype(int) - whole).mean() < 3
 
 
-@pytest.mark.parametrize("resize", ["stretch", "pad"])
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
 @pytest.mark.parametrize("shape", [(160, 96), (97, 160), (64, 64), (20, 30)])
 def test_a_tensor_is_resized_as_the_file_is(
     tmp_path: Path, resize: str, shape: tuple[int, int]
@@ -105,27 +135,28 @@ def test_a_tensor_is_resized_as_the_file_is(
 
 def test_an_unknown_geometry_is_refused(tmp_path: Path) -> None:
     draw_photo(0, 0).save(tmp_path / "photo.png")
-    with pytest.raises(ImageError, match="resize=crop: must be stretch or pad"):
-        read_pixels(tmp_path / "photo.png", SIZE, "crop")
-    with pytest.raises(ValueError, match="resize=crop: must be stretch or pad"):
-        build_model("cnn", ["a"], SIZE, resize="crop")
+    with pytest.raises(ImageError, match="resize=fit: must be stretch, pad or crop"):
+        read_pixels(tmp_path / "photo.png", SIZE, "fit")
+    with pytest.raises(ValueError, match="resize=fit: must be stretch, pad or crop"):
+        build_model("cnn", ["a"], SIZE, resize="fit")
 
 
-def test_both_geometries_have_caches_of_their_own(tmp_path: Path) -> None:
+def test_all_geometries_have_caches_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "photo.png"
     draw_photo(0, 0, 80).crop((0, 0, 80, 40)).save(file)
     contents = hash_files([file])
     for _ in range(2):
-        for resize in ("stretch", "pad"):
+        for resize in ("stretch", "pad", "crop"):
             pixels = load_pixels([file], contents, SIZE, resize=resize).values
             np.testing.assert_array_equal(pixels[0], read_pixels(file, SIZE, resize))
     assert pixel_key(contents, SIZE) == pixel_key(contents, SIZE, "stretch")
 
 
 @dataclass(frozen=True)
-class Padded:
-    """A model that was trained on padded photos, and its catalogue of wide photos."""
+class Squared:
+    """A model that was trained on padded or cropped photos, and its catalogue of wide photos."""
 
+    resize: str
     result: TrainResult
     shop: Path
 
@@ -139,7 +170,7 @@ class Padded:
 
     @property
     def pixels(self) -> np.ndarray:
-        return np.stack([read_pixels(photo, SIZE, "pad") for photo in self.photos])
+        return np.stack([read_pixels(photo, SIZE, self.resize) for photo in self.photos])
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -149,11 +180,16 @@ class Padded:
         return best
 
 
-@pytest.fixture(scope="module", params=["pickle", "pt2"])
-def padded(
+@pytest.fixture(
+    scope="module",
+    params=[(kind, how) for kind in ("pickle", "pt2") for how in ("pad", "crop")],
+    ids="-".join,
+)
+def squared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Padded]:
-    base, place = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("padded")
+) -> Iterator[Squared]:
+    serialization, resize = request.param
+    base, place = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("squared")
     (place / "shop" / "train_images").mkdir(parents=True)
     rows = []
     for group in range(3):
@@ -171,55 +207,57 @@ def padded(
             data=str(place / "shop"),
             model="cnn",
             image_size=SIZE,
-            resize="pad",
+            resize=resize,
             epochs=2,
             batch_size=8,
-            serialization=request.param,
+            serialization=serialization,
         )
-        yield Padded(train(config), place / "shop")
+        yield Squared(resize, train(config), place / "shop")
 
 
-def test_training_sees_padded_photos(padded: Padded) -> None:
-    dataset = padded.result.dataset
-    by_name = {file.name: file for file in padded.photos}
+def test_training_sees_such_photos(squared: Squared) -> None:
+    dataset = squared.result.dataset
+    by_name = {file.name: file for file in squared.photos}
     for name, pixels in zip(dataset.frame["image"], dataset.pixels, strict=True):
-        np.testing.assert_array_equal(pixels, read_pixels(by_name[name], SIZE, "pad"))
-    assert padded.result.model.resize == "pad"
-    assert mlflow.get_run(padded.result.run_id).data.params["resize"] == "pad"
+        np.testing.assert_array_equal(pixels, read_pixels(by_name[name], SIZE, squared.resize))
+    assert squared.result.model.resize == squared.resize
+    assert mlflow.get_run(squared.result.run_id).data.params["resize"] == squared.resize
 
 
-def test_evaluate_predict_and_pyfunc_pad_too(padded: Padded, tmp_path: Path) -> None:
-    assert load_classifier(padded.uri).resize == "pad"
-    scores = evaluate(padded.uri, run=padded.result.run_id).scores
-    assert scores["eval_accuracy"] == padded.result.scores["test_accuracy"]
-    assert scores["eval_loss"] == pytest.approx(padded.result.scores["test_loss"], rel=1e-5)
+def test_evaluate_predict_and_pyfunc_do_the_same(squared: Squared, tmp_path: Path) -> None:
+    assert load_classifier(squared.uri).resize == squared.resize
+    scores = evaluate(squared.uri, run=squared.result.run_id).scores
+    assert scores["eval_accuracy"] == squared.result.scores["test_accuracy"]
+    assert scores["eval_loss"] == pytest.approx(squared.result.scores["test_loss"], rel=1e-5)
 
-    predict(padded.uri, str(padded.shop / "train_images"), tmp_path / "out.csv")
+    predict(squared.uri, str(squared.shop / "train_images"), tmp_path / "out.csv")
     table = pd.read_csv(tmp_path / "out.csv")
-    np.testing.assert_allclose(table["probability"], padded.probabilities, atol=1e-5)
+    np.testing.assert_allclose(table["probability"], squared.probabilities, atol=1e-5)
 
-    paths = [str(photo) for photo in padded.photos]
-    arrays = [np.asarray(Image.open(photo)) for photo in padded.photos]
-    model = mlflow.pyfunc.load_model(padded.uri)
+    paths = [str(photo) for photo in squared.photos]
+    arrays = [np.asarray(Image.open(photo)) for photo in squared.photos]
+    model = mlflow.pyfunc.load_model(squared.uri)
     for forms in (paths, arrays):
         answers = model.predict(pd.DataFrame({"image": pd.Series(forms, dtype=object)}))
-        np.testing.assert_allclose(answers["probability"], padded.probabilities, atol=1e-5)
+        np.testing.assert_allclose(answers["probability"], squared.probabilities, atol=1e-5)
 
 
-def test_onnx_names_the_geometry(padded: Padded, tmp_path: Path) -> None:
-    export(padded.uri, tmp_path / "model.onnx")
+def test_onnx_names_the_geometry(squared: Squared, tmp_path: Path) -> None:
+    export(squared.uri, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(
         str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"]
     )
-    assert session.get_modelmeta().custom_metadata_map["resize"] == "pad"
-    photos = np.ascontiguousarray(padded.pixels.transpose(0, 3, 1, 2))
+    assert session.get_modelmeta().custom_metadata_map["resize"] == squared.resize
+    photos = np.ascontiguousarray(squared.pixels.transpose(0, 3, 1, 2))
     (logits,) = session.run(None, {"images": photos})
     probabilities = torch.from_numpy(logits).softmax(1).max(dim=1).values
-    np.testing.assert_allclose(probabilities, padded.probabilities, atol=1e-4)
+    np.testing.assert_allclose(probabilities, squared.probabilities, atol=1e-4)
 
 
-def test_a_model_logged_before_there_was_a_choice_stretches(padded: Padded, tmp_path: Path) -> None:
-    downloaded = mlflow.artifacts.download_artifacts(padded.uri)
+def test_a_model_logged_before_there_was_a_choice_stretches(
+    squared: Squared, tmp_path: Path
+) -> None:
+    downloaded = mlflow.artifacts.download_artifacts(squared.uri)
     folder = Path(shutil.copytree(downloaded, tmp_path / "older"))
     file = folder / "data" / "product_classifier.json"
     about = json.loads(file.read_text())

@@ -173,13 +173,20 @@ def check_alike(
         np.testing.assert_allclose(history[name], expected[name], rtol=rtol, err_msg=name)
 
 
+STEPS = {"batch_size": "4", "accumulate": "2", "ema": "0.5", "nesterov": "true"}
+PHOTOS = {"mix": "cutmix", "sampling": "balanced", "augment": "light", "class_weights": "balanced"}
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_history_of_one(make_catalog: MakeCatalog, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {**STEPS, **PHOTOS}], ids=["plain", "recipe"])
+def test_two_processes_give_the_history_of_one(
+    make_catalog: MakeCatalog, tmp_path: Path, more: dict[str, str]
+) -> None:
     # 10 of each batch and a last one of 7: shares of unequal size. One test photo: one has none.
     folder, both = make_catalog(groups=3, each=7), Place(tmp_path / "both")
     # The project's own way to start several.
-    two = both.start("shopee_mlflow", "train", *words(folder, nproc="2"))
-    alone = trained_alone(folder)
+    two = both.start("shopee_mlflow", "train", *words(folder, **more, nproc="2"))
+    alone = trained_alone(folder, **more)
     said, _ = two.communicate()
     assert two.returncode == 0, said
     assert said.count("epoch 3/3") == 1

@@ -16,7 +16,7 @@ from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.data.dataset import load_dataset
-from shopee_mlflow.data.transforms import RandomCrop, transform_named
+from shopee_mlflow.data.transforms import transform_named
 from shopee_mlflow.errors import CheckpointError, ConfigError, TrainingError
 from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.distributed import Group
@@ -161,28 +161,6 @@ def test_random_crops_are_parts_of_the_photo_and_follow_from_the_seed() -> None:
     assert not torch.equal(first.inputs, other.inputs)
     assert first.inputs.shape == (9, 3, 24, 24)
     assert first.inputs.dtype == torch.uint8
-
-
-def test_a_crop_of_everything_is_the_photo_and_a_flip_its_mirror_image() -> None:
-    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    values = np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]], dtype=float)
-    plain, flipped = RandomCrop().apply(images, values)
-    assert torch.equal(plain, images[0])
-    assert torch.equal(flipped, images[1].flip(-1))
-
-
-def test_crops_keep_a_third_to_all_of_the_area() -> None:
-    left, top, width, height, flip = RandomCrop().draw(4000, np.random.default_rng(0)).T
-    assert (left >= 0).all()
-    assert (left + width <= 1 + 1e-9).all()
-    assert (top + height <= 1 + 1e-9).all()
-    assert 0.3 < (width * height).min() < 0.4
-    assert 0.45 < flip.mean() < 0.55
-
-
-def test_random_crops_behind_a_frozen_prefix_are_refused() -> None:
-    with pytest.raises(ConfigError, match="augment=crop: draws new values in each epoch"):
-        resolve(TrainConfig, {"augment": "crop", "freeze": "backbone"})
 
 
 def test_former_values_answer_with_the_present_ones() -> None:

@@ -12,6 +12,7 @@ import yaml
 from small_search import LR, plan_of
 
 from shopee_mlflow.config import AUTO
+from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.tuning.space import DEFAULT_FILE, Choice, Range, plan_search
 
 # --- what is read ---
@@ -64,6 +65,32 @@ def test_yamls_own_spelling_of_small_numbers_is_read(tmp_path: Path) -> None:
     found = plan_of(tmp_path, text)
     assert found.space["lr"] == Range(0.0001, 0.1, log=True)
     assert found.space["weight_decay"] == Choice((0.001, 0.0))
+
+
+def test_the_recipe_can_be_searched(tmp_path: Path) -> None:
+    space = {
+        "lr": ["auto", 0.01],
+        "optimizer": ["sgd", "adamw"],
+        "backbone_lr_factor": {"low": 0.01, "high": 1, "log": True},
+        "layerwise_lr": [True, False],
+        "nesterov": [True, False],
+        "decay_norms": [True, False],
+        "ema": [0, 0.9],
+        "accumulate": [1, 2],
+        "augment": ["none", "light", "strong"],
+        "variants": [2, 4],
+        "mix": ["none", "mixup", "cutmix"],
+        "mix_alpha": {"low": 0.1, "high": 1},
+        "sampling": ["uniform", "balanced"],
+    }
+    plan = plan_of(tmp_path, {"space": space})
+    assert plan.space["lr"] == Choice(("auto", 0.01))
+    assert plan.space["layerwise_lr"] == Choice((True, False))
+    trial = plan.trial_config({"lr": "auto", "optimizer": "adamw", "mix": "cutmix", "ema": 0.9})
+    assert (trial.lr, trial.mix, trial.ema) == ("auto", "cutmix", 0.9)
+    frozen = {"freeze": "backbone", "space": {"mix": ["none", "mixup"], "lr": LR}}
+    with pytest.raises(ConfigError, match="mix=mixup: mixes the pixels of two photos"):
+        plan_of(tmp_path, frozen)
 
 
 def test_what_lies_in_a_range() -> None:

@@ -81,6 +81,8 @@ def test_options_that_contradict_each_other_in_a_trial_are_told_before(tmp_path:
             {"low": 1, "high": 9, "step": 3},
             "epochs: high 9 must be low 1 plus a multiple of step 3",
         ),
+        ("lr", {"low": "auto", "high": 1}, "lr: a range has numbers, not auto"),
+        ("momentum", ["auto"], "momentum=auto: must be a number at least 0 and below 1"),
         ("lr", [], "lr: the list is empty"),
         ("lr", [0.1, 0.01, 1e-1], "lr: a value is repeated in [0.1, 0.01, 0.1]"),
         ("batch_size", [8, "8"], "batch_size: a value is repeated in [8, '8']"),
@@ -133,7 +135,7 @@ def test_a_bad_baseline_is_refused(tmp_path: Path) -> None:
     content = {"space": {"lr": LR}, "baseline": {"lr": 1000, "device": "cpu", "momentum": 0.5}}
     too_high, unknown, idle = problems(tmp_path, content)
     assert too_high == (
-        "lr=1000: must be a number above 0 and at most 100 (in search.yaml, baseline)"
+        "lr=1000: must be a number above 0 and at most 100, or auto (in search.yaml, baseline)"
     )
     assert unknown.startswith("device: no such searched option.")
     assert idle == "momentum: has a baseline but is not searched (in search.yaml, baseline)"

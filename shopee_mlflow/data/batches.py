@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .array_cache import Window, as_tensor
+from .mixing import Mix, partners_in_batch, soft_labels
 from .transforms import Draws, Transform, on_device
 
 
@@ -64,10 +65,11 @@ class Batch:
     """A batch, or one process's share of it.
 
     :ivar inputs: (n, ...) on the device.
-    :ivar labels: (n,) int64 on the device.
+    :ivar labels: (n,) int64 on the device; (n, C) float32, shares of the classes, if photos are
+        mixed.
     :ivar own: how many of these photos count: n, or 0 for an empty share, which gets one photo as
         a placeholder.
-    :ivar all_labels: (N,) int64, labels of the whole batch, on the CPU.
+    :ivar all_labels: (N,) int64, or (N, C) float32: labels of the whole batch, on the CPU.
     """
 
     inputs: Tensor
@@ -86,6 +88,9 @@ class Batches:
     :ivar transform: augmentation of the photos, with new random values in each epoch.
     :ivar share: (rank, size): this process takes every size-th photo of each batch, beginning
         with photo ``rank``. The batches themselves do not depend on the size.
+    :ivar balanced: draw the photos of a training epoch with replacement, each label equally likely;
+        otherwise each photo once.
+    :ivar mix: mixes each photo with another one of its batch.
     """
 
     source: Source
@@ -97,6 +102,8 @@ class Batches:
     transform: Transform | None = None
     seed: int = 0
     share: tuple[int, int] = (0, 1)
+    balanced: bool = False
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return len(self._ends())
@@ -122,14 +129,19 @@ class Batches:
         :param skip: number of batches to leave out at the beginning.
         """
         rng = np.random.default_rng((self.seed, number))
-        rows = rng.permutation(self.rows) if self.train else self.rows
-        draws = self.transform and Draws(self.transform, self.transform.draw(len(rows), rng))
+        rows = self._ordered(rng)
+        draws = None
+        if self.transform:
+            draws = Draws(self.transform, self.transform.draw(len(rows), rng))
+        mixing = self.mix.draw(len(rows), rng) if self.mix else None
         ends = self._ends()
         start = ends[skip - 1] if skip else 0
         for end in ends[skip:]:
             own = start + self._own(end - start)
             taken = own if len(own) or not self.train else np.array([start])
-            if len(taken):
+            if len(taken) and mixing is not None:
+                yield self._mixed(rows, draws, mixing, taken, (start, end), len(own))
+            elif len(taken):
                 yield Batch(
                     self.source.take(rows[taken], draws[taken] if draws else None),
                     on_device(self.labels[rows[taken]], self.device),
@@ -137,6 +149,50 @@ class Batches:
                     torch.from_numpy(self.labels[rows[start:end]]),
                 )
             start = end
+
+    def _mixed(
+        self,
+        rows: np.ndarray,
+        draws: Draws | None,
+        mixing: np.ndarray,
+        taken: np.ndarray,
+        span: tuple[int, int],
+        own: int,
+    ) -> Batch:
+        """The batch that spans these positions of the epoch, its photos mixed."""
+        assert self.mix is not None
+        # The partners of a share may belong to other processes.
+        needed = np.union1d(taken, partners_in_batch(taken, *span))
+        photos = self.source.take(rows[needed], draws[needed] if draws else None)
+        first, second = (
+            photos[on_device(np.searchsorted(needed, wanted), photos.device)]
+            for wanted in (taken, partners_in_batch(taken, *span))
+        )
+        inputs = self.mix.apply(first, second, mixing[taken])
+        whole = np.arange(*span)
+        labels = self.labels[rows]
+        soft = soft_labels(
+            labels[whole],
+            labels[partners_in_batch(whole, *span)],
+            self.mix.shares(mixing[whole], (photos.shape[-2], photos.shape[-1])),
+            classes=int(self.labels.max()) + 1,
+        )
+        return Batch(
+            inputs.contiguous(memory_format=torch.channels_last),
+            on_device(soft.numpy()[taken - span[0]], self.device),
+            own,
+            soft,
+        )
+
+    def _ordered(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of an epoch, in order."""
+        if not self.train:
+            return self.rows
+        if not self.balanced:
+            return rng.permutation(self.rows)
+        labels = self.labels[self.rows]
+        weights = 1 / np.bincount(labels)[labels]
+        return rng.choice(self.rows, size=len(self.rows), p=weights / weights.sum())
 
     def _own(self, total: int) -> np.ndarray:
         rank, size = self.share

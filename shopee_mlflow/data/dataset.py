@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, SAMPLE, DataConfig
+from ..config import AUTO, SAMPLE, DataConfig, check_epoch
 from ..sample import sample_catalog
 from . import splits
 from .catalog_csv import find_catalog, read_catalog, unused_columns
@@ -94,6 +95,9 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     cleaning = Cleaning(rows=len(rows), remarks=column_remarks(unused_columns(csv)))
     frame = select_rows(rows, config.largest_groups, cleaning)
     frame = locate_files(frame, folder, cleaning)
+    # Errors that are certain are raised before decoding, which may take long.
+    drop_small_groups(frame, config.min_group, copy.deepcopy(cleaning))
+    check_epoch(config, len(frame))
     files = list(frame["file"])
     frame = frame.assign(content=hash_files(files, config.workers))
     decoded = load_pixels(

@@ -86,28 +86,39 @@ def read_pixels(source: Path | bytes, size: int, resize: str = "stretch") -> np.
     :param source: a file, or the file's bytes.
     :param size: side in pixels.
     :param resize: ``stretch`` changes the photo's proportions to a square; ``pad`` keeps them and
-        centres the whole photo on white.
+        centres the whole photo on white; ``crop`` keeps them and takes the centre.
     :returns: (size, size, 3) uint8, sRGB, EXIF rotation applied, transparency over white.
     :raises ImageError: with the reason, when it cannot be decoded completely.
     """
     with open_photo(source, size) as image:
         width, height = image.info.get(_FULL_SIZE, image.size)
         sides = _resized_sides(width, height, size, resize)
-        small = _to_rgb(image, size).resize(sides, Image.Resampling.BILINEAR)
-        small = to_srgb(small, image.info.get("icc_profile"))
+        whole = _to_rgb(image, size)
         # Read after decoding: Pillow rotates TIFF files itself then, and removes the tag.
         turn = _TURNS.get(_orientation(image))
+        if resize == "crop":
+            # Turned first, so that an odd margin is on the same side as in an upright file.
+            whole, turn = _centre(whole if turn is None else whole.transpose(turn)), None
+        small = whole.resize(sides, Image.Resampling.BILINEAR)
+        small = to_srgb(small, image.info.get("icc_profile"))
     return _on_square(small if turn is None else small.transpose(turn), size)
 
 
 def _resized_sides(width: int, height: int, size: int, resize: str) -> tuple[int, int]:
     """Width and height after resizing; ``ProductClassifier.preprocess`` computes the same."""
-    if resize == "stretch":
+    if resize in ("stretch", "crop"):
         return size, size
     if resize != "pad":
-        raise ImageError(f"resize={resize}: must be stretch or pad")
+        raise ImageError(f"resize={resize}: must be stretch, pad or crop")
     longest = max(width, height)
     return max(1, round(width * size / longest)), max(1, round(height * size / longest))
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    """The largest centred square; the larger part of an odd margin is on the right or below."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _on_square(image: Image.Image, size: int) -> np.ndarray:
@@ -158,6 +169,7 @@ def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> 
         array = array.astype(np.uint8)
     image = Image.fromarray(array).convert("RGB")
     sides = _resized_sides(*image.size, size, resize)
+    image = _centre(image) if resize == "crop" else image
     return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
 
 

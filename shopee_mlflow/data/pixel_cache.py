@@ -67,7 +67,8 @@ def load_pixels(
 
     :param contents: digest of each file's bytes, from :func:`hash_files`.
     :param size: side in pixels.
-    :param resize: ``stretch`` or ``pad``, see :func:`~shopee_mlflow.data.images.read_pixels`.
+    :param resize: ``stretch``, ``pad`` or ``crop``, see
+        :func:`~shopee_mlflow.data.images.read_pixels`.
     :raises CatalogError: when the disk of the cache folder is too small.
     """
     if not cache:

@@ -1,12 +1,12 @@
 """Augmentations: each training photo is transformed by values drawn for it in each epoch.
 
 A finite augmentation chooses one of a few fixed variants of a photo, so activations of frozen
-layers can be cached for each variant. A random one draws real numbers, so they cannot be cached.
+layers can be cached for each variant. A random one has infinitely many; behind frozen layers it is
+limited to a few fixed draws for each photo.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,14 +14,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..config import NONE
+from ..config import NONE, TrainConfig
 
 PLAIN = 0
 _PROBABILITY = 0.5
-# Share of a photo's area that a random crop keeps, and logarithm of its width over its height.
-_CROP_SCALE, _CROP_LOG_RATIO = (0.35, 1.0), (math.log(3 / 4), math.log(4 / 3))
 
 
 class Transform(Protocol):
@@ -69,37 +68,93 @@ class FiniteTransform:
                 images[index] = operation(images[index])
         return images
 
+    def at(self, rows: np.ndarray, variants: np.ndarray) -> Draws:  # noqa: ARG002
+        """The draws that make these variants of the photos in these rows."""
+        return Draws(self, variants)
+
 
 @dataclass(frozen=True)
-class RandomCrop:
-    """A random part of the photo, resized to the whole, and a horizontal flip with probability 0.5.
+class Policy:
+    """A random transform of torchvision; each photo gets a draw of its own.
 
-    Source: C. Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6; here with
-    35 % to 100 % of the area, since products fill most of their photos.
+    torchvision draws from torch's global generator, once a call. So each photo is transformed by a
+    call of its own, with the generator seeded by the number drawn for the photo.
+
+    :ivar make: (height, width) of the photos -> transform of one photo, (3, H, W) uint8.
     """
 
-    variants: None = None
+    make: Callable[[tuple[int, int]], Callable[[Tensor], Tensor]]
+
+    @property
+    def variants(self) -> int | None:
+        """None: there are infinitely many."""
+        return None
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count, 5) float64: left, top, width and height of the part, 0..1, and 1 for a flip."""
-        area = rng.uniform(*_CROP_SCALE, size=count)
-        ratio = np.exp(rng.uniform(*_CROP_LOG_RATIO, size=count))
-        width = np.minimum(np.sqrt(area * ratio), 1)
-        height = np.minimum(np.sqrt(area / ratio), 1)
-        left, top = (rng.random(count) * (1 - side) for side in (width, height))
-        flip = rng.random(count) < _PROBABILITY
-        return np.stack([left, top, width, height, flip], axis=1)
+        """(count,) int64, a seed for each photo."""
+        return rng.integers(1, 2**63, size=count)
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
-        """Crop, resize and flip each photo."""
-        size = list(images.shape[-2:])
+        """Transform each photo by its seed; the seed 0 leaves it as it is."""
+        transform = self.make((images.shape[-2], images.shape[-1]))
         parts = []
-        for image, (left, top, width, height, flip) in zip(images, values, strict=True):
-            box = [round(top * size[0]), round(left * size[1])]
-            extent = [max(1, round(height * size[0])), max(1, round(width * size[1]))]
-            part = F.resized_crop(image, *box, *extent, size=size, antialias=True)
-            parts.append(F.horizontal_flip(part) if flip else part)
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, values.tolist(), strict=True):
+                # Only the CPU's generator: torchvision draws from no other.
+                torch.default_generator.manual_seed(seed)
+                parts.append(image if seed == PLAIN else transform(image))
         return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class FixedDraws(Policy):
+    """A policy with a fixed number of draws for each photo, whose activations can be cached.
+
+    Draw k of a photo depends only on the seed, the photo's row and k.
+
+    :ivar count: number of draws for each photo, all equally likely in each epoch.
+    """
+
+    count: int
+    seed: int
+
+    @property
+    def variants(self) -> int:
+        """The plain photo, which is for evaluation only, and one variant for each draw."""
+        return 1 + self.count
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(count,) int64, the number of a draw for each photo, from 1."""
+        return rng.integers(1, self.variants, size=count)
+
+    def at(self, rows: np.ndarray, variants: np.ndarray) -> Draws:
+        """The draws that make these variants of the photos in these rows."""
+        seeds = [
+            int(np.random.SeedSequence((self.seed, row, k)).generate_state(1, np.uint64)[0] >> 1)
+            if k
+            else PLAIN
+            for row, k in zip(rows.tolist(), variants.tolist(), strict=True)
+        ]
+        return Draws(self, np.array(seeds, dtype=np.int64))
+
+
+def _crop(size: tuple[int, int]) -> list[v2.Transform]:
+    """Source: C. Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6; here with
+    35 % to 100 % of the area, since products fill most of their photos."""
+    return [v2.RandomResizedCrop(size, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()]
+
+
+def _light(size: tuple[int, int]) -> list[v2.Transform]:
+    return [*_crop(size), v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)]
+
+
+def _strong(size: tuple[int, int]) -> list[v2.Transform]:
+    """Source: S. G. Müller and F. Hutter, "TrivialAugment", ICCV 2021."""
+    return [*_crop(size), v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)]
+
+
+def _policy(steps: Callable[[tuple[int, int]], list[v2.Transform]]) -> Policy:
+    return Policy(lambda size: v2.Compose(steps(size)))
 
 
 def _grayscale(images: Tensor) -> Tensor:
@@ -110,13 +165,23 @@ _TRANSFORMS: dict[str, Transform | None] = {
     NONE: None,
     "original": FiniteTransform((F.horizontal_flip, F.vertical_flip, _grayscale)),
     "flip": FiniteTransform((F.horizontal_flip,)),
-    "crop": RandomCrop(),
+    "crop": _policy(_crop),
+    "light": _policy(_light),
+    "strong": _policy(_strong),
 }
 
 
 def transform_named(name: str) -> Transform | None:
     """The augmentation that the option ``augment`` names; None for ``none``."""
     return _TRANSFORMS[name]
+
+
+def training_transform(config: TrainConfig) -> Transform | None:
+    """The augmentation of a training; behind frozen layers, policies have ``variants`` draws."""
+    transform = transform_named(config.augment)
+    if isinstance(transform, Policy) and config.freeze != NONE:
+        return FixedDraws(transform.make, config.variants, config.seed)
+    return transform
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def build_model(
     :param weights: weights to start from instead of the download: in the layout of torchvision or
         timm, or of a :class:`ProductClassifier` of the same architecture. A file, or what
         :func:`~shopee_mlflow.modeling.initial_weights.read_weights` returns.
-    :param resize: how photos become squares: ``stretch`` or ``pad``.
+    :param resize: how photos become squares: ``stretch``, ``pad`` or ``crop``.
     :raises ModelError: for an unknown name, an unsupported image size, or unsuitable weights.
     """
     check_architecture(name)

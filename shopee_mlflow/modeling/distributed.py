@@ -12,10 +12,10 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -73,6 +73,15 @@ class Group:
         # torch renamed the argument, but not the attribute.
         net.broadcast_buffers = False
         return net
+
+    def synchronised(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """A context for one of a step's backward passes; the last one exchanges all gradients.
+
+        :param wrapped: the result of :meth:`wrap`.
+        """
+        if last or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        return cast(AbstractContextManager[None], wrapped.no_sync())
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ..config import MONITORED
 from ..errors import CheckpointError
-from .metrics import accuracy, macro_f1
+from .metrics import accuracy, balanced_accuracy, macro_f1, top_k_accuracy
 
-# Metrics of the validation split by name: labels (N,) int64 and predicted classes (N,) -> value.
-VALIDATION_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "val_accuracy": accuracy,
-    "val_macro_f1": macro_f1,
-}
 EPOCH_METRICS = (
-    *("train_loss", "train_accuracy", "val_loss", *VALIDATION_METRICS),
+    *("train_loss", "train_accuracy", "val_loss", *MONITORED),
     *("lr", "epoch_seconds", "images_per_second"),
 )
 
 
 def validation_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """The metrics of :data:`VALIDATION_METRICS` for (N,) labels and (N, C) logits."""
+    """The metrics that ``monitor`` may name, for (N,) labels and (N, C) logits."""
     predicted = logits.argmax(axis=1)
-    return {name: metric(labels, predicted) for name, metric in VALIDATION_METRICS.items()}
+    return {
+        "val_accuracy": accuracy(labels, predicted),
+        "val_macro_f1": macro_f1(labels, predicted),
+        "val_balanced_accuracy": balanced_accuracy(labels, predicted),
+        "val_top5_accuracy": top_k_accuracy(labels, logits, 5),
+    }
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Epoch:
 
     :ivar number: counts from 1.
     :ivar metrics: name -> value, with the names in a run: train_loss, train_accuracy,
-        val_loss, val_accuracy, val_macro_f1, lr, epoch_seconds, images_per_second. Accuracies are
-        shares, 0..1.
+        val_loss, those of :func:`validation_metrics`, lr, epoch_seconds, images_per_second.
+        Accuracies are shares, 0..1.
     """
 
     number: int
@@ -85,13 +86,16 @@ class BestEpoch:
         assert self.epoch is not None, "no epoch has ended"
         return self.epoch
 
-    def update(self, epoch: Epoch) -> bool:
-        """Copy the module's weights if this epoch is the best so far; returns whether it is."""
+    def update(self, epoch: Epoch, validated: nn.Module | None = None) -> bool:
+        """Copy the weights if this epoch is the best so far; returns whether it is.
+
+        :param validated: the module whose weights were validated; by default the module itself.
+        """
         if self.epoch is not None and self._rank(epoch) <= self._rank(self.epoch):
             return False
         self.epoch = epoch
         # A copy of the whole mapping, whose metadata holds layer versions that MNASNet needs.
-        self._weights = copy.deepcopy(self.module.state_dict())
+        self._weights = copy.deepcopy((validated or self.module).state_dict())
         return True
 
     def scores(self) -> dict[str, float]:

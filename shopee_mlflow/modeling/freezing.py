@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..config import AUTO
 from ..data.array_cache import Window, as_tensor, has_room, load_or_build
 from ..data.batches import Source
-from ..data.transforms import PLAIN, Draws, FiniteTransform, on_device
+from ..data.transforms import PLAIN, Draws, FiniteTransform, FixedDraws, on_device
 from ..errors import ModelError
 from .inference import fuse_layers
 from .models import ProductClassifier
@@ -46,10 +46,12 @@ class SplitModel:
 
     :ivar frozen: photos -> activations, always in eval mode; None where nothing is frozen.
     :ivar trainable: activations (photos where nothing is frozen) -> logits.
+    :ivar backbone: the trainable layers without the head; None where only the head is trained.
     """
 
     frozen: FrozenPrefix | None
     trainable: nn.Module
+    backbone: nn.Module | None = None
 
 
 class FrozenPrefix(nn.Module):
@@ -90,7 +92,7 @@ class ActivationSource:
         photos: Source,
         plain_rows: np.ndarray,
         augmented_rows: np.ndarray,
-        transform: FiniteTransform | None = None,
+        transform: FiniteTransform | FixedDraws | None = None,
         *,
         name: str | None = None,
         dtype: str = AUTO,
@@ -114,7 +116,7 @@ class ActivationSource:
         self._slot[chosen, rows] = np.arange(len(rows))
 
         def compute(part: slice) -> Tensor:
-            draws = Draws(transform, chosen[part]) if transform else None
+            draws = transform.at(rows[part], chosen[part]) if transform else None
             return _channels_last(prefix(photos.take(rows[part], draws)))
 
         first = compute(slice(0, 1))
@@ -213,7 +215,8 @@ def _check_memory(example: Tensor, total: int) -> None:
         raise ModelError(
             f"freeze: activations of the frozen layers take {needed / 2**30:,.1f} GiB for all "
             f"photos and variants, and {free / 2**30:,.1f} GiB of memory are free. Freeze at a "
-            "later stage, set augment=none (one variant of each photo), or lower image_size."
+            "later stage, set augment=none (one variant of each photo) or fewer variants, or lower "
+            "image_size."
         )
 
 
@@ -226,11 +229,11 @@ def split_model(model: ProductClassifier, freeze: str) -> SplitModel:
     :raises ModelError: when there is no such stage, with the names of all stages.
     """
     if freeze == NOTHING:
-        return SplitModel(None, model)
+        return SplitModel(None, model, model.backbone)
     if freeze == BACKBONE:
         return SplitModel(FrozenPrefix(model, model.backbone), model.head)
     stem, tail = _split_graph(model, freeze)
-    return SplitModel(FrozenPrefix(model, stem), nn.Sequential(tail, model.head))
+    return SplitModel(FrozenPrefix(model, stem), nn.Sequential(tail, model.head), tail)
 
 
 def stages(model: ProductClassifier) -> list[str]:

@@ -25,7 +25,10 @@ class CrossEntropy:
         self.class_weights = class_weights
 
     def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss summed over photos: (n, C) logits and (n,) int64 labels -> ()."""
+        """The loss summed over photos: (n, C) logits and labels -> ().
+
+        :param labels: (n,) int64, or (n, C) float, shares of the classes that sum to 1.
+        """
         return F.cross_entropy(
             logits,
             labels,
@@ -35,12 +38,14 @@ class CrossEntropy:
         )
 
     def normaliser(self, labels: Tensor) -> float:
-        """The divisor of the sum: the total weight of (n,) int64 labels.
+        """The divisor of the sum: the total weight of the labels.
 
-        :param labels: on the CPU, so that no step waits for a GPU.
+        :param labels: as in :meth:`sum`, but on the CPU, so that no step waits for a GPU.
         """
         if self.class_weights is None:
             return float(len(labels))
+        if labels.ndim == 2:
+            return float((labels.double() @ self._host_weights()).sum())
         return float(self._host_weights()[labels].sum())
 
     def _host_weights(self) -> Tensor:

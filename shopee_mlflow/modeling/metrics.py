@@ -13,7 +13,7 @@ import pandas as pd
 FINAL_METRICS = (
     *("best_val_accuracy", "best_epoch"),
     *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
-    *("test_macro_f1", "test_top5_accuracy"),
+    *("test_macro_f1", "test_balanced_accuracy", "test_top5_accuracy"),
 )
 
 
@@ -43,11 +43,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Accuracy with its 95 % Wilson interval, cross entropy, macro F1 and top-5 accuracy.
+    """Accuracy with its 95 % Wilson interval, loss, macro F1, balanced and top-5 accuracy.
 
     :param labels: (N,) int, indices of the true classes.
     :param logits: (N, C) float.
-    :returns: accuracy, accuracy_low, accuracy_high, loss, macro_f1, top5_accuracy.
+    :returns: accuracy, accuracy_low, accuracy_high, loss, macro_f1, balanced_accuracy,
+        top5_accuracy.
     """
     from scipy.special import log_softmax
 
@@ -62,6 +63,7 @@ def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         "accuracy_high": high,
         "loss": -float(log_probabilities.mean()),
         "macro_f1": macro_f1(labels, predicted),
+        "balanced_accuracy": balanced_accuracy(labels, predicted),
         "top5_accuracy": top_k_accuracy(labels, logits, 5),
     }
 

@@ -23,7 +23,7 @@ class ProductClassifier(nn.Module):
     :ivar classes: label groups as text, in the order of the logits.
     :ivar image_size: side in pixels to which photos are resized inside.
     :ivar resize: how they become squares: ``stretch`` changes their proportions, ``pad`` keeps
-        them and centres the whole photo on white.
+        them and centres the whole photo on white, ``crop`` keeps them and takes the centre.
     :ivar architecture: the name of the architecture.
     :ivar tta: test-time augmentation: in eval mode, predictions for a photo and its mirror image
         are averaged, which takes twice the time.
@@ -50,8 +50,8 @@ class ProductClassifier(nn.Module):
         :param mean: mean of each channel that the backbone expects, of photos in 0..1.
         :param std: standard deviation of each channel.
         """
-        if resize not in ("stretch", "pad"):
-            raise ValueError(f"resize={resize}: must be stretch or pad")
+        if resize not in ("stretch", "pad", "crop"):
+            raise ValueError(f"resize={resize}: must be stretch, pad or crop")
         super().__init__()
         self.classes = [str(name) for name in classes]
         self.image_size = image_size
@@ -83,7 +83,11 @@ class ProductClassifier(nn.Module):
     def _square(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float 0..1 -> (N, 3, S, S); the same geometry as for photo files."""
         side, (height, width) = self.image_size, images.shape[2:]
-        if self.resize == "stretch":
+        if self.resize == "crop":
+            short = min(height, width)
+            top, left = (height - short) // 2, (width - short) // 2
+            images = images[:, :, top : top + short, left : left + short]
+        if self.resize != "pad":
             size = (side, side)
         else:
             longest = max(height, width)

@@ -2,30 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..config import TrainConfig
+from ..config import AUTO, TrainConfig
+
+_log = logging.getLogger(__name__)
 
 # Name -> torch's optimizer and the options that are its arguments. One line per optimizer.
-OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
-    "sgd": (SGD, ("lr", "momentum", "weight_decay")),
-    "adamw": (AdamW, ("lr", "weight_decay")),
+OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], tuple[str, ...]]] = {
+    "sgd": (SGD, ("momentum", "nesterov")),
+    "adamw": (AdamW, ()),
 }
+# Learning rates of lr=auto: for training on from pretrained weights.
+AUTO_LR = {"sgd": 0.01, "adamw": 0.001}
+# Number of learning rates into which layerwise_lr divides a backbone.
+_STEPS = 10
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """Create the optimizer that the options describe, for the parameters with gradients."""
+def learning_rate(config: TrainConfig) -> float:
+    """The option ``lr``, or the rate that ``auto`` stands for."""
+    return AUTO_LR[config.optimizer] if config.lr == AUTO else float(config.lr)
+
+
+def make_optimizer(
+    module: nn.Module, config: TrainConfig, backbone: nn.Module | None = None
+) -> Optimizer:
+    """Create the optimizer that the options describe, for the parameters with gradients.
+
+    :param backbone: the part of the module to which ``backbone_lr_factor`` applies.
+    """
     kind, options = OPTIMIZERS[config.optimizer]
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return kind(trained, **{name: getattr(config, name) for name in options})
+    rate, factors = learning_rate(config), _backbone_factors(backbone, config)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            decays = config.decay_norms or parameter.ndim > 1
+            decay = config.weight_decay if decays else 0.0
+            groups.setdefault((factors.get(parameter, 1.0), decay), []).append(parameter)
+    return kind(
+        [
+            {"params": parameters, "lr": rate * factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=rate,
+        **{name: getattr(config, name) for name in options},
+    )
+
+
+def weight_average(module: nn.Module, config: TrainConfig, steps: int) -> AveragedModel | None:
+    """The exponential moving average of weights and batch norm statistics; None with ``ema=0``.
+
+    :param steps: number of steps in the training.
+    """
+    if not config.ema:
+        return None
+    span = 1 / (1 - config.ema)
+    if span > steps:
+        _log.warning(
+            "ema=%g averages about %.0f steps, but the training has %d: the average will be close "
+            "to the initial weights. Lower ema, or raise epochs.",
+            *(config.ema, span, steps),
+        )
+    average = get_ema_multi_avg_fn(config.ema)
+    return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+
+
+def _backbone_factors(backbone: nn.Module | None, config: TrainConfig) -> dict[nn.Parameter, float]:
+    """Factors of the learning rate, in [backbone_lr_factor, 1].
+
+    With ``layerwise_lr`` they fall geometrically from the last layer to the first, in steps.
+    """
+    if backbone is None:
+        return {}
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    count, factor = len(parameters), config.backbone_lr_factor
+    if not config.layerwise_lr:
+        return dict.fromkeys(parameters, factor)
+    return {
+        parameter: factor ** (math.ceil(_STEPS * (count - position) / count) / _STEPS)
+        for position, parameter in enumerate(parameters)
+    }
 
 
 def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step number -> factor of ``lr``: a linear warm-up, then constant or half a cosine to 0."""
+    """Step number -> factor of all rates: a linear warm-up, then constant or half a cosine to 0."""
     total = max(config.epochs * steps_per_epoch, 1)
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import NONE, TrainConfig
+from ..config import NONE, TrainConfig, check_epoch
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
+from ..data.mixing import training_mix
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
-from ..data.transforms import FiniteTransform, transform_named
+from ..data.transforms import FiniteTransform, FixedDraws, training_transform
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
@@ -131,14 +132,19 @@ class TrainingContext:
             {"batch_size": _EVALUATION_BATCH}
             if training is None
             else {
-                "batch_size": training.batch_size,
+                # A step: the trainer divides it into batches.
+                "batch_size": training.batch_size * training.accumulate,
                 "train": True,
-                "transform": transform_named(training.augment),
+                "transform": training_transform(training),
+                "balanced": training.sampling == "balanced",
+                "mix": training_mix(training),
                 "seed": training.seed,
             }
         )
         labels = self.dataset.frame["label"].to_numpy(np.int64)
         rows, device = self.dataset.rows(split), self.machine.device
+        if training:
+            check_epoch(training, len(rows))
         share = (self.group.rank, self.group.size)
         return Batches(source, rows, labels, device=device, share=share, **settings)
 
@@ -166,8 +172,8 @@ class TrainingContext:
         return self._pixels
 
     def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
-        transform = transform_named(config.augment)
-        assert transform is None or isinstance(transform, FiniteTransform), config.augment
+        transform = training_transform(config)
+        assert transform is None or isinstance(transform, (FiniteTransform, FixedDraws))
         train = self.dataset.rows(TRAIN) if transform else np.array([], dtype=np.int64)
         key = self._key(prefix, train, config)
         if key not in self._activations:
@@ -189,6 +195,10 @@ class TrainingContext:
             self._activations[key] = source
         return self._activations[key]
 
+    def _draws(self, config: TrainConfig) -> list[str]:
+        transform = training_transform(config)
+        return [f"{transform.count} {transform.seed}"] if isinstance(transform, FixedDraws) else []
+
     def _key(self, prefix: FrozenPrefix, augmented: np.ndarray, config: TrainConfig) -> str:
         """A digest of everything that affects the activations, used as the cache key."""
         facts = [
@@ -196,6 +206,7 @@ class TrainingContext:
             str(augmented.tolist()),
             _RECIPE,
             config.augment,
+            *self._draws(config),
             config.model,
             config.freeze,
             config.activation_dtype,

@@ -93,6 +93,7 @@ class TrainingSession:
             context.machine,
             loss=self.inputs.loss,
             compiled=self.inputs.compiled,
+            backbone=self.inputs.parts.backbone,
             group=group,
         )
         self.history: list[Epoch] = []
@@ -112,7 +113,7 @@ class TrainingSession:
         with self._stop_with_checkpoint() as check_stop:
             epochs = self.trainer.epochs(progress.batch, check_stop)
             while not self._out_of_patience() and (epoch := next(epochs, None)):
-                improved = self.best.update(epoch)
+                improved = self.best.update(epoch, self.trainer.validated)
                 self.history.append(epoch)
                 self.run.log_metrics(epoch.metrics, step=epoch.number)
                 progress.epoch(epoch.number, epoch.metrics, improved)

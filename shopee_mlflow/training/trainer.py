@@ -16,18 +16,21 @@ from ..config import TrainConfig
 from ..data.batches import Batch, Batches
 from ..errors import CheckpointError, TrainingError
 from ..modeling.device import Machine, release_memory
-from ..modeling.distributed import ALONE, Group, is_lost, lost
+from ..modeling.distributed import ALONE, Group
 from ..modeling.epochs import Epoch, validation_metrics
 from ..modeling.loss import CrossEntropy
-from ..modeling.memory import free_memory, is_out_of_memory, smaller_part
-from ..modeling.optim import learning_rate_curve, make_optimizer
+from ..modeling.memory import free_memory, out_of_memory_reason, smaller_part
+from ..modeling.optim import (
+    learning_rate,
+    learning_rate_curve,
+    make_optimizer,
+    weight_average,
+)
 from ..modeling.scoring import predict_logits
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 OnProgress = Callable[[int, float, float], None]
 _PROGRESS_SECONDS = 0.5
-# torch's message for a batch that batch normalisation cannot use.
-_ONE_VALUE = "Expected more than 1 value per channel"
 
 
 class Trainer:
@@ -47,13 +50,16 @@ class Trainer:
         *,
         loss: CrossEntropy | None = None,
         compiled: Callable[[Tensor], Tensor] | None = None,
+        backbone: nn.Module | None = None,
         group: Group = ALONE,
     ) -> None:
         """
         :param module: inputs of ``train`` -> logits; already on the device; trained in place.
+        :param train: each of its batches is a training step, of ``config.accumulate`` batches.
         :param loss: the loss; by default cross entropy with the label smoothing of ``config``.
         :param compiled: the same module, compiled for full batches; a smaller last batch runs
             uncompiled.
+        :param backbone: the part of the module that may have smaller learning rates.
         :param group: the processes that train the module together, each with a share of ``train``
             and ``val``; metrics are computed over all shares.
         """
@@ -62,24 +68,33 @@ class Trainer:
         self._compiled = compiled or self._wrapped
         self._train, self._val, self._config, self._machine = train, val, config, machine
         self._loss = loss or CrossEntropy(config.label_smoothing)
-        self._optimizer = make_optimizer(module.parameters(), config)
+        self._optimizer = make_optimizer(module, config, backbone)
         curve = learning_rate_curve(config, steps_per_epoch=len(train))
         self._schedule = LambdaLR(self._optimizer, curve)
         self._scaler = torch.amp.GradScaler(
             machine.device.type, enabled=machine.precision == "fp16"
         )
+        self._average = weight_average(module, config, config.epochs * len(train))
+        batch_size = train.batch_size // config.accumulate
+        self._share = math.ceil(batch_size / group.size)
         # The most photos in one backward pass: a batch (the last one may have one photo more), or
         # fewer after running out of memory.
-        self.part = train.batch_size + 1
+        self.part = batch_size + 1
         self._number = 1
         self._random: Tensor | None = None
-        self._lr = float(self._schedule.get_last_lr()[0])
+        self._lr = self._current_rate()
         self._begin_epoch()
 
     @property
     def photos(self) -> int:
         """Number of training photos in an epoch."""
         return self._train.photos
+
+    @property
+    def validated(self) -> nn.Module:
+        """The module that is validated: the average of the weights if there is one."""
+        average = self._average
+        return self.module if average is None else average.module
 
     def epochs(
         self,
@@ -120,6 +135,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "cuda_random": self._cuda_random(),
             "module": self.module.state_dict(),
+            "average": self._average.state_dict() if self._average else None,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -132,6 +148,8 @@ class Trainer:
         """
         try:
             self.module.load_state_dict(state["module"])
+            if self._average:
+                self._average.load_state_dict(state["average"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._schedule.load_state_dict(state["schedule"])
             self._scaler.load_state_dict(state["scaler"])
@@ -174,8 +192,9 @@ class Trainer:
         train_loss, train_accuracy = self._train_epoch(on_progress, after_batch)
         seconds = time.perf_counter() - started
         self._group.share_buffers(self.module)
+        self._group.share_buffers(self.validated)
         labels, logits = predict_logits(
-            self.module, self._val, self._machine, self._group, after_batch
+            self.validated, self._val, self._machine, self._group, after_batch
         )
         val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
         self._check_finite(train_loss, val_loss)
@@ -191,9 +210,13 @@ class Trainer:
         }
         epoch = Epoch(self._number, metrics)
         self._number += 1
-        self._lr = float(self._schedule.get_last_lr()[0])
+        self._lr = self._current_rate()
         self._begin_epoch()
         return epoch
+
+    def _current_rate(self) -> float:
+        """The learning rate of the head, which no other exceeds."""
+        return float(max(self._schedule.get_last_lr()))
 
     def _train_epoch(
         self, on_progress: OnProgress | None, after_batch: Callable[[], None] | None
@@ -242,7 +265,8 @@ class Trainer:
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise TrainingError(
                 f"The loss in epoch {self._number} is {train_loss} (validation {val_loss}): "
-                f"training diverged. Lower lr (now {self._config.lr:g}) or set clip_norm=1."
+                f"training diverged. Lower lr (now {learning_rate(self._config):g}) or set "
+                "clip_norm=1."
             )
 
     def _learn(self, batch: Batch) -> None:
@@ -252,7 +276,7 @@ class Trainer:
                 totals = self._gradients(batch)
                 break
             except (ValueError, RuntimeError) as error:
-                reason = self._out_of_memory(error, len(batch.labels))
+                reason = out_of_memory_reason(error, len(batch.labels), self._group)
             # Outside the handler, in which the exception still keeps the step's memory alive.
             self.part = smaller_part(min(self.part, len(batch.labels)), len(batch.labels), reason)
             free_memory(self._machine)
@@ -261,51 +285,40 @@ class Trainer:
         self._seen += len(batch.all_labels)
         self._batches += 1
 
-    def _out_of_memory(self, error: Exception, photos: int) -> str:
-        """Return the first line of an out-of-memory error; raise any other error."""
-        if _ONE_VALUE in str(error):
-            # The batch, or this process's share of it, is a single photo.
-            raise TrainingError(
-                "Batch norm cannot learn from a single photo whose features have shrunk to one "
-                "pixel. Raise image_size or batch_size, or start fewer processes."
-            ) from error
-        if not isinstance(error, RuntimeError):
-            raise error
-        if self._group.size > 1 and is_lost(error):
-            raise lost(error) from error
-        if not is_out_of_memory(error):
-            raise error
-        reason = str(error).split("\n")[0]
-        if self._group.size > 1:
-            # The other processes wait for exactly one gradient of this batch.
-            raise TrainingError(
-                f"Out of memory with {photos} photos at a time ({reason}). Several "
-                "processes cannot split a batch: start more of them, or lower batch_size."
-            ) from error
-        return reason
-
     def _gradients(self, batch: Batch) -> Tensor:
-        """Compute the gradients of a batch, part by part; returns its totals, (3,)."""
+        """Compute the gradients of a step, part by part; returns its totals, (3,)."""
         self._optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros_like(self._totals)
         normaliser = self._loss.normaliser(batch.all_labels)
         counts = batch.own > 0
-        for x, y in zip(batch.inputs.split(self.part), batch.labels.split(self.part), strict=True):
+        count = self._parts(len(batch.labels))
+        parts = zip(batch.inputs.tensor_split(count), batch.labels.tensor_split(count), strict=True)
+        for number, (x, y) in enumerate(parts, start=1):
             # The compiled module takes full batches only.
             step = self._compiled if len(y) == self._config.batch_size else self._wrapped
-            with self._machine.autocast():
-                logits = step(x)
-                loss = self._loss.sum(logits, y)
-            # DistributedDataParallel averages gradients over the processes; group.size undoes this.
-            scale = counts * self._group.size / normaliser
-            self._scaler.scale(loss * scale).backward()
+            with self._group.synchronised(self._wrapped, number == count):
+                with self._machine.autocast():
+                    logits = step(x)
+                    loss = self._loss.sum(logits, y)
+                # DistributedDataParallel averages over the processes; group.size undoes this.
+                scale = counts * self._group.size / normaliser
+                self._scaler.scale(loss * scale).backward()
             if counts:
-                correct = (logits.detach().argmax(1) == y).sum()
+                # Of a mixed photo, the label with the larger share counts.
+                true = y.argmax(1) if y.ndim == 2 else y
+                correct = (logits.detach().argmax(1) == true).sum()
                 totals[0] += loss.detach()
                 totals[2] += correct
         if self._group.leads:
             totals[1] = normaliser
         return totals
+
+    def _parts(self, photos: int) -> int:
+        """The number of backward passes of a step: one for each batch, or more in little memory.
+
+        A last batch of one photo adds none, since batch norm cannot learn from a single photo.
+        """
+        return max(math.ceil((photos - 1) / self._share), math.ceil(photos / self.part))
 
     def _update(self) -> None:
         scaler = self._scaler
@@ -318,3 +331,5 @@ class Trainer:
         # The scaler skips a step whose gradients overflow, and lowers its scale.
         if scaler.get_scale() >= scale:
             self._schedule.step()
+            if self._average:
+                self._average.update_parameters(self.module)

@@ -130,7 +130,8 @@ def _difference(best: Tested, baseline: Tested) -> str:
 
 
 def _in_words(monitor: str) -> str:
-    return {"val_accuracy": "validation accuracy", "val_macro_f1": "validation macro F1"}[monitor]
+    words = monitor.removeprefix("val_").replace("_", " ")
+    return "validation " + words.replace("f1", "F1").replace("top5", "top-5")
 
 
 def _by_architecture(results: list[TrialResult], measure: str) -> list[str]:

@@ -25,7 +25,7 @@ from ..config import (
     resolve,
 )
 from ..errors import ConfigError
-from ..options import Role, as_text, parse_option, unknown_option, with_role
+from ..options import Role, as_text, parse_option, unknown_option, value_kind, with_role
 from ..training.weights_source import initial_weights
 
 DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
@@ -267,7 +267,7 @@ def _read_where(name: str, where: Any) -> Range | Choice:
         if len(set(values)) < len(values):
             raise ValueError(f"{name}: a value is repeated in {where}")
         return Choice(values)
-    kind = str(_searchable()[name].type)
+    kind = value_kind(_searchable()[name])
     if not isinstance(where, dict) or kind not in ("int", "float"):
         form = " or {low: ..., high: ...}" if kind in ("int", "float") else ""
         raise ValueError(f"{name}={where}: must be a list of values{form}")
@@ -279,6 +279,8 @@ def _read_range(name: str, where: Mapping[str, Any], whole: bool) -> Range:
     if unknown or not {"low", "high"} <= set(where):
         raise ValueError(f"{name}={dict(where)}: a range has low and high, and may have log, step")
     low, high = (parse_option(TrainConfig, name, where[end]) for end in ("low", "high"))
+    if AUTO in (low, high):
+        raise ValueError(f"{name}: a range has numbers, not {AUTO}")
     log, step = where.get("log", False), where.get("step")
     if low >= high:
         raise ValueError(f"{name}: low {as_text(low)} must be below high {as_text(high)}")

@@ -28,8 +28,8 @@ def export(model: str, out: Path) -> Path:
     """Write a model as ONNX: ``images`` (N, 3, S, S) uint8 -> ``logits`` (N, classes) float32.
 
     The file's metadata holds ``classes`` (JSON list, in the order of the logits), ``image_size``,
-    ``resize`` (how photos must be brought to S x S: stretch, or pad on white) and
-    ``mlflow_model``. N is free.
+    ``resize`` (how photos must be brought to S x S: stretch, pad on white, or crop
+    the centre) and ``mlflow_model``. N is free.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :raises ShopeeError: when the model does not exist, packages are missing, the model cannot be
