@@ -104,10 +104,19 @@ def test_a_moved_catalogue_is_found_by_data(run: SmallRun, shop: Path) -> None:
     assert result.scores["test_accuracy"] == run.result.scores["test_accuracy"]
 
 
-def test_labels_that_the_model_does_not_know(run: SmallRun, shop: Path) -> None:
-    table = (shop / "train.csv").read_text().replace("$group2$", "a new one")
-    (shop / "train.csv").write_text(table)
-    with pytest.raises(CatalogError, match="1 label groups are unknown.* knows 3: a new one"):
+def test_labels_that_the_model_does_not_know_are_counted_and_not_scored(
+    run: SmallRun, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = shop / "train.csv"
+    file.write_text(file.read_text().replace("$group2$", "a new one"))
+    result = evaluate(run.uri, data=str(shop))
+    assert set(result.predictions["label_group"]) == {"$group0$", "$group1$"}
+    said = capsys.readouterr().out
+    assert "12 of 36 photos are not scored: 1 label groups are unknown to the model" in said
+    assert "which knows 3: a new one" in said
+
+    file.write_text(file.read_text().replace("$", "other"))
+    with pytest.raises(CatalogError, match="3 label groups are unknown.* Evaluate a model that"):
         evaluate(run.uri, data=str(shop))
 
 

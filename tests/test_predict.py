@@ -232,7 +232,7 @@ def test_sources_that_hold_no_photo(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no photo")
     for source, message in (
-        ("gone.jpg", "gone.jpg: no such photo, folder or CSV"),
+        ("gone.jpg", "gone.jpg: no such photo, folder or table"),
         ("gone.csv", "gone.csv: cannot be read"),
         ("empty", "empty: holds no photo"),
         ("empty/*.jpg", r"empty/\*.jpg: holds no photo"),

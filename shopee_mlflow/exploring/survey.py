@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.catalog_csv import COLUMNS
 from ..data.cleaning import PHASH
+from ..data.columns import COLUMNS
 from ..data.label_checks import label_remarks, lookalike_labels, missing_value_labels, shown_label
 from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
 from .titles import count_bytes_literals, escaped_titles

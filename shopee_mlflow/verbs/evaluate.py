@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import pandas as pd
 
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
-from ..data.catalog_csv import find_catalog, read_catalog
+from ..data.catalog_forms import load_catalog
 from ..data.cleaning import Cleaning, drop_bad_images, locate_files, select_rows
-from ..data.dataset import locate_catalog
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
@@ -24,6 +24,9 @@ from ..tracking.environment import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run_if_writable, read_manifest
+
+# Options of a training that say where its photos are, beside data and images.
+_PLACES = ("sample_px", "image_column", "label_column", "label_folder", "val_csv", "test_csv")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ def evaluate(
     *,
     data: str = AUTO,
     images: str = AUTO,
+    image_column: str = AUTO,
+    label_column: str = AUTO,
     run: str | None = None,
     experiment: str = "shopee",
 ) -> Evaluation:
@@ -52,6 +57,8 @@ def evaluate(
     :param model: an MLflow model URI.
     :param data: a labelled catalogue; with ``run``, the present place of its photos (auto: the
         run's own options).
+    :param image_column: the column of file names in the catalogue.
+    :param label_column: the column of labels in the catalogue.
     :param run: id of a training run; the test split in its manifest is scored.
     :raises ShopeeError: when the photos or the model do not exist, when the run's photos have
         changed, or when the model does not know a label.
@@ -60,8 +67,9 @@ def evaluate(
     with open_run_if_writable("evaluate", experiment) as log:
         log.log_params({"model": model, "data": data, "images": images, "run": run or NONE})
         log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
-        frame = _test_split(run, data, images) if run else _catalogue(data, images)
-        _check_labels(frame, loaded)
+        columns = {"image_column": image_column, "label_column": label_column}
+        frame = _test_split(run, data, images) if run else _catalogue(data, images, columns)
+        frame = _known_labels(frame, loaded)
         frame, pixels = _decode(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = Predictor(loaded.module, loaded.classes).logits(pixels, np.asarray).numpy()
@@ -75,14 +83,16 @@ def evaluate(
     return Evaluation(log.run_id, scores, predictions)
 
 
-def _catalogue(data: str, images: str) -> pd.DataFrame:
+def _catalogue(data: str, images: str, columns: Mapping[str, str]) -> pd.DataFrame:
     """All labelled photos of a catalogue after cleaning; groups of any size are kept."""
     if data == AUTO:
         raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
-    csv, folder = find_catalog(data, None if images == AUTO else images)
-    rows = read_catalog(csv)
-    cleaning = Cleaning(rows=len(rows))
-    frame = locate_files(select_rows(rows, 0, cleaning), folder, cleaning)
+    options = {"data": data, "images": images, "split_column": NONE, **columns}
+    config = resolve(DataConfig, options)
+    catalog = load_catalog(config, watch)
+    assert catalog.folder is not None
+    cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
+    frame = locate_files(select_rows(catalog.rows, 0, cleaning), catalog.folder, cleaning)
     say(*cleaning.lines())
     return frame
 
@@ -92,9 +102,10 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
     # If data is given, the options data and images of the run are ignored.
-    names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
+    names = ("sample_px",) if data != AUTO else ("data", "images", *_PLACES)
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
-    _, folder = locate_catalog(config, watch)
+    folder = load_catalog(config, watch).folder
+    assert folder is not None
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
     files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
@@ -110,15 +121,23 @@ def _test_split(run: str, data: str, images: str) -> pd.DataFrame:
     return test.assign(file=pd.Series(files, index=test.index, dtype=object))
 
 
-def _check_labels(frame: pd.DataFrame, loaded: LoadedModel) -> None:
-    unknown = sorted(set(frame["label_group"]) - set(loaded.classes))
+def _known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
+    """The photos of label groups that the model knows; the number of others is printed.
+
+    :raises CatalogError: when it knows none.
+    """
+    known = frame["label_group"].isin(loaded.classes)
+    unknown = sorted(set(frame.loc[~known, "label_group"]))
     if unknown:
-        raise CatalogError(
-            f"{len(unknown)} label groups are unknown to the model, which knows "
-            f"{len(loaded.classes)}: "
-            f"{', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}. "
-            "Leave their rows out, or evaluate a model that was trained on them."
+        words = (
+            f"{len(unknown):,} label groups are unknown to the model, which knows "
+            f"{len(loaded.classes):,}: "
+            f"{', '.join(unknown[:10])}{', ...' if len(unknown) > 10 else ''}"
         )
+        if not known.any():
+            raise CatalogError(f"{words}. Evaluate a model that was trained on them.")
+        say(f"{(~known).sum():,} of {len(frame):,} photos are not scored: {words}")
+    return frame[known].reset_index(drop=True)
 
 
 def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.ndarray]:

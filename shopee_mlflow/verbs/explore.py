@@ -11,8 +11,9 @@ import pandas as pd
 
 from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
-from ..data.catalog_csv import IMAGES_NAME, REQUIRED, find_csv, read_catalog
-from ..data.dataset import locate_catalog
+from ..data.catalog_csv import IMAGES_NAME
+from ..data.catalog_forms import Catalog, load_catalog
+from ..data.columns import REQUIRED
 from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
 from ..exploring.catalog_sections import conflicts_line, coverage_line
@@ -55,9 +56,10 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     with open_run("explore", config.experiment) as run:
         run.log_params({**as_params(config), **(cli_options or {})})
         run.log_tags(machine_tags("cpu"))
-        csv, folder = find_places(config)
-        out = prepare_folder(Path(config.out).expanduser(), folder)
-        explored = explore_catalog(config, csv, folder)
+        photos = config.data == SAMPLE or config.images != AUTO
+        catalog = load_catalog(config, watch, required=("image",), photos=photos)
+        out = prepare_folder(Path(config.out).expanduser(), catalog.folder)
+        explored = explore_catalog(config, catalog)
         facts, tables = explored.facts(), explored.tables()
         files = {REPORT_FILE: explore_page(explored)}
         for name, table in tables.items():
@@ -74,12 +76,9 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     return ExploreResult(run.run_id, facts, out / REPORT_FILE, tables)
 
 
-def explore_catalog(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored:
-    """Survey a catalogue and its photos.
-
-    :param folder: the folder of photos, or None.
-    """
-    rows = read_catalog(csv, required=("image",))
+def explore_catalog(config: ExploreConfig, catalog: Catalog) -> Explored:
+    """Survey a catalogue and its photos."""
+    rows, folder = catalog.rows, catalog.folder
     photos = None
     if folder is not None:
         photos = survey_photos(
@@ -97,17 +96,9 @@ def explore_catalog(config: ExploreConfig, csv: Path, folder: Path | None) -> Ex
             selection = select_photos(survey.rows, config, photos)
         except CatalogError as error:
             reason = str(error)
-    where = _text(folder or csv.parent / IMAGES_NAME)
-    return Explored(_catalog_name(config, csv), config, survey, selection, reason, photos, where)
-
-
-def find_places(config: ExploreConfig) -> tuple[Path, Path | None]:
-    """The CSV, and the folder of photos, which must exist only if ``images`` names it."""
-    if config.data == SAMPLE or config.images != AUTO:
-        return locate_catalog(config, watch)
-    csv = find_csv(config.data)
-    folder = csv.parent / IMAGES_NAME
-    return csv, folder if folder.is_dir() else None
+    where = _text(folder or catalog.source.parent / IMAGES_NAME)
+    name = _catalog_name(config, catalog.source)
+    return Explored(name, config, survey, selection, reason, photos, where)
 
 
 def prepare_folder(out: Path, photos: Path | None) -> Path:

@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from filelock import Timeout
 
+from ..config import AUTO
 from ..console import say, watch
 from ..data.array_cache import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
@@ -30,6 +31,7 @@ def predict(
     out: Path,
     *,
     images: str | None = None,
+    image_column: str = AUTO,
     top_k: int = 1,
     workers: int = 0,
 ) -> int:
@@ -40,16 +42,17 @@ def predict(
     or the model have changed.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
-    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
-        column ``image``.
-    :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
-        on, else ``train_images`` beside the CSV.
+    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a table with a
+        column of file names.
+    :param images: the folder of a table's photos; None: ``test_images`` beside ``test.csv`` and so
+        on, else ``train_images`` or ``images`` beside the table.
+    :param image_column: the column of file names; auto: ``image`` or another usual name.
     :param top_k: how many of the most probable label groups to write for each photo.
     :returns: the number of photos that could not be read; their rows have the reason.
     :raises ShopeeError: when the model or the source does not exist, when no photo can be read, or
         when another process is writing ``out``.
     """
-    found = find_photos(source, images)
+    found = find_photos(source, images, image_column)
     _check_place(out, source)
     if found.passed_over:
         say(found.passed_over_in_words())
