@@ -111,7 +111,7 @@ def _class_folders(config: DataConfig) -> Catalog | None:
 
 
 def _split_remark(where: str) -> str:
-    return f"the split is that of {where}; the options split and split_seed fill what is missing"
+    return f"the split is that of {where}"
 
 
 def _read(

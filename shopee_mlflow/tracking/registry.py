@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlflow
 import torch
@@ -36,6 +36,7 @@ class LoadedModel:
     """A model of this project, loaded.
 
     :ivar module: uint8 or float photos -> logits, in eval mode, on the CPU.
+    :ivar label_names: names of ``classes`` for people, in the same order.
     :ivar identity: changes when another model stands behind the same name.
     """
 
@@ -44,6 +45,7 @@ class LoadedModel:
     image_size: int
     resize: str
     identity: str
+    label_names: list[str] = field(default_factory=list)
 
 
 def load_classifier(uri: str) -> LoadedModel:
@@ -64,7 +66,9 @@ def load_classifier(uri: str) -> LoadedModel:
             f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
         ) from error
     resize = about.get("resize", "stretch")
-    return LoadedModel(module, about["classes"], about["image_size"], resize, str(identity))
+    classes = about["classes"]
+    names = about.get("label_names") or classes
+    return LoadedModel(module, classes, about["image_size"], resize, str(identity), names)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,13 @@ from ..data.pixel_cache import hash_files, load_pixels
 from ..data.splits import TEST
 from ..errors import CatalogError
 from ..modeling.inference import Predictor
-from ..modeling.metrics import class_report, confusion, scores_of_test, softmax
+from ..modeling.metrics import (
+    class_report,
+    confusion,
+    scores_of_test,
+    softmax,
+    with_label_names,
+)
 from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
 from ..tracking.registry import LoadedModel, load_classifier
@@ -74,7 +80,7 @@ def evaluate(
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = Predictor(loaded.module, loaded.classes).logits(pixels, np.asarray).numpy()
         scores = scores_of_test(labels, logits)
-        predictions = _log(log, frame, pixels, labels, logits, loaded.classes, scores)
+        predictions = _log(log, frame, pixels, labels, logits, loaded, scores)
         say(
             f"accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos, 95 % interval "
             f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%} "
@@ -165,9 +171,10 @@ def _log(
     pixels: np.ndarray,
     labels: np.ndarray,
     logits: np.ndarray,
-    classes: list[str],
+    loaded: LoadedModel,
     scores: dict[str, float],
 ) -> pd.DataFrame:
+    classes, names = loaded.classes, loaded.label_names
     probabilities = softmax(logits)
     predicted = probabilities.argmax(axis=1)
     table = frame[["image", "label_group"]].assign(
@@ -178,10 +185,15 @@ def _log(
     log.log_metrics(scores)
     log.log_table(table, "test/predictions.csv")
     log.log_table(counts, "test/confusion_matrix.csv", index=True)
-    log.log_table(class_report(labels, predicted, classes), "test/report.csv")
+    report = with_label_names(class_report(labels, predicted, classes), names)
+    log.log_table(report, "test/report.csv")
     title = f"Accuracy {scores['test_accuracy']:.1%} of {len(labels):,} photos"
-    log.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
+    log.log_figure(confusion_figure(counts, title, names), "test/confusion_matrix.png")
     wrong = table[table["label_group"] != table["predicted"]]
     worst = wrong.sort_values("probability", ascending=False).index.to_numpy()
-    log.log_figure(mistakes_figure(pixels, table, worst), "test/mistakes.png")
+    named = dict(zip(classes, names, strict=True))
+    shown = table.assign(
+        label_group=table["label_group"].map(named), predicted=table["predicted"].map(named)
+    )
+    log.log_figure(mistakes_figure(pixels, shown, worst), "test/mistakes.png")
     return table

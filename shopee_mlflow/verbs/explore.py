@@ -14,6 +14,7 @@ from ..console import duration, say, watch
 from ..data.catalog_csv import IMAGES_NAME
 from ..data.catalog_forms import Catalog, load_catalog
 from ..data.columns import REQUIRED
+from ..data.titles import without_formulas
 from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
 from ..exploring.catalog_sections import conflicts_line, coverage_line
@@ -21,7 +22,6 @@ from ..exploring.photo_sections import states_line
 from ..exploring.photo_survey import survey_photos
 from ..exploring.selection import select_photos
 from ..exploring.survey import survey_catalog
-from ..exploring.titles import without_formulas
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.runs import open_run
