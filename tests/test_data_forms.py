@@ -75,6 +75,7 @@ def test_every_kind_of_table_gives_the_same_data(
     )
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_quotes_that_swallow_rows_are_refused_with_any_separator(
     tmp_path: Path, separator: str
@@ -148,6 +149,7 @@ def test_a_guess_is_said(shop: Path, table: pd.DataFrame) -> None:
     assert "column 'class' is read as label_group; to read another, name it with label_col" in text
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -240,6 +242,7 @@ def test_labels_named_like_a_split_are_labels(shop: Path, table: pd.DataFrame) -
     assert load(place).classes == ["group1", "group2", "test"]
 
 
+@pytest.mark.fault
 def test_nested_class_folders_are_asked_about(shop: Path, table: pd.DataFrame) -> None:
     place = class_folders(shop, table, "{label}")
     for name, aisle in (("group0", "food"), ("group1", "food"), ("group2", "home")):
@@ -308,6 +311,7 @@ def test_a_split_column_is_the_split(
     assert load(shop, split_column="none").digest == drawn.digest
 
 
+@pytest.mark.fault
 def test_copies_across_a_given_split_are_counted(shop: Path, table: pd.DataFrame) -> None:
     photos = shop / "train_images"
     for copy, of in (("g0n9", "g0n1"), ("g1n9", "g1n8"), ("g2n8", "g2n2"), ("g1n8", "g1n3")):
@@ -334,6 +338,7 @@ def test_a_split_that_is_not_given_is_drawn_from_train(shop: Path, table: pd.Dat
     assert load(shop, split_seed=1).digest != dataset.digest
 
 
+@pytest.mark.fault
 def test_splits_that_cannot_be_used(shop: Path, table: pd.DataFrame) -> None:
     def write(names: tuple[str, str, str]) -> None:
         with_split(table, names).to_csv(shop / "train.csv", index=False)
@@ -363,6 +368,7 @@ def test_rows_without_a_split_and_groups_without_train_are_counted(
     assert dataset.classes == ["group0", "group1"]
 
 
+@pytest.mark.fault
 def test_a_file_in_two_splits_is_tested_and_not_trained_on(shop: Path, table: pd.DataFrame) -> None:
     split = with_split(table, ("train", "val", "test"))
     again = split[split["image"].isin(["g0n9.png", "g1n8.png"])].assign(split="train")

@@ -126,7 +126,9 @@ def _read(
             raise
         folder = None
     rows, remarks = _with_split(table, choice)
-    remarks = [*_guess_remarks(table), *remarks, *column_remarks(table.unused)]
+    # split_column=none is known to the one who chose it.
+    unused = [n for n in table.unused if choice.split != NONE or n.lower() != "split"]
+    remarks = [*_guess_remarks(table), *remarks, *column_remarks(unused)]
     return Catalog(rows, folder, path, remarks)
 
 
