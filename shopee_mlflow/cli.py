@@ -140,8 +140,10 @@ def explore_command(**options: str | None) -> None:
 
 @_verb("evaluate")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
-@click.option("--data", default="auto", help="Labelled catalogue: folder or CSV.")
+@click.option("--data", default="auto", help="Labelled catalogue: folder or table.")
 @click.option("--images", default="auto", help="Folder of the photos; auto: beside the CSV.")
+@click.option("--image-column", default="auto", help="Column of file names.")
+@click.option("--label-column", default="auto", help="Column of labels.")
 @click.option("--run", help="Training run whose test split is scored.")
 @click.option(
     "--experiment", default="shopee-analysis", help="MLflow experiment of the evaluation."
@@ -175,8 +177,9 @@ def compare_command(runs: str, **options: Any) -> None:
 
 @_verb("predict")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
-@click.option("--source", required=True, help="A photo, a folder, a pattern, or a CSV.")
-@click.option("--images", help="Folder of a CSV's photos; default: beside it.")
+@click.option("--source", required=True, help="A photo, a folder, a pattern, or a table.")
+@click.option("--images", help="Folder of a table's photos; default: beside it.")
+@click.option("--image-column", default="auto", help="Column of a table's file names.")
 @click.option(
     "--out", default="predictions.csv", show_default=True, type=click.Path(path_type=Path)
 )

@@ -57,11 +57,39 @@ class DataConfig:
 
     data: str = option(
         SAMPLE,
-        "folder with train.csv and train_images/, or a CSV file; 'sample' is built in",
+        "folder with train.csv and train_images/, or with a folder of photos for each label, or a "
+        "table (CSV, Parquet, JSON lines); 'sample' is built in",
         Role.SETUP,
     )
     images: str = option(
-        AUTO, "folder of the photos; auto: train_images beside the CSV", Role.SETUP
+        AUTO, "folder of a table's photos; auto: train_images or images beside it", Role.SETUP
+    )
+    image_column: str = option(
+        AUTO, "column with file names; auto: image, or a usual name such as filename", Role.SETUP
+    )
+    label_column: str = option(
+        AUTO, "column with labels; auto: label_group, or a usual name such as label", Role.SETUP
+    )
+    title_column: str = option(
+        AUTO, "column with titles; auto: title, or a usual name such as product_name", Role.SETUP
+    )
+    split_column: str = option(
+        AUTO, "column with train, val and test; auto: split, if it is there; none", Role.DATA
+    )
+    label_folder: str = option(
+        AUTO,
+        "label of photos in nested class folders: the first folder, or the whole path",
+        Role.DATA,
+        choices=(AUTO, "first", "path"),
+    )
+    val_csv: str = option(
+        NONE, "table of the validation photos; data then holds the training photos", Role.SETUP
+    )
+    test_csv: str = option(
+        NONE, "table of the test photos; data then holds the training photos", Role.SETUP
+    )
+    exclude: str = option(
+        NONE, "text file with the file names or posting ids to leave out, one a line", Role.SETUP
     )
     sample_px: int = option(
         256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
@@ -461,6 +489,11 @@ def _contradictions(config: DataConfig) -> list[str]:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"
         )
+    for name in ("val_csv", "test_csv") if config.data == SAMPLE else ():
+        if getattr(config, name) != NONE:
+            problems.append(
+                f"{name}={getattr(config, name)}: the built-in sample is split by split; set data"
+            )
     return problems
 
 

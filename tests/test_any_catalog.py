@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from shopee_mlflow.data.catalog_csv import COLUMNS, read_catalog
+from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.cleaning import Cleaning, drop_small_groups, select_rows
+from shopee_mlflow.data.columns import COLUMNS, OPTIONAL
 from shopee_mlflow.data.splits import SPLITS, assign_splits, count_leaks, digest, manifest
 from shopee_mlflow.errors import CatalogError
 
@@ -71,7 +72,7 @@ def test_any_bytes_are_a_catalogue_or_a_clear_error(content: bytes, tmp_path: Pa
             frame = read_catalog(file)
         except CatalogError:
             continue
-        assert {"image", "label_group"} <= set(frame) <= set(COLUMNS)
+        assert {"image", "label_group"} <= set(frame) <= {*COLUMNS, *OPTIONAL}
         assert frame.map(lambda value: isinstance(value, str)).all(axis=None)
 
 
@@ -93,10 +94,15 @@ def test_a_header_of_very_many_columns_is_refused(tmp_path: Path) -> None:
         read_catalog(file)
 
 
-def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shopee_mlflow.data.tables._MOST_UNPACKED", 2**20)
     file = tmp_path / "train.csv.gz"
-    file.write_bytes(gzip.compress(b"image,label_group\n" + b"a,A\n" * 1000))
-    with pytest.raises(CatalogError):
+    file.write_bytes(gzip.compress(b"image,label_group\n" + b"a,A\n" * 2**19))
+    assert file.stat().st_size < 10_000
+    with pytest.raises(CatalogError, match="unpacks to more than 1,048,576 bytes"):
         read_catalog(file)
 
 

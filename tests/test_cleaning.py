@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED, MakeCatalog, write_csv
 
-from shopee_mlflow.data.catalog_csv import find_catalog, read_catalog
+from shopee_mlflow.data.catalog_csv import find_images, find_table, read_catalog
 from shopee_mlflow.data.cleaning import (
     Cleaning,
     column_remarks,
@@ -56,6 +56,11 @@ def select(frame: pd.DataFrame, largest_groups: int = 0) -> tuple[list[tuple[str
     return list(kept.itertuples(index=False, name=None)), cleaning
 
 
+def find_catalog(data: str, images: str | None = None) -> tuple[Path, Path]:
+    table = find_table(data)
+    return table, find_images(table, images)
+
+
 def test_folder_and_its_csv_are_the_same(make_catalog: MakeCatalog) -> None:
     shop = make_catalog(groups=1, each=1)
     expected = (shop / "train.csv", shop / "train_images")
@@ -82,7 +87,7 @@ def test_missing_data_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_csv(folder: Path) -> None:
-    with pytest.raises(CatalogError, match=r"holds no train\.csv.*name the CSV file itself"):
+    with pytest.raises(CatalogError, match=r"holds no train\.csv.*name the table itself"):
         find_catalog(str(folder))
 
 
@@ -193,9 +198,9 @@ def test_missing_columns_are_named_beside_those_found(write: Write) -> None:
     with pytest.raises(CatalogError, match="column label_group is missing; found: 'image', 'x"):
         read_catalog(write("image,x\na.jpg,1\n"))
     with pytest.raises(
-        CatalogError, match=r"column image and label_group is missing; found: 'image;label_gr"
+        CatalogError, match=r"column image and label_group is missing; found: 'x', 'y z'"
     ):
-        read_catalog(write("image;label_group\na.jpg;1\n"))
+        read_catalog(write("x,y z\na.jpg,1\n"))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,7 @@ def test_counts_of_every_step() -> None:
         "      7 left: 1 that repeat a file of their group",
         "      5 left: 2 of files with more than one label (a1)",
         "        1 of the kept photos also have a label group that is not kept",
+        "        keeping 2 of 3 label groups, 6 of 7 photos; largest_groups=0 keeps all",
     ]
 
 
@@ -478,11 +484,11 @@ def test_labels_that_look_alike_are_kept_apart_and_told() -> None:
 
 def test_columns_that_people_expect_to_matter_are_named() -> None:
     assert column_remarks(["Split", "price", "sample_weight", "fold"]) == [
-        "column Split, fold of the CSV is not used: photos are split by the options split and "
-        "split_seed alone",
-        "column sample_weight of the CSV is not used: all photos count the same unless "
+        "column Split, fold of the table is not used: photos are split by it if split_column names "
+        "it",
+        "column sample_weight of the table is not used: all photos count the same unless "
         "class_weights says otherwise",
-        "columns of the CSV that are not used: price",
+        "columns of the table that are not used: price",
     ]
     assert column_remarks([]) == []
 

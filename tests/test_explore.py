@@ -264,11 +264,11 @@ def test_mistakes_say_what_to_do(
         with pytest.raises((CatalogError, ConfigError), match=message):
             explore(ExploreConfig(**{"data": str(shop), **options}))
     assert sorted(file.name for file in shop.iterdir()) == ["train.csv", "train_images"]
-    (tmp_path / "bad.csv").write_text("picture,label_group\na.jpg,1\n")
+    (tmp_path / "bad.csv").write_text("look,label_group\na.jpg,1\n")
     with pytest.raises(SystemExit) as left:
         cli.main(["explore", "--data", str(tmp_path / "bad.csv")])
     assert left.value.code == 2
-    assert "column image is missing; found: 'picture'" in capsys.readouterr().err
+    assert "column image is missing; found: 'look'" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_both_spellings(

@@ -75,10 +75,10 @@ def test_a_folder_a_pattern_and_a_photo(run: SmallRun, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.csv"
     assert predict(run.uri, str(folder), out) == 0
     header, *rows = rows_of(out)
-    assert header == ["image", "label_group", "probability", "error"]
+    assert header == ["image", "label_group", "label_name", "probability", "error"]
     assert [row[0] for row in rows] == [file.name for file in run.photos]
-    assert all(row[1] in run.result.dataset.classes and row[3] == "" for row in rows)
-    assert all(1 / 3 - 1e-6 <= float(row[2]) <= 1 for row in rows)
+    assert all(row[1] in run.result.dataset.classes and row[4] == "" for row in rows)
+    assert all(1 / 3 - 1e-6 <= float(row[3]) <= 1 for row in rows)
     assert leftovers(out.parent) == []
 
     predict(run.uri, str(folder / "g1*.png"), out)
@@ -123,7 +123,7 @@ def test_rows_of_bad_photos_and_unsafe_paths_hold_the_reason(
     assert errors["../../outside.png"] == "its path leaves the folder of photos"
     assert "no JPEG" in errors["text.jpg"]
     assert errors["torn.png"] != ""
-    assert all(row[1:5] == [""] * 4 for row in rows if row[-1])
+    assert all(row[1:7] == [""] * 6 for row in rows if row[-1])
     assert rows[1][1:] == rows[5][1:]
     assert "4 of them could not be read" in capsys.readouterr().out
 
@@ -132,11 +132,12 @@ def test_the_best_k_have_columns_of_their_own(run: SmallRun, tmp_path: Path) -> 
     predict(run.uri, str(run.photos[0]), tmp_path / "out.csv", top_k=99)
     header, row = rows_of(tmp_path / "out.csv")
     assert header[1:] == [
-        *("label_group", "probability", "label_group_2", "probability_2"),
-        *("label_group_3", "probability_3", "error"),
+        *("label_group", "label_name", "probability"),
+        *("label_group_2", "label_name_2", "probability_2"),
+        *("label_group_3", "label_name_3", "probability_3", "error"),
     ]
-    assert {row[1], row[3], row[5]} == set(run.result.dataset.classes)
-    probabilities = [float(row[i]) for i in (2, 4, 6)]
+    assert {row[1], row[4], row[7]} == set(run.result.dataset.classes)
+    probabilities = [float(row[i]) for i in (3, 6, 9)]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=2e-6)
 
@@ -232,7 +233,7 @@ def test_sources_that_hold_no_photo(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no photo")
     for source, message in (
-        ("gone.jpg", "gone.jpg: no such photo, folder or CSV"),
+        ("gone.jpg", "gone.jpg: no such photo, folder or table"),
         ("gone.csv", "gone.csv: cannot be read"),
         ("empty", "empty: holds no photo"),
         ("empty/*.jpg", r"empty/\*.jpg: holds no photo"),

@@ -152,7 +152,7 @@ def test_photos_in_any_form_give_one_answer(run: SmallRun) -> None:
     text = as_base64(photo)
     wrapped = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
     answers = ask(run.uri, str(photo), photo.read_bytes(), text, wrapped, pixels, pixels.tolist())
-    assert list(answers.columns) == ["label_group", "probability", "error"]
+    assert list(answers.columns) == ["label_group", "label_name", "probability", "error"]
     assert answers["error"].isna().all()
     assert answers["label_group"].nunique() == 1
     np.testing.assert_allclose(answers["probability"], answers["probability"][0], rtol=1e-6)
@@ -322,7 +322,7 @@ def test_the_index_of_the_frame_is_kept_and_the_frame_itself(run: SmallRun) -> N
 
 def test_no_photos_give_no_rows(run: SmallRun) -> None:
     answers = ask(run.uri)
-    assert list(answers.columns) == ["label_group", "probability", "error"]
+    assert list(answers.columns) == ["label_group", "label_name", "probability", "error"]
     assert len(answers) == 0
 
 

@@ -12,15 +12,15 @@ from conftest import SHARED, write_csv
 from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.splits import assign_splits, count_leaks
-from shopee_mlflow.errors import CatalogError
-from shopee_mlflow.exploring.selection import select_photos, try_splits
-from shopee_mlflow.exploring.survey import Survey, cluster_table, survey_catalog
-from shopee_mlflow.exploring.titles import (
+from shopee_mlflow.data.titles import (
     count_bytes_literals,
     decode_escapes,
     escaped_titles,
     without_formulas,
 )
+from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.exploring.selection import select_photos, try_splits
+from shopee_mlflow.exploring.survey import Survey, cluster_table, survey_catalog
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 A, NEAR_A, B, FAR = "0000000000000000", "000000000000003f", "ffff000000000000", "00ff00ff00ff00ff"

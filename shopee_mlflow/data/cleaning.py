@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..config import NONE
 from ..errors import CatalogError
 from .label_checks import label_remarks
 from .photo_files import NO_FILE, find_photo_files
@@ -138,8 +139,11 @@ def _reason_lines(step: Step) -> Iterator[str]:
         yield f"          and {more} other reasons"
 
 
-_WORTH_NAMING = {"unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
+_WORTH_NAMING = {"excluded", "unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
 _NOTES = {
+    "files_in_several_splits": "{:,} files are in several splits; each stays in test, else in val",
+    "val_leaks": "{:,} val photos have a copy in train",
+    "val_leaks_into_test": "{:,} test photos have a copy in val",
     "noisy_files": "{:,} of the kept photos also have a label group that is not kept",
     "invalid_phashes": "{:,} entries of image_phash are invalid and were computed again",
 }
@@ -154,22 +158,59 @@ _WEIGHT_COLUMNS = ("weight", "weights", "sample_weight", "sample_weights", "clas
 
 
 def column_remarks(unused: Sequence[str]) -> list[str]:
-    """Remarks about columns of the CSV that are not used.
+    """Remarks about columns of the table that are not used.
 
     :param unused: their names.
     """
     lines = []
     for names, words in (
-        (_SPLIT_COLUMNS, "photos are split by the options split and split_seed alone"),
+        (_SPLIT_COLUMNS, "photos are split by it if split_column names it"),
         (_WEIGHT_COLUMNS, "all photos count the same unless class_weights says otherwise"),
     ):
         if found := [name for name in unused if name.lower() in names]:
-            lines.append(f"column {', '.join(found)} of the CSV is not used: {words}")
+            lines.append(f"column {', '.join(found)} of the table is not used: {words}")
             unused = [name for name in unused if name not in found]
     if unused:
         few = ", ".join(unused[:10]) + (", ..." if len(unused) > 10 else "")
-        lines.append(f"columns of the CSV that are not used: {few}")
+        lines.append(f"columns of the table that are not used: {few}")
     return lines
+
+
+def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.DataFrame:
+    """Leave out the rows whose file name or posting id is in a list.
+
+    :param file: a text file with one of them in each line; ``none``: no list.
+    :raises CatalogError: when it cannot be read or is empty.
+    """
+    if file == NONE:
+        return frame
+    names = _read_names(file)
+    columns = [column for column in ("image", "posting_id") if column in frame]
+    listed = frame[columns].isin(names).any(axis=1)
+    known = {name for column in columns for name in frame.loc[listed, column]}
+    if unknown := [name for name in names if name not in known]:
+        few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        cleaning.remarks.append(
+            f"{len(unknown):,} of {len(names):,} names in {file} are no image or posting_id of the "
+            f"catalogue: {few}"
+        )
+    return cleaning.keep(frame, ~listed, "excluded", f"in the list {file}")
+
+
+def _read_names(file: str) -> list[str]:
+    """The distinct lines of a text file without blank lines."""
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise CatalogError(
+            f"exclude={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a text "
+            "file with a file name or a posting id in each line."
+        ) from error
+    names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not names:
+        raise CatalogError(f"exclude={file}: is empty; use exclude=none to leave nothing out.")
+    return names
 
 
 def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) -> pd.DataFrame:
@@ -183,21 +224,18 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
     """
     complete = (frame["image"] != "") & (frame["label_group"] != "")
     kept = cleaning.keep(frame, complete, "incomplete_rows", "without image or label_group")
+    if "split" in kept:
+        kept = cleaning.keep(kept, kept["split"] != "", "without_split", "without a split")
     everything = kept
     cleaning.remarks += label_remarks(everything["label_group"])
-    sizes = kept["label_group"].value_counts()
-    ranked = sorted(sizes.index, key=lambda label: (-sizes[label], label))
-    chosen = ranked[:largest_groups] if largest_groups else ranked
-    words = (
-        f"outside the {len(chosen):,} largest label groups"
-        if largest_groups
-        else "outside (all kept)"
-    )
-    kept = cleaning.keep(kept, kept["label_group"].isin(chosen), "outside_largest_groups", words)
+    kept = _keep_largest(everything, largest_groups, cleaning)
     # Sorted first, so that the order in the file does not decide which repeated row is kept.
-    order = ("image", "label_group", "posting_id", "title", "image_phash")
+    order = ("image", "label_group", "split", "posting_id", "title", "image_phash", "label_name")
     by = [name for name in order if name in kept]
-    kept = kept.sort_values(by, kind="stable")
+    kept = kept.sort_values(by, kind="stable", key=_test_first)
+    if "split" in kept:
+        several = int((kept.groupby("image")["split"].nunique() > 1).sum())
+        cleaning.notes |= {"files_in_several_splits": several} if several else {}
     first = ~kept.duplicated(["image", "label_group"])
     kept = cleaning.keep(kept, first, "repeated_rows", "that repeat a file of their group")
     single = ~kept["image"].duplicated(keep=False)
@@ -209,6 +247,32 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
     if noisy:
         cleaning.notes["noisy_files"] = noisy
     return kept.reset_index(drop=True)
+
+
+def _keep_largest(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) -> pd.DataFrame:
+    """Keep the largest label groups, and say what that leaves out."""
+    sizes = frame["label_group"].value_counts()
+    ranked = sorted(sizes.index, key=lambda label: (-sizes[label], label))
+    chosen = ranked[:largest_groups] if largest_groups else ranked
+    words = (
+        f"outside the {len(chosen):,} largest label groups"
+        if largest_groups
+        else "outside (all kept)"
+    )
+    inside = frame["label_group"].isin(chosen)
+    kept = cleaning.keep(frame, inside, "outside_largest_groups", words)
+    if len(chosen) < len(ranked):
+        cleaning.remarks.append(
+            f"keeping {len(chosen):,} of {len(ranked):,} label groups, "
+            f"{kept['image'].nunique():,} of {frame['image'].nunique():,} photos; "
+            "largest_groups=0 keeps all"
+        )
+    return kept
+
+
+def _test_first(column: pd.Series) -> pd.Series:
+    """A sort key: test before val before train, any other column as it is."""
+    return column.map({"test": "0", "val": "1"}).fillna("2") if column.name == "split" else column
 
 
 def locate_files(frame: pd.DataFrame, folder: Path, cleaning: Cleaning) -> pd.DataFrame:
@@ -281,6 +345,23 @@ def drop_small_groups(frame: pd.DataFrame, minimum: int, cleaning: Cleaning) -> 
         raise CatalogError(
             f"A classifier needs two label groups with at least {minimum} photos each, and "
             f"{groups} {'is' if groups == 1 else 'are'} left:\n" + "\n".join(cleaning.lines())
+        )
+    return frame
+
+
+def drop_untrained_groups(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
+    """Leave out label groups without a photo in train, if the catalogue gives the split.
+
+    :raises CatalogError: when fewer than two groups are left.
+    """
+    if "split" not in frame:
+        return frame
+    trained = frame["label_group"].isin(frame.loc[frame["split"] == "train", "label_group"])
+    frame = cleaning.keep(frame, trained, "untrained_groups", "in groups without a photo in train")
+    if frame["label_group"].nunique() < 2:
+        raise CatalogError(
+            "A classifier needs two label groups with photos in train, and fewer are left:\n"
+            + "\n".join(cleaning.lines())
         )
     return frame
 

@@ -12,8 +12,10 @@ from ..errors import CatalogError
 
 # In characters. Titles and descriptions are shorter.
 _LONGEST_VALUE = 2**20
+# Separators of fields -> their names in messages; the comma comes first.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # A field that ends like the name of a file: 15_red.jpg
-_FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,4}[\"']?\s*(?:,|$)")
+_FILE_NAME = r"\.[A-Za-z]\w{{1,4}}[\"']?\s*(?:{separator}|$)"
 
 
 class Row(NamedTuple):
@@ -23,36 +25,43 @@ class Row(NamedTuple):
     values: list[str]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(
+    file: Iterable[str], path: Path, separator: str = ",", skip: int = 0
+) -> Iterator[Row]:
     """Read a CSV file row by row, the header included; blank lines are left out.
 
     Undecodable bytes become U+FFFD. A quoted value may hold line breaks unless the row is
     ambiguous: if several of its lines look like rows of their own, the quote was probably not meant
     to open a value, and rows would be lost.
 
+    :param file: its text, opened with ``newline=""``.
+    :param path: its path, for messages.
+    :param separator: one of :data:`SEPARATORS`.
+    :param skip: number of lines before the header.
     :raises CatalogError: naming the line, when quotes are invalid or a row has more fields than the
         header.
     """
     # The limit applies to the whole process, so it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = _Lines(file)
-        reader = csv.reader(lines, skipinitialspace=True, strict=True)
-        width = 0
-        while True:
-            lines.taken.clear()
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                values = _read_leniently(path, lines, width, str(error))
-            if len(values) <= 1 and not "".join(values).strip():
-                continue
-            width = width or len(values)
-            if len(values) > width or len(lines.taken) > 1:
-                _check_row(path, lines, values, width)
-            yield Row(lines.first, values)
+    lines = _Lines(file)
+    for _ in range(skip):
+        next(lines, None)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    width = 0
+    while True:
+        lines.taken.clear()
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            values = _read_leniently(path, lines, width, separator, str(error))
+        if len(values) <= 1 and not "".join(values).strip():
+            continue
+        width = width or len(values)
+        if len(values) > width or len(lines.taken) > 1:
+            _check_row(path, lines, values, width, separator)
+        yield Row(lines.first, values)
 
 
 class _Lines:
@@ -81,13 +90,15 @@ class _Lines:
         return self.number - len(self.taken) + 1
 
 
-def _read_leniently(path: Path, lines: _Lines, width: int, problem: str) -> list[str]:
+def _read_leniently(
+    path: Path, lines: _Lines, width: int, separator: str, problem: str
+) -> list[str]:
     """Read a row with stray quotes, if it is a single line and has the header's width.
 
     :raises CatalogError: for any other row.
     """
     if len(lines.taken) == 1 and not lines.ended:
-        values = next(csv.reader(lines.taken, skipinitialspace=True))
+        values = next(csv.reader(lines.taken, delimiter=separator, skipinitialspace=True))
         if len(values) == width or not width:
             return values
     if "field limit" in problem:
@@ -101,7 +112,7 @@ def _read_leniently(path: Path, lines: _Lines, width: int, problem: str) -> list
     raise _invalid(path, lines.first, problem + _QUOTES)
 
 
-def _check_row(path: Path, lines: _Lines, values: list[str], width: int) -> None:
+def _check_row(path: Path, lines: _Lines, values: list[str], width: int, separator: str) -> None:
     if len(values) > width:
         surplus = any(value.strip() for value in values[width:])
         raise _invalid(
@@ -109,12 +120,12 @@ def _check_row(path: Path, lines: _Lines, values: list[str], width: int) -> None
             lines.first,
             f"{len(values)} fields, but the header has {width}; "
             + (
-                "put quotes around values with commas"
+                f"put quotes around values with {SEPARATORS[separator]}"
                 if surplus
-                else "remove the last comma, or end the header with one"
+                else f"remove the last {SEPARATORS[separator][:-1]}, or end the header with one"
             ),
         )
-    if len(lines.taken) > 1 and _swallows_rows(lines.taken, width):
+    if len(lines.taken) > 1 and _swallows_rows(lines.taken, width, separator):
         raise _invalid(
             path,
             lines.first,
@@ -123,10 +134,11 @@ def _check_row(path: Path, lines: _Lines, values: list[str], width: int) -> None
         )
 
 
-def _swallows_rows(lines: list[str], width: int) -> bool:
+def _swallows_rows(lines: list[str], width: int, separator: str) -> bool:
     """Whether several lines of one row look like rows: enough fields, and the name of a file."""
-    enough = [line.count(",") >= width - 1 for line in lines]
-    named = [bool(_FILE_NAME.search(line)) for line in lines]
+    enough = [line.count(separator) >= width - 1 for line in lines]
+    file_name = _FILE_NAME.format(separator=re.escape(separator))
+    named = [bool(re.search(file_name, line)) for line in lines]
     if any(named):
         return sum(named) > 1 and any(enough[1:])
     return sum(enough) > 1

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, SAMPLE, DataConfig, check_epoch
-from ..sample import sample_catalog
+from ..config import DataConfig, check_epoch
 from . import splits
-from .catalog_csv import find_catalog, read_catalog, unused_columns
+from .catalog_forms import Watch, load_catalog
 from .cleaning import (
     Cleaning,
-    column_remarks,
     drop_bad_images,
     drop_conflicting_contents,
+    drop_excluded,
     drop_small_groups,
+    drop_untrained_groups,
     fill_phashes,
     locate_files,
     select_rows,
 )
-from .pixel_cache import Progress, compute_phashes, hash_files, load_pixels
-
-Watch = Callable[[str], Progress | None]
+from .pixel_cache import compute_phashes, hash_files, load_pixels
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,13 @@ class Dataset:
 
     :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash,
         content (digest of the file's bytes), file (Path), split, label (int64, position in
-        ``classes``), and posting_id and title where the catalogue has them.
+        ``classes``), and posting_id, title and label_name where the catalogue has them.
     :ivar decoded: (M, size, size, 3) uint8, RGB, all decoded photos, including those that were left
         out later; often memory-mapped.
     :ivar cache_rows: (N,) int64, the position in ``decoded`` of each row's photo.
     :ivar classes: label groups as text, sorted.
     :ivar cleaning: what each step left out.
-    :ivar source: the CSV file.
+    :ivar source: the table, or the folder with the class folders.
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
     :ivar leaks: test photos with a copy in train.
     """
@@ -90,11 +87,12 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     :raises CatalogError: when the catalogue cannot be used.
     """
     watch = watch or _unwatched
-    csv, folder = locate_catalog(config, watch)
-    rows = read_catalog(csv)
-    cleaning = Cleaning(rows=len(rows), remarks=column_remarks(unused_columns(csv)))
-    frame = select_rows(rows, config.largest_groups, cleaning)
-    frame = locate_files(frame, folder, cleaning)
+    catalog = load_catalog(config, watch)
+    assert catalog.folder is not None
+    cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
+    frame = drop_excluded(catalog.rows, config.exclude, cleaning)
+    frame = select_rows(frame, config.largest_groups, cleaning)
+    frame = locate_files(frame, catalog.folder, cleaning)
     # Errors that are certain are raised before decoding, which may take long.
     drop_small_groups(frame, config.min_group, copy.deepcopy(cleaning))
     check_epoch(config, len(frame))
@@ -112,25 +110,36 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
     frame = drop_bad_images(frame, decoded.bad, config.bad_images, cleaning)
     frame = drop_conflicting_contents(frame, cleaning)
     frame = drop_small_groups(frame, config.min_group, cleaning)
+    frame = drop_untrained_groups(frame, cleaning)
     frame = fill_phashes(
         frame,
         lambda paths: compute_phashes(paths, config.workers, watch("computing phashes")),
         cleaning,
     )
-    frame["split"] = splits.assign_splits(frame, config.split, config.split_seed)
-    return _assemble(frame, decoded.values, cleaning, csv)
+    frame["split"] = _splits(frame, config, cleaning)
+    return _assemble(frame, decoded.values, cleaning, catalog.source)
+
+
+def _splits(frame: pd.DataFrame, config: DataConfig, cleaning: Cleaning) -> pd.Series:
+    """The given splits, with what is missing drawn and leaks noted; else splits as drawn."""
+    if "split" not in frame:
+        return splits.assign_splits(frame, config.split, config.split_seed)
+    result = splits.fill_splits(frame, config.split, config.split_seed)
+    for name in splits.SPLITS:
+        if not (frame["split"] == name).any():
+            count = int((result == name).sum())
+            cleaning.remarks.append(f"{name} is not given: {count:,} photos are drawn from train")
+    whole = frame.assign(split=result)
+    leaks = {
+        "val_leaks": splits.leaks_between(whole, splits.VAL, splits.TRAIN),
+        "val_leaks_into_test": splits.leaks_between(whole, splits.TEST, splits.VAL),
+    }
+    cleaning.notes |= leaks
+    return result
 
 
 def _unwatched(title: str) -> None:  # noqa: ARG001 - shows no progress
     return None
-
-
-def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
-    """The CSV and the folder of photos that the options name; the sample is drawn if needed."""
-    if config.data == SAMPLE:
-        folder = sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue"))
-        return find_catalog(str(folder))
-    return find_catalog(config.data, None if config.images == AUTO else config.images)
 
 
 def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""Find photos to classify, in a fixed order: a photo, a folder, a pattern or a CSV."""
+"""Find photos to classify, in a fixed order: a photo, a folder, a pattern or a table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import AUTO
 from ..errors import CatalogError, ImageError
-from .catalog_csv import IMAGES_NAME, read_catalog
+from .catalog_csv import find_images, read_catalog
+from .columns import ColumnChoice
 from .images import SUFFIXES, open_photo, read_pixels
 from .photo_files import find_photo_files
+from .tables import TABLE_NAME
 
 # Files with these suffixes count as photos: one that does not decode has an error in its row. Any
 # other file is a photo if it can be opened as one.
@@ -23,6 +26,8 @@ _PHOTO_SUFFIXES = {*SUFFIXES, ".jfif", ".jpe", ".apng", ".mpo", ".avif", ".heic"
 # macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that cannot store it.
 _METADATA_PREFIX = "._"
 _KINDS_NAMED = 8
+# How many names of a table are looked for to find the folder of its photos.
+_NAMES_TRIED = 50
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Photo:
     """A photo to classify.
 
     :ivar name: its name in the output.
-    :ivar file: its path; None if the name in a CSV leaves the folder of photos.
+    :ivar file: its path; None if the name in a table leaves the folder of photos.
     """
 
     name: str
@@ -66,7 +71,7 @@ class PhotoSource:
     :ivar key: name of the output's first column.
     :ivar place: the folder in which photos were looked for.
     :ivar passed_over: kind of file that is not a photo -> number of such files.
-    :ivar note: how names in a CSV were matched, if they differ from file names.
+    :ivar note: how names in a table were matched, if they differ from file names.
     """
 
     photos: list[Photo]
@@ -86,35 +91,37 @@ class PhotoSource:
         return f"{words} skipped, not being photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
 
 
-def find_photos(source: str, images: str | None = None) -> PhotoSource:
+def find_photos(source: str, images: str | None = None, image_column: str = AUTO) -> PhotoSource:
     """Find the photos that ``source`` names.
 
-    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
-        column ``image``.
-    :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
-        on, else ``train_images`` beside the CSV.
+    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a table (CSV,
+        Parquet, JSON lines) with a column of file names.
+    :param images: the folder of a table's photos; None: see
+        :func:`~shopee_mlflow.data.catalog_csv.find_images`.
+    :param image_column: the column of file names; auto: ``image`` or another usual name.
     :raises CatalogError: when there are none.
     """
     place = Path(source).expanduser()
     if _is_special(place):
         raise CatalogError(f"{source}: is not a regular file.")
     if place.is_dir():
-        found = _from_folder(place)
-    elif place.suffix.lower() == ".csv":
-        found = _from_csv(place, images)
+        found = photos_below(place)
+    elif TABLE_NAME.search(place.name):
+        found = _from_table(place, images, ColumnChoice(image=image_column))
     elif place.is_file():
         found = PhotoSource([Photo(_text(source), place)], "image", place.parent)
     elif has_magic(source):
         found = _from_pattern(place)
     else:
-        raise CatalogError(f"{source}: no such photo, folder or CSV, relative to {Path.cwd()}.")
+        raise CatalogError(f"{source}: no such photo, folder or table, relative to {Path.cwd()}.")
     if not found.photos:
         words = found.passed_over_in_words()
         raise CatalogError(f"{source}: holds no photo" + (f" ({words})." if words else "."))
     return found
 
 
-def _from_folder(folder: Path) -> PhotoSource:
+def photos_below(folder: Path) -> PhotoSource:
+    """All photos in a folder and those below, by their paths relative to it, sorted."""
     passed_over: Counter[str] = Counter()
     named = (
         (_text(f.relative_to(folder).as_posix()), f) for f in _files_below(folder, passed_over)
@@ -132,21 +139,13 @@ def _from_pattern(place: Path) -> PhotoSource:
     return PhotoSource(_only_photos(named, passed_over), "image", Path.cwd(), passed_over)
 
 
-def _from_csv(path: Path, images: str | None) -> PhotoSource:
-    frame = read_catalog(path, required=("image",))
-    folder = Path(images).expanduser() if images else _images_beside(path)
-    if not folder.is_dir():
-        raise CatalogError(f"images={folder}: no such folder of photos; name it with images.")
+def _from_table(path: Path, images: str | None, choice: ColumnChoice) -> PhotoSource:
+    frame = read_catalog(path, ("image",), choice)
+    folder = find_images(path, images, list(frame["image"].head(_NAMES_TRIED)))
     key = "posting_id" if "posting_id" in frame else "image"
     found = find_photo_files(folder, list(frame["image"]))
     photos = [Photo(name, file) for name, file in zip(frame[key], found.files, strict=True)]
     return PhotoSource(photos, key, folder, note=found.note)
-
-
-def _images_beside(csv: Path) -> Path:
-    """Kaggle's layout: ``test_images`` belongs to ``test.csv``, ``train_images`` to any other."""
-    own = csv.with_name(f"{csv.stem}_images")
-    return own if own.is_dir() else csv.with_name(IMAGES_NAME)
 
 
 def _only_photos(named: Iterable[tuple[str, Path]], passed_over: Counter[str]) -> list[Photo]:

@@ -19,6 +19,13 @@ from .near_copies import connected
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 MODES = ("leak_free", "random")
+# Usual spellings of the splits, in lower case.
+_SPELLINGS = {
+    TRAIN: ("train", "training", "trn"),
+    VAL: ("val", "valid", "validation", "dev"),
+    TEST: ("test", "testing", "tst"),
+}
+_SPLIT_OF = {spelling: split for split, names in _SPELLINGS.items() for spelling in names}
 MANIFEST_COLUMNS = ("image", "label_group", "split", "content")
 
 
@@ -75,6 +82,58 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
             "use split=random if copies may be in different splits."
         )
     return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
+
+
+def split_named(text: str) -> str:
+    """The split that a text names in one of its usual spellings; "" if it names none."""
+    return _SPLIT_OF.get(text.strip().lower(), "")
+
+
+def parse_splits(values: pd.Series, column: str, *, certain: bool) -> pd.Series | None:
+    """The splits that the values of a column name; "" for empty values.
+
+    :param column: its name, for the message.
+    :param certain: whether the column is known to hold splits; otherwise, None is returned if it
+        holds none.
+    :raises CatalogError: listing values that name no split.
+    """
+    distinct = {value: split_named(value) for value in values.unique()}
+    unknown = sorted(value for value, split in distinct.items() if value and not split)
+    if unknown and (certain or any(distinct.values())):
+        raise CatalogError(
+            f"column {column!r} holds {len(unknown):,} "
+            f"{'value' if len(unknown) == 1 else 'values'} other than train, val and test: "
+            f"{', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}. Correct "
+            "them, or ignore the column with split_column=none."
+        )
+    return None if unknown else values.map(distinct).astype("str")
+
+
+def fill_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> pd.Series:
+    """The splits in the column ``split``; val or test is drawn from train if it has no photo.
+
+    A split that is drawn gets 10 % of the photos in train, as :func:`assign_splits` draws it.
+
+    :raises CatalogError: when train has no photo, or too few to draw from.
+    """
+    given = frame["split"]
+    missing = [split for split in (VAL, TEST) if not (given == split).any()]
+    train = frame[given == TRAIN]
+    if train.empty:
+        raise CatalogError(
+            "The given split has no photo in train. Correct it, or ignore it with "
+            "split_column=none."
+        )
+    if not missing:
+        return given
+    drawn = assign_splits(train, mode, seed)
+    return given.mask(drawn.isin(missing).reindex(frame.index, fill_value=False), drawn)
+
+
+def leaks_between(frame: pd.DataFrame, split: str, other: str) -> int:
+    """How many photos of one split have a copy (see :func:`tie_copies`) in another one."""
+    sets = tie_copies(frame)
+    return int(sets[frame["split"] == split].isin(set(sets[frame["split"] == other])).sum())
 
 
 def count_leaks(frame: pd.DataFrame) -> int:

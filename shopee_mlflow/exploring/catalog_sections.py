@@ -12,7 +12,7 @@ from .explored import Explored, Section, first_rows, percent, ratio
 from .galleries import gallery_section
 from .photo_sections import photo_findings, photo_section
 from .photo_survey import BAD, OK
-from .selection import Selection
+from .selection import GIVEN, Selection
 from .survey import (
     GROUP,
     KINDS,
@@ -105,6 +105,7 @@ def conflicts_line(survey: Survey) -> str:
 def _leaks(selection: Selection) -> list[str]:
     found = []
     for mode, column, what in (
+        (GIVEN, "copies", "an equal copy"),
         ("random", "copies", "an equal copy"),
         ("leak_free", "near_copies", f"an equal or near copy (up to {NEAR_BITS} bits)"),
     ):
@@ -337,9 +338,12 @@ def _leak_table(splits: pd.DataFrame) -> pd.DataFrame:
 
 
 def _chosen_split(splits: pd.DataFrame, config: DataConfig) -> str:
-    row = splits[(splits["split"] == config.split) & (splits["seed"] == config.split_seed)].iloc[0]
+    chosen = splits[splits["split"].isin((GIVEN, config.split))]
+    row = chosen[chosen["seed"] == config.split_seed].iloc[0]
+    drawn = f"split={config.split}, split_seed={config.split_seed}"
+    name = "The given split" if row["split"] == GIVEN else drawn
     return (
-        f"split={config.split}, split_seed={config.split_seed}: {row['train']:,} photos in train, "
+        f"{name}: {row['train']:,} photos in train, "
         f"{row['val']:,} in val, {row['test']:,} in test. Test photos with an equal copy in train: "
         f"{row['copies']:,}; with an equal or near one: {row['near_copies']:,}."
     )

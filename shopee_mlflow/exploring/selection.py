@@ -15,17 +15,21 @@ from ..data.cleaning import (
     Cleaning,
     drop_bad_images,
     drop_conflicting_contents,
+    drop_excluded,
     drop_small_groups,
+    drop_untrained_groups,
     locate_files,
     select_rows,
 )
 from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
-from ..data.splits import MODES, TEST, TRAIN, VAL, assign_splits, tie_copies
+from ..data.splits import MODES, TEST, TRAIN, VAL, assign_splits, fill_splits, tie_copies
 from ..errors import CatalogError
 from .photo_survey import BAD, PhotoSurvey
 
 # Seeds to try: fewer for large catalogues, where a split takes seconds.
 _SEEDS, _SEEDS_OF_MANY, _MANY = 20, 3, 5_000
+# Name of a split that the catalogue gives.
+GIVEN = "given"
 _COLUMNS = ("split", "seed", TRAIN, VAL, TEST, "copies", "near_copies")
 
 
@@ -56,7 +60,7 @@ class Selection:
         counts = self.cleaning.counts()
         facts = {
             "kept_groups": self.kept,
-            "kept_rows": self.cleaning.steps[1].left,
+            "kept_rows": self._left_after("outside_largest_groups"),
             "kept_repeated_rows": counts["repeated_rows"],
             "kept_conflicting_rows": counts["conflicting_files"],
             "kept_files": len(self.chosen),
@@ -65,6 +69,9 @@ class Selection:
             facts["kept_phashes"] = _distinct_phashes(self.chosen)
             facts["kept_near_clusters"] = self.clusters
         return facts
+
+    def _left_after(self, name: str) -> int:
+        return next(step.left for step in self.cleaning.steps if step.name == name)
 
     def group_table(self) -> pd.DataFrame:
         """The label groups kept, the largest first: label_group, files, phashes, title."""
@@ -98,16 +105,17 @@ def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | 
     problem = ""
     for known in (photos, None) if photos is not None and photos.complete else (None,):
         cleaning = Cleaning(rows=len(rows))
-        chosen = select_rows(rows, config.largest_groups, cleaning)
+        listed = drop_excluded(rows, config.exclude, cleaning)
+        chosen = select_rows(listed, config.largest_groups, cleaning)
         splits = pd.DataFrame(columns=list(_COLUMNS))
         try:
             frame = _last_steps(chosen, config, known, cleaning)
             if "image_phash" in frame:
-                splits = try_splits(frame, config.split_seed)
+                splits = try_splits(frame, config.split_seed, config.split)
             break
         except CatalogError as error:
             problem = problem or str(error)
-    labelled = rows[(rows["image"] != "") & (rows["label_group"] != "")]
+    labelled = listed[(listed["image"] != "") & (listed["label_group"] != "")]
     groups = int(labelled["label_group"].nunique())
     return Selection(
         chosen=chosen,
@@ -129,13 +137,18 @@ def _last_steps(
         frame = _with_contents(locate_files(frame, photos.folder, cleaning), photos)
         frame = drop_bad_images(frame, _reasons(frame, photos), config.bad_images, cleaning)
         frame = drop_conflicting_contents(frame, cleaning)
-    return drop_small_groups(frame, config.min_group, cleaning).reset_index(drop=True)
+    frame = drop_small_groups(frame, config.min_group, cleaning)
+    return drop_untrained_groups(frame, cleaning).reset_index(drop=True)
 
 
-def try_splits(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
+def try_splits(frame: pd.DataFrame, first_seed: int, fill_mode: str = "leak_free") -> pd.DataFrame:
     """Split photos with several seeds, and count the test photos with a copy in train.
 
-    :param frame: columns image, label_group, image_phash, and content where it is known.
+    A split that the catalogue gives is called ``given``, and is the only one.
+
+    :param frame: columns image, label_group, image_phash, content where it is known, and split
+        where the catalogue gives it.
+    :param fill_mode: how a split that is not given is drawn.
     :returns: columns split, seed, train, val, test, copies (test photos with an equal phash, or
         equal bytes, in train), near_copies (the same, or a phash up to 6 bits off).
     :raises CatalogError: when there are too few photos to split.
@@ -145,9 +158,12 @@ def try_splits(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
     sets = tie_copies(frame)
     code, count, pairs = _near(frame["image_phash"])
     rows = []
-    for mode in MODES:
-        for seed in range(first_seed, first_seed + _seeds(len(frame))):
-            split = assign_splits(frame, mode, seed)
+    given = "split" in frame
+    for mode in (GIVEN,) if given else MODES:
+        for seed in range(first_seed, first_seed + (1 if given else _seeds(len(frame)))):
+            split = (
+                fill_splits(frame, fill_mode, seed) if given else assign_splits(frame, mode, seed)
+            )
             train, test = split == TRAIN, split == TEST
             copied = sets.isin(set(sets[train]))
             near = _has_near(train.to_numpy(), code, count, pairs)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.catalog_csv import COLUMNS
 from ..data.cleaning import PHASH
+from ..data.columns import COLUMNS
 from ..data.label_checks import label_remarks, lookalike_labels, missing_value_labels, shown_label
 from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
-from .titles import count_bytes_literals, escaped_titles
+from ..data.titles import count_bytes_literals, escaped_titles
 
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
 # Most pairs of near phashes in a table.

@@ -239,6 +239,20 @@ def class_report(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[st
     return table
 
 
+def with_label_names(report: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A class report with a column ``label_name`` if names differ from the label groups.
+
+    :param report: as :func:`class_report` returns it.
+    :param names: names of the classes, in order; may be empty.
+    """
+    if not names or list(names) == report["label_group"].tolist()[: len(names)]:
+        return report
+    averages = len(report) - len(names)
+    report = report.copy()
+    report.insert(1, "label_name", [*names, *[""] * averages])
+    return report
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """Counts of true (rows) against predicted (columns) label groups."""
     from sklearn.metrics import confusion_matrix

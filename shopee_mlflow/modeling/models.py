@@ -21,6 +21,7 @@ class ProductClassifier(nn.Module):
     """Photos in, logits over label groups out.
 
     :ivar classes: label groups as text, in the order of the logits.
+    :ivar label_names: names of the label groups for people, in the same order; may be empty.
     :ivar image_size: side in pixels to which photos are resized inside.
     :ivar resize: how they become squares: ``stretch`` changes their proportions, ``pad`` keeps
         them and centres the whole photo on white, ``crop`` keeps them and takes the centre.
@@ -34,6 +35,7 @@ class ProductClassifier(nn.Module):
     # Defaults for models that were logged by earlier versions, which lack these attributes.
     tta = False
     resize = "stretch"
+    label_names: Sequence[str] = ()
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -14,14 +16,20 @@ def drawable(text: str) -> str:
     return "".join(character for character in text if _has_glyph(character)).strip()
 
 
-def group_name(label: str, number: int, length: int = 14) -> str:
-    """A label group's name in a figure.
+def group_names(names: Sequence[str], numbers: Iterable[int], length: int = 22) -> list[str]:
+    """Names of label groups in a figure, each different.
 
-    A label with characters that the font lacks gets its number in front, as in the table of label
-    groups on the page: ``#3 shoes``.
+    A name with characters that the font lacks, or that would be drawn like another one, gets its
+    number in front, as in the table of label groups on the page: ``#3 shoes``.
     """
-    text = drawable(label)
-    return shortened(text if text == label.strip() else f"#{number} {text}".strip(), length)
+    drawn = [shortened(drawable(name), length) for name in names]
+    counts = Counter(drawn)
+    return [
+        text
+        if counts[text] == 1 and drawable(name) == name.strip()
+        else shortened(f"#{number} {drawable(name)}".strip(), length)
+        for name, number, text in zip(names, numbers, drawn, strict=True)
+    ]
 
 
 @cache

@@ -38,7 +38,9 @@ class TrainingFacts:
     :ivar photos: rows of the test split, (n,) int64 -> their photos, (n, S, S, 3) uint8.
     :ivar names: columns image and label_group, and title where the catalogue has one.
     :ivar labels: (T,) int, the true classes; ``probabilities`` (T, C) float.
-    :ivar class_scores: as :func:`shopee_mlflow.modeling.metrics.class_report` returns it.
+    :ivar label_names: names of ``classes``, in the same order; empty: the classes themselves.
+    :ivar class_scores: as :func:`shopee_mlflow.modeling.metrics.class_report` returns it, and
+        label_name where it is known.
     :ivar counts: the confusion matrix.
     :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
     :ivar chance_error: the calibration error expected by chance.
@@ -62,6 +64,7 @@ class TrainingFacts:
     calibration_error: float
     chance_error: float
     subsets: Mapping[str, tuple[int, float, float, float]]
+    label_names: Sequence[str] = ()
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -80,11 +83,11 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
         curves=[_curve(facts, name) for name in ("loss", "accuracy")],
         learned=_curves_text(facts),
         confusion=figure_picture(
-            confusion_figure(facts.counts, ""),
+            confusion_figure(facts.counts, "", facts.label_names),
             "Confusion matrix: true label groups in rows, predicted ones in columns.",
             _confusion_text(len(wrong), facts),
         ),
-        pairs=_confused_pairs(facts.counts),
+        pairs=_confused_pairs(facts),
         class_figure=figure_picture(
             f1_figure(_per_class(facts)),
             "F1 score of each label group, the lowest first.",
@@ -159,15 +162,15 @@ def _confusion_text(wrong: int, facts: TrainingFacts) -> str:
     return f"{wrong:,} of {total:,} test {noun} misclassified; the table lists the pairs."
 
 
-def _confused_pairs(counts: pd.DataFrame) -> Table:
-    values = counts.to_numpy().copy()
+def _confused_pairs(facts: TrainingFacts) -> Table:
+    values = facts.counts.to_numpy().copy()
     np.fill_diagonal(values, 0)
     rows, columns = np.nonzero(values)
     order = np.argsort(-values[rows, columns], kind="stable")
     table = pd.DataFrame(
         {
-            "true": counts.index.to_numpy()[rows[order]],
-            "predicted": counts.columns.to_numpy()[columns[order]],
+            "true": [_group(facts, label) for label in rows[order]],
+            "predicted": [_group(facts, label) for label in columns[order]],
             "photos": values[rows, columns][order],
         }
     )
@@ -300,12 +303,17 @@ def _prediction(facts: TrainingFacts, row: int) -> list[str]:
 
 
 def _group(facts: TrainingFacts, label: int) -> str:
-    return shortened(str(facts.classes[label]), 40)
+    """A label group and, if it has one, its name."""
+    group = str(facts.classes[label])
+    name = facts.label_names[label] if facts.label_names else group
+    if name == group:
+        return shortened(group, 40)
+    return f"{shortened(name, 40)} ({shortened(group, 18)})"
 
 
 def _alt(facts: TrainingFacts, row: int, what: str) -> str:
-    predicted = facts.classes[int(facts.probabilities[row].argmax())]
-    return f"{what} of {facts.classes[int(facts.labels[row])]}, predicted {predicted}"
+    predicted = _group(facts, int(facts.probabilities[row].argmax()))
+    return f"{what} of {_group(facts, int(facts.labels[row]))}, predicted {predicted}"
 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .figure_text import drawable, group_name
+from .figure_text import drawable, group_names
 
 # Two colours of the Okabe-Ito palette, which colour-blind people can distinguish.
 TRAIN_COLOUR = "#0072B2"
@@ -44,11 +46,12 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, name: str, best_epoch: int) 
     axes.legend()
 
 
-def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
+def confusion_figure(counts: pd.DataFrame, title: str, names: Sequence[str] = ()) -> Figure:
     """True (rows) against predicted (columns) label groups, with numbers if they are readable.
 
     With many label groups, photos are drawn as dots, because cells would be too small.
 
+    :param names: names of the label groups, in order; empty: those in ``counts``.
     :param counts: square, as :func:`shopee_mlflow.modeling.metrics.confusion` returns it.
     """
     classes = [str(name) for name in counts.columns]
@@ -61,7 +64,7 @@ def confusion_figure(counts: pd.DataFrame, title: str) -> Figure:
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    short = [group_name(name, number) for number, name in enumerate(classes)]
+    short = group_names(names or classes, range(len(classes)))
     # Labels are untrusted: a dollar sign must not start mathematics.
     axes.set_xticks(range(len(classes)), short, rotation=90, fontsize=9, parse_math=False)
     axes.set_yticks(range(len(classes)), short, fontsize=9, parse_math=False)
@@ -176,8 +179,9 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
 def f1_figure(scores: pd.DataFrame) -> Figure:
     """F1 score of each label group, the lowest first, with names if they are readable.
 
-    :param scores: a row for each label group: label_group, f1-score, support; the index is its
-        number. Label groups without photos have no score and are left out.
+    :param scores: a row for each label group: label_group, f1-score, support, and label_name where
+        it is known; the index is its number. Label groups without photos have no score and are
+        left out.
     """
     table = scores[scores["support"] > 0]
     table = table.sort_values("f1-score", kind="stable")
@@ -189,10 +193,8 @@ def f1_figure(scores: pd.DataFrame) -> Figure:
     rows = np.arange(len(table))
     if named:
         axes.barh(rows, table["f1-score"], color=TRAIN_COLOUR)
-        names = [
-            group_name(name, int(number))
-            for number, name in zip(table.index, table["label_group"], strict=True)
-        ]
+        column = "label_name" if "label_name" in table else "label_group"
+        names = group_names(table[column].tolist(), table.index.tolist())
         axes.set_yticks(rows, names, fontsize=9, parse_math=False)
         axes.invert_yaxis()
         axes.set(xlabel="F1 score", xlim=(0, 1))

@@ -80,6 +80,7 @@ def save_model(
             _save_program(portable, path, mlflow_model)
     about = {
         "classes": portable.classes,
+        "label_names": list(portable.label_names) or portable.classes,
         "image_size": portable.image_size,
         "resize": portable.resize,
         "architecture": portable.architecture,
@@ -166,7 +167,7 @@ def pip_requirements(model: ProductClassifier) -> list[str]:
 
 
 def signature() -> ModelSignature:
-    """Input column ``image``; outputs label_group, probability, error; parameter ``top_k``.
+    """Input ``image``; outputs label_group, label_name, probability, error; parameter ``top_k``.
 
     MLflow checks no value of a text column that holds objects, so bytes and arrays pass as well,
     and all forms that its server documents (inputs, instances, text/csv) are read.
@@ -176,6 +177,7 @@ def signature() -> ModelSignature:
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label_group", required=False),
+                ColSpec(DataType.string, "label_name", required=False),
                 ColSpec(DataType.double, "probability", required=False),
                 ColSpec(DataType.string, "error", required=False),
             ]
@@ -203,6 +205,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ph
         device=chosen.get("device") or "cpu",
         output=chosen.get("output") or TABLE,
         read_paths=may_read_paths(),
+        label_names=about.get("label_names") or (),
     )
 
 
@@ -222,7 +225,7 @@ def check_probe(folder: Path, uri: str) -> None:
 
 
 def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Load the module and its description: classes, image_size, resize, architecture, probe.
+    """Load the module and its description, as :func:`save_model` writes it.
 
     :raises TrackingError: when the folder holds another kind of model, or one that is damaged or
         may not be loaded here.

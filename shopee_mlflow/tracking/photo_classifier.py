@@ -21,7 +21,7 @@ TABLE, LABEL_GROUP = OUTPUTS = ("table", "label_group")
 _SERVER_VARIABLE = "__pyfunc_model_path__"
 _SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver")
 # Columns of the answer; the second pair only if more than one label group is asked for.
-_BEST, _ALL = ("label_group", "probability"), ("label_groups", "probabilities")
+_BEST, _ALL = ("label_group", "label_name", "probability"), ("label_groups", "probabilities")
 
 
 class PhotoClassifier:
@@ -31,6 +31,7 @@ class PhotoClassifier:
     :param resize: how photos become squares.
     :param output: ``table``: all columns; ``label_group``: a Series of label groups alone, which
         ``mlflow.models.evaluate`` takes ("" for a photo that cannot be read).
+    :param label_names: names of ``classes`` for people; empty: the classes themselves.
     :param read_paths: whether text may name a file on this machine.
     """
 
@@ -44,10 +45,12 @@ class PhotoClassifier:
         device: str = "cpu",
         output: str = TABLE,
         read_paths: bool = True,
+        label_names: Sequence[str] = (),
     ) -> None:
         if output not in OUTPUTS:
             raise ValueError(f"model_config: output={output}: must be {' or '.join(OUTPUTS)}")
         self.predictor = Predictor(model, classes, device)
+        self.names = dict(zip(classes, label_names or classes, strict=True))
         self.image_size = image_size
         self.resize = resize
         self.output = output
@@ -61,19 +64,31 @@ class PhotoClassifier:
         :param model_input: column ``image`` with photos in any form that
             :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
         :param params: ``top_k``: how many of the most probable label groups to return.
-        :returns: label_group, probability and error, one row for each photo; with ``top_k`` above
-            1 also ``label_groups`` and ``probabilities``, the most probable first. A photo that
-            cannot be read has the reason in ``error`` and None elsewhere.
+        :returns: label_group, label_name, probability and error, one row for each photo; with
+            ``top_k`` above 1 also ``label_groups`` and ``probabilities``, the most probable first.
+            A photo that cannot be read has the reason in ``error`` and None elsewhere.
         """
         k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
         photos, index = _photos(model_input)
         batches = self.predictor.predict(photos, self._decode, top_k=k)
-        rows = [_row(one) for predictions in batches for one in predictions]
+        rows = [self._row(one) for predictions in batches for one in predictions]
         table = _table(rows, [*_BEST, *(_ALL if k > 1 else ()), "error"], index)
         return table if self.output == TABLE else table[LABEL_GROUP].fillna("")
 
     def _decode(self, photo: Any) -> np.ndarray:
         return read_photo(photo, self.image_size, self.resize, paths=self.read_paths)
+
+    def _row(self, prediction: Prediction) -> dict[str, Any]:
+        if prediction.error is not None:
+            return {"error": prediction.error}
+        labels, probabilities = list(prediction.labels), list(prediction.probabilities)
+        return {
+            "label_group": labels[0],
+            "label_name": self.names[labels[0]],
+            "probability": probabilities[0],
+            "label_groups": labels,
+            "probabilities": probabilities,
+        }
 
 
 def may_read_paths() -> bool:
@@ -87,18 +102,6 @@ def may_read_paths() -> bool:
     if chosen:
         raise ValueError(f"{READ_PATHS_VARIABLE}={chosen}: must be true or false")
     return _SERVER_VARIABLE not in os.environ and not any(m in sys.modules for m in _SERVER_MODULES)
-
-
-def _row(prediction: Prediction) -> dict[str, Any]:
-    if prediction.error is not None:
-        return {"error": prediction.error}
-    labels, probabilities = list(prediction.labels), list(prediction.probabilities)
-    return {
-        "label_group": labels[0],
-        "probability": probabilities[0],
-        "label_groups": labels,
-        "probabilities": probabilities,
-    }
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlflow
 import torch
@@ -37,6 +37,7 @@ class LoadedModel:
     """A model of this project, loaded.
 
     :ivar module: uint8 or float photos -> logits, in eval mode, on the CPU.
+    :ivar label_names: names of ``classes`` for people, in the same order.
     :ivar identity: changes when another model stands behind the same name.
     :ivar run_id: the run that has logged it; None for a model saved in a folder.
     """
@@ -47,6 +48,7 @@ class LoadedModel:
     resize: str
     identity: str
     run_id: str | None = None
+    label_names: list[str] = field(default_factory=list)
 
 
 def load_classifier(uri: str) -> LoadedModel:
@@ -66,10 +68,14 @@ def load_classifier(uri: str) -> LoadedModel:
             f"model={uri}: cannot be loaded from {mlflow.get_tracking_uri()}: {message} "
             f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
         ) from error
-    resize = about.get("resize", "stretch")
-    identity = str(saved.model_uuid or uri)
     return LoadedModel(
-        module, about["classes"], about["image_size"], resize, identity, saved.run_id
+        module,
+        about["classes"],
+        about["image_size"],
+        about.get("resize", "stretch"),
+        identity=str(saved.model_uuid or uri),
+        run_id=saved.run_id,
+        label_names=about.get("label_names") or about["classes"],
     )
 
 

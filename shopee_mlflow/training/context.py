@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..modeling.device import Machine, keep_freed_memory
 from ..modeling.distributed import ALONE, Group
 from ..modeling.freezing import ActivationSource, FrozenPrefix, SplitModel, split_model
 from ..modeling.initial_weights import InitialWeights
+from ..modeling.label_names import label_names
 from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
@@ -73,6 +75,11 @@ class TrainingContext:
         if self.machine.device.type == "cpu":
             keep_freed_memory()
 
+    @cached_property
+    def label_names(self) -> list[str]:
+        """Readable names of the label groups, in the order of the dataset's classes."""
+        return label_names(self.dataset.frame, self.dataset.classes)
+
     def new_model(self, config: TrainConfig) -> ProductClassifier:
         """A model on the device, in channels-last memory format, with seeded initial weights.
 
@@ -87,6 +94,7 @@ class TrainingContext:
             )
             while len(self._models) >= _CACHED_MODELS:
                 del self._models[next(iter(self._models))]
+            model.label_names = self.label_names
             self._models[key] = model.to(memory_format=torch.channels_last)
         return copy.deepcopy(self._models[key]).to(self.machine.device)
 

@@ -22,6 +22,7 @@ from ..modeling.metrics import (
     expected_calibration_error,
     score,
     softmax,
+    with_label_names,
 )
 from ..modeling.models import ProductClassifier
 from ..reports.training import ExplainFn, TrainingFacts, training_page
@@ -102,9 +103,9 @@ def log_results(
     best_epoch = int(scores["best_epoch"])
     run.log_figure(learning_curves(history, best_epoch), "training/learning_curves.png")
     title = f"Test accuracy {scores['test_accuracy']:.1%} of {len(labels)} photos"
-    run.log_figure(confusion_figure(counts, title), "test/confusion_matrix.png")
+    run.log_figure(confusion_figure(counts, title, model.label_names), "test/confusion_matrix.png")
     run.log_table(counts, "test/confusion_matrix.csv", index=True)
-    report = class_report(labels, predicted, dataset.classes)
+    report = with_label_names(class_report(labels, predicted, dataset.classes), model.label_names)
     run.log_table(report, "test/report.csv")
     run.log_table(_predictions(dataset, logits), PREDICTIONS_FILE)
     certainty = calibration(labels, logits)
@@ -128,6 +129,7 @@ def log_results(
         calibration_error=expected_calibration_error(certainty),
         chance_error=chance_calibration_error(certainty),
         subsets=_with_and_without_copy(dataset, labels, logits),
+        label_names=list(model.label_names),
     )
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
 

@@ -5,6 +5,7 @@ Photos that the model has seen in its training are scored apart.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,15 +14,14 @@ import pandas as pd
 
 from ..config import AUTO, NONE, DataConfig, resolve
 from ..console import say, watch
-from ..data.catalog_csv import find_catalog, read_catalog
+from ..data.catalog_forms import folder_name, load_catalog
 from ..data.cleaning import Cleaning, drop_bad_images, fill_phashes, locate_files, select_rows
-from ..data.dataset import locate_catalog
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes, hash_files, load_pixels
 from ..data.splits import TEST, digest
 from ..errors import CatalogError
 from ..modeling.inference import Predictor
-from ..modeling.metrics import class_report, confusion, softmax
+from ..modeling.metrics import class_report, confusion, softmax, with_label_names
 from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
 from ..tracking.links import run_link, view_lines
@@ -33,6 +33,9 @@ from ..tracking.signals import stop_on_signals
 from .seen_photos import SeenPhotos, eval_scores, find_seen, in_words
 
 _FOLDER = "evaluation"
+
+# Options of a training that say where its photos are, beside data and images.
+_PLACES = ("sample_px", "image_column", "label_column", "label_folder", "val_csv", "test_csv")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class _Photos:
 
     @property
     def name(self) -> str:
-        return self.source.absolute().parent.name or "catalogue"
+        return folder_name(self.source) or "catalogue"
 
 
 def evaluate(
@@ -68,6 +71,8 @@ def evaluate(
     *,
     data: str = AUTO,
     images: str = AUTO,
+    image_column: str = AUTO,
+    label_column: str = AUTO,
     run: str | None = None,
     experiment: str = ANALYSIS_EXPERIMENT,
 ) -> Evaluation:
@@ -80,13 +85,16 @@ def evaluate(
     :param model: an MLflow model URI.
     :param data: a labelled catalogue; with ``run``, the present place of its photos (auto: the
         run's own options).
+    :param image_column: the column of file names in the catalogue.
+    :param label_column: the column of labels in the catalogue.
     :param run: id of a training run; the test split in its manifest is scored.
     :raises ShopeeError: when the photos or the model do not exist, when the run's photos have
         changed, or when the model knows none of the labels.
     """
     with stop_on_signals():
         loaded = load_classifier(model)
-        photos = _test_split(run, data, images) if run else _catalogue(data, images)
+        columns = {"image_column": image_column, "label_column": label_column}
+        photos = _test_split(run, data, images) if run else _catalogue(data, images, columns)
         frame, pixels = _decode(_of_known_labels(photos.frame, loaded), loaded)
         seen = find_seen(frame, loaded)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
@@ -101,7 +109,7 @@ def evaluate(
             log.log_tags({"model_id": loaded.identity, **machine_tags("cpu")})
             _log_data(log, photos, frame, seen)
             log.log_metrics(scores)
-            _log_results(log, pixels, predictions, labels, logits, loaded.classes)
+            _log_results(log, pixels, predictions, labels, logits, loaded)
             _log_description(log, what, lines, loaded)
             say(*lines, *view_lines(log, f"{len(frame):,} photos"))
     return Evaluation(log.run_id, scores, predictions)
@@ -113,16 +121,18 @@ def _short(model: str) -> str:
     return rest.strip("/").split("/")[0][:8] if kind == "runs" else rest or model
 
 
-def _catalogue(data: str, images: str) -> _Photos:
+def _catalogue(data: str, images: str, columns: Mapping[str, str]) -> _Photos:
     """All labelled photos of a catalogue after cleaning; groups of any size are kept."""
     if data == AUTO:
         raise CatalogError("evaluate needs data (a labelled catalogue) or run (a training run).")
-    csv, folder = find_catalog(data, None if images == AUTO else images)
-    rows = read_catalog(csv)
-    cleaning = Cleaning(rows=len(rows))
-    frame = locate_files(select_rows(rows, 0, cleaning), folder, cleaning)
+    options = {"data": data, "images": images, "split_column": NONE, **columns}
+    config = resolve(DataConfig, options)
+    catalog = load_catalog(config, watch)
+    assert catalog.folder is not None
+    cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
+    frame = locate_files(select_rows(catalog.rows, 0, cleaning), catalog.folder, cleaning)
     say(*cleaning.lines())
-    return _Photos(frame, csv)
+    return _Photos(frame, catalog.source)
 
 
 def _test_split(run: str, data: str, images: str) -> _Photos:
@@ -130,9 +140,11 @@ def _test_split(run: str, data: str, images: str) -> _Photos:
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
     # If data is given, the options data and images of the run are ignored.
-    names = ("sample_px",) if data != AUTO else ("data", "images", "sample_px")
+    names = ("sample_px",) if data != AUTO else ("data", "images", *_PLACES)
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
-    csv, folder = locate_catalog(config, watch)
+    catalog = load_catalog(config, watch)
+    folder = catalog.folder
+    assert folder is not None
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
     files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
@@ -145,7 +157,9 @@ def _test_split(run: str, data: str, images: str) -> _Photos:
             f"or have changed: {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}. Name "
             "the folder that the run was trained on with data."
         )
-    return _Photos(test.assign(file=pd.Series(files, index=test.index, dtype=object)), csv)
+    return _Photos(
+        test.assign(file=pd.Series(files, index=test.index, dtype=object)), catalog.source
+    )
 
 
 def _of_known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
@@ -162,7 +176,7 @@ def _of_known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
     words += f"{len(loaded.classes):,}: {few}"
     if not known.any():
         raise CatalogError(f"All {words}. Evaluate a model that was trained on them.")
-    say(f"{(~known).sum():,} photos are left out: {words}")
+    say(f"{(~known).sum():,} of {len(frame):,} photos are not scored: {words}")
     return frame[known].reset_index(drop=True)
 
 
@@ -213,24 +227,30 @@ def _log_results(
     predictions: pd.DataFrame,
     labels: np.ndarray,
     logits: np.ndarray,
-    classes: list[str],
+    loaded: LoadedModel,
 ) -> None:
     """Log tables and figures: the predictions of all photos, the others of those not seen."""
     log.log_table(predictions, f"{_FOLDER}/predictions.csv")
     unseen = (predictions["seen"] == "").to_numpy()
     scored = unseen if unseen.any() else ~unseen
+    classes, names = loaded.classes, loaded.label_names
     predicted = logits.argmax(axis=1)
     counts = confusion(labels[scored], predicted[scored], classes)
     log.log_table(counts, f"{_FOLDER}/confusion_matrix.csv", index=True)
-    report = class_report(labels[scored], predicted[scored], classes)
+    report = with_label_names(class_report(labels[scored], predicted[scored], classes), names)
     log.log_table(report, f"{_FOLDER}/report.csv")
     right = (labels == predicted)[scored].mean()
     kind = "" if unseen.all() else " not seen in training" if unseen.any() else " seen in training"
     title = f"Accuracy {right:.1%} of {scored.sum():,} photos{kind}"
-    log.log_figure(confusion_figure(counts, title), f"{_FOLDER}/confusion_matrix.png")
+    log.log_figure(confusion_figure(counts, title, names), f"{_FOLDER}/confusion_matrix.png")
     wrong = predictions[scored & (labels != predicted)]
     worst = wrong.sort_values("probability", ascending=False).index.to_numpy()
-    log.log_figure(mistakes_figure(pixels, predictions, worst), f"{_FOLDER}/mistakes.png")
+    named = dict(zip(classes, names, strict=True))
+    shown = predictions.assign(
+        label_group=predictions["label_group"].map(named),
+        predicted=predictions["predicted"].map(named),
+    )
+    log.log_figure(mistakes_figure(pixels, shown, worst), f"{_FOLDER}/mistakes.png")
 
 
 def _log_description(log: RunLog, what: str, lines: list[str], loaded: LoadedModel) -> None:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
-from ..data.catalog_csv import IMAGES_NAME, REQUIRED, find_csv, read_catalog
-from ..data.dataset import locate_catalog
+from ..data.catalog_csv import IMAGES_NAME
+from ..data.catalog_forms import Catalog, folder_name, load_catalog
+from ..data.columns import REQUIRED
+from ..data.titles import without_formulas
 from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
 from ..exploring.catalog_sections import conflicts_line, coverage_line
@@ -20,7 +22,6 @@ from ..exploring.photo_sections import states_line
 from ..exploring.photo_survey import survey_photos
 from ..exploring.selection import select_photos
 from ..exploring.survey import survey_catalog
-from ..exploring.titles import without_formulas
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.links import report_link, view_lines
@@ -55,24 +56,25 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     :raises ShopeeError: when there is no catalogue, or ``out`` cannot be used.
     """
     started = time.monotonic()
-    csv, folder = find_places(config)
-    out = prepare_folder(Path(config.out).expanduser(), folder)
+    photos = config.data == SAMPLE or config.images != AUTO
+    catalog = load_catalog(config, watch, required=("image",), photos=photos)
+    out = prepare_folder(Path(config.out).expanduser(), catalog.folder)
     with stop_on_signals():
-        explored = explore_catalog(config, csv, folder)
+        explored = explore_catalog(config, catalog)
     facts, tables = explored.facts(), explored.tables()
-    name = _folder_name(config, csv)
+    name = _run_subject(config, catalog.source)
     # Opened last, so that a mistake of the user leaves no failed run.
     with open_run(f"explore {name}", config.experiment, kind=EXPLORE) as run:
         run.log_params({**as_params(config), **(cli_options or {})})
         run.log_tags(machine_tags("cpu"))
         files = {REPORT_FILE: explore_page(explored)}
-        for name, table in tables.items():
-            files[name] = without_formulas(table).to_csv(index=False, lineterminator="\n")
-        for name, text in files.items():
-            (out / name).write_text(text, encoding="utf-8", newline="")
-            run.log_text(text, f"{FOLDER}/{name}")
+        for file, table in tables.items():
+            files[file] = without_formulas(table).to_csv(index=False, lineterminator="\n")
+        for file, text in files.items():
+            (out / file).write_text(text, encoding="utf-8", newline="")
+            run.log_text(text, f"{FOLDER}/{file}")
         rows = explored.survey.rows
-        run.log_dataset(rows, str(csv), name, None, facts, "exploration")
+        run.log_dataset(rows, str(catalog.source), name, None, facts, "exploration")
         lines = summary(explored)
         report = report_link(run.experiment_id, run.run_id, f"{FOLDER}/{REPORT_FILE}")
         run.log_tags({DESCRIPTION_TAG: "\n\n".join([*lines, f"Report: {report}"])})
@@ -84,12 +86,9 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     return ExploreResult(run.run_id, facts, out / REPORT_FILE, tables)
 
 
-def explore_catalog(config: ExploreConfig, csv: Path, folder: Path | None) -> Explored:
-    """Survey a catalogue and its photos.
-
-    :param folder: the folder of photos, or None.
-    """
-    rows = read_catalog(csv, required=("image",))
+def explore_catalog(config: ExploreConfig, catalog: Catalog) -> Explored:
+    """Survey a catalogue and its photos."""
+    rows, folder = catalog.rows, catalog.folder
     photos = None
     if folder is not None:
         photos = survey_photos(
@@ -107,17 +106,9 @@ def explore_catalog(config: ExploreConfig, csv: Path, folder: Path | None) -> Ex
             selection = select_photos(survey.rows, config, photos)
         except CatalogError as error:
             reason = str(error)
-    where = _text(folder or csv.parent / IMAGES_NAME)
-    return Explored(_catalog_name(config, csv), config, survey, selection, reason, photos, where)
-
-
-def find_places(config: ExploreConfig) -> tuple[Path, Path | None]:
-    """The CSV, and the folder of photos, which must exist only if ``images`` names it."""
-    if config.data == SAMPLE or config.images != AUTO:
-        return locate_catalog(config, watch)
-    csv = find_csv(config.data)
-    folder = csv.parent / IMAGES_NAME
-    return csv, folder if folder.is_dir() else None
+    where = _text(folder or catalog.source.parent / IMAGES_NAME)
+    name = _catalog_name(config, catalog.source)
+    return Explored(name, config, survey, selection, reason, photos, where)
 
 
 def prepare_folder(out: Path, photos: Path | None) -> Path:
@@ -167,9 +158,9 @@ def _catalog_name(config: ExploreConfig, csv: Path) -> str:
     return _text(Path(csv.absolute().parent.name) / csv.name)
 
 
-def _folder_name(config: ExploreConfig, csv: Path) -> str:
+def _run_subject(config: ExploreConfig, source: Path) -> str:
     """A short name of the catalogue, for its run and dataset."""
-    return SAMPLE if config.data == SAMPLE else _text(Path(csv.absolute().parent.name))
+    return SAMPLE if config.data == SAMPLE else _text(Path(folder_name(source)))
 
 
 def _text(path: Path) -> str:

@@ -81,6 +81,7 @@ def _write(loaded: LoadedModel, file: Path) -> None:
     network = program.model_proto
     about = {
         "classes": json.dumps(loaded.classes, ensure_ascii=False),
+        "label_names": json.dumps(loaded.label_names, ensure_ascii=False),
         "image_size": str(side),
         "resize": loaded.resize,
         "mlflow_model": loaded.identity,

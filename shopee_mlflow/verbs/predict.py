@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from filelock import Timeout
 
+from ..config import AUTO
 from ..console import say, watch
 from ..data.array_cache import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
@@ -30,6 +31,7 @@ def predict(
     out: Path,
     *,
     images: str | None = None,
+    image_column: str = AUTO,
     top_k: int = 1,
     workers: int = 0,
 ) -> int:
@@ -40,16 +42,17 @@ def predict(
     or the model have changed.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
-    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a CSV with a
-        column ``image``.
-    :param images: the folder of a CSV's photos; None: ``test_images`` beside ``test.csv`` and so
-        on, else ``train_images`` beside the CSV.
+    :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a table with a
+        column of file names.
+    :param images: the folder of a table's photos; None: ``test_images`` beside ``test.csv`` and so
+        on, else ``train_images`` or ``images`` beside the table.
+    :param image_column: the column of file names; auto: ``image`` or another usual name.
     :param top_k: how many of the most probable label groups to write for each photo.
     :returns: the number of photos that could not be read; their rows have the reason.
     :raises ShopeeError: when the model or the source does not exist, when no photo can be read, or
         when another process is writing ``out``.
     """
-    found = find_photos(source, images)
+    found = find_photos(source, images, image_column)
     _check_place(out, source)
     if found.passed_over:
         say(found.passed_over_in_words())
@@ -120,7 +123,8 @@ class _Progress:
 def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: int) -> _Progress:
     photos = found.photos
     partial = out.with_name(f"{out.name}.{_fingerprint(loaded.identity, found, k)}.partial")
-    header = [found.key, "label_group", "probability", *_more_columns(k), "error"]
+    header = [found.key, *_columns(k), "error"]
+    names = dict(zip(loaded.classes, loaded.label_names or loaded.classes, strict=True))
     show = watch("classifying photos")
     with partial.open("a+b") as file:
         progress = _resume(file, header, photos)
@@ -133,7 +137,7 @@ def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: 
         remaining = photos[progress.done :]
         for predictions in _predictions(remaining, loaded, k, workers):
             part = photos[progress.done : progress.done + len(predictions)]
-            rows = [_row(*pair, k) for pair in zip(part, predictions, strict=True)]
+            rows = [_row(*pair, k, names) for pair in zip(part, predictions, strict=True)]
             file.write(_as_csv(rows))
             file.flush()
             progress.add(rows)
@@ -142,9 +146,10 @@ def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: 
     return progress
 
 
-def _more_columns(k: int) -> Iterator[str]:
-    for rank in range(2, k + 1):
-        yield from (f"label_group_{rank}", f"probability_{rank}")
+def _columns(k: int) -> Iterator[str]:
+    for rank in range(1, k + 1):
+        number = "" if rank == 1 else f"_{rank}"
+        yield from (f"label_group{number}", f"label_name{number}", f"probability{number}")
 
 
 def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
@@ -210,11 +215,11 @@ def _predictions(
     return predictor.predict(photos, decode, top_k=k, workers=workers)
 
 
-def _row(photo: Photo, prediction: Prediction, k: int) -> list[str]:
+def _row(photo: Photo, prediction: Prediction, k: int, names: Mapping[str, str]) -> list[str]:
     if prediction.error is not None:
-        return [photo.name, *[""] * (2 * k), " ".join(prediction.error.split()) or "unreadable"]
+        return [photo.name, *[""] * (3 * k), " ".join(prediction.error.split()) or "unreadable"]
     best = zip(prediction.labels, prediction.probabilities, strict=True)
-    answer = [text for label, value in best for text in (label, f"{value:.6f}")]
+    answer = [text for label, value in best for text in (label, names[label], f"{value:.6f}")]
     return [photo.name, *answer, ""]
 
 

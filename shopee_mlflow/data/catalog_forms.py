@@ -1,0 +1,191 @@
+"""Read a catalogue in any of its forms: a table, a folder with one, or class folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from ..config import AUTO, NONE, SAMPLE, DataConfig
+from ..errors import CatalogError
+from ..sample import sample_catalog
+from .catalog_csv import (
+    CatalogTable,
+    find_images,
+    find_table,
+    looking_for,
+    read_table,
+    tables_in,
+)
+from .class_folders import read_class_folders
+from .cleaning import column_remarks
+from .columns import OPTIONS, REQUIRED, ColumnChoice
+from .photo_files import inside_folder
+from .pixel_cache import Progress
+from .splits import TEST, TRAIN, VAL, parse_splits
+
+# How many names of a table are looked for to find the folder of its photos.
+_NAMES_TRIED = 50
+
+# Title of a long step -> callback(done, total) for its progress.
+Watch = Callable[[str], Progress | None]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The rows of a catalogue and the place of its photos.
+
+    :ivar rows: text columns, those of :data:`~.columns.COLUMNS` and label_name that there are, and
+        split (train, val, test, or "" for a row that has none) where the catalogue gives it.
+    :ivar folder: the folder to which file names are relative; None without photos.
+    :ivar source: the table, or the folder with the class folders.
+    :ivar remarks: how it was read, as lines of text.
+    """
+
+    rows: pd.DataFrame
+    folder: Path | None
+    source: Path
+    remarks: list[str] = field(default_factory=list)
+
+
+def load_catalog(
+    config: DataConfig,
+    watch: Watch,
+    *,
+    required: Sequence[str] = REQUIRED,
+    photos: bool = True,
+) -> Catalog:
+    """Read the catalogue that the options name; the sample is drawn if needed.
+
+    :param required: columns that a table must have.
+    :param photos: whether a folder of photos must exist.
+    :raises CatalogError: when the catalogue cannot be used.
+    """
+    data = config.data
+    if data == SAMPLE:
+        data = str(sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue")))
+    elif (found := _class_folders(config)) is not None:
+        return found
+    images = None if config.images == AUTO else config.images
+    choice = ColumnChoice.of(config)
+    tables = [(find_table(data), TRAIN)]
+    for option, split in (("val_csv", VAL), ("test_csv", TEST)):
+        if (file := getattr(config, option)) != NONE:
+            tables.append((find_table(file, option), split))
+    read = [_read(path, images, choice, required, photos) for path, _ in tables]
+    if len(read) == 1:
+        return read[0]
+    return _joined(read, [split for _, split in tables])
+
+
+def folder_name(source: Path) -> str:
+    """The name of the folder that a catalogue is in, by :attr:`Catalog.source`."""
+    place = source.absolute()
+    return place.name if place.is_dir() else place.parent.name
+
+
+def _class_folders(config: DataConfig) -> Catalog | None:
+    """The catalogue of class folders; None if ``data`` is none, or has a table named train."""
+    with looking_for(config.data):
+        folder = Path(config.data).expanduser()
+        if not folder.is_dir() or config.images != AUTO:
+            return None
+        tables = tables_in(folder)
+        if any(table.name.lower().startswith("train.") for table in tables):
+            return None
+        found = read_class_folders(folder, config.label_folder)
+    if found is None:
+        return None
+    if config.val_csv != NONE or config.test_csv != NONE:
+        raise CatalogError(
+            f"data={config.data}: has class folders, with which val_csv and test_csv cannot be "
+            "combined; put the photos into train, val and test folders, or name a table in data."
+        )
+    rows, remarks = found.rows, list(found.remarks)
+    remarks += [
+        f"{table.name} in the folder is not used: labels come from folders" for table in tables
+    ]
+    if "split" in rows:
+        if config.split_column == NONE:
+            rows = rows.drop(columns="split")
+        else:
+            remarks.append(_split_remark("the folders train, val and test"))
+    return Catalog(rows, found.folder, found.folder, remarks)
+
+
+def _split_remark(where: str) -> str:
+    return f"the split is that of {where}"
+
+
+def _read(
+    path: Path, images: str | None, choice: ColumnChoice, required: Sequence[str], photos: bool
+) -> Catalog:
+    table = read_table(path, required, choice)
+    names = list(table.rows["image"].head(_NAMES_TRIED)) if "image" in table.rows else []
+    try:
+        folder = find_images(path, images, names)
+    except CatalogError:
+        if photos or images:
+            raise
+        folder = None
+    rows, remarks = _with_split(table, choice)
+    # split_column=none is known to the one who chose it.
+    unused = [n for n in table.unused if choice.split != NONE or n.lower() != "split"]
+    remarks = [*_guess_remarks(table), *remarks, *column_remarks(unused)]
+    return Catalog(rows, folder, path, remarks)
+
+
+def _guess_remarks(table: CatalogTable) -> list[str]:
+    return [
+        f"column {name!r} is read as {column}"
+        + (f"; to read another, name it with {OPTIONS[column]}" if column in OPTIONS else "")
+        for column, name in table.guessed.items()
+    ]
+
+
+def _with_split(table: CatalogTable, choice: ColumnChoice) -> tuple[pd.DataFrame, list[str]]:
+    """The rows with their split as train, val or test.
+
+    A column that is merely called split and holds nothing of the kind is left out, with a remark.
+    """
+    rows = table.rows
+    if "split" not in rows:
+        return rows, []
+    name = choice.split if choice.split != AUTO else table.guessed.get("split", "split")
+    splits = parse_splits(rows["split"], name, certain=choice.split != AUTO)
+    if splits is None:
+        few = ", ".join(sorted(set(rows["split"]))[:3])
+        words = f"column {name!r} is not used: its values ({few}, ...) are no train, val or test"
+        return rows.drop(columns="split"), [words]
+    return rows.assign(split=splits), [_split_remark(f"column {name!r}")]
+
+
+def _joined(parts: Sequence[Catalog], splits: Sequence[str]) -> Catalog:
+    """Several tables as one catalogue; rows of a table without a column split are its split."""
+    first = parts[0]
+    folders = [part.folder for part in parts if part.folder is not None]
+    folder = Path(os.path.commonpath([each.absolute() for each in folders])) if folders else None
+    frames, remarks = [], [*first.remarks]
+    for part, split in zip(parts, splits, strict=True):
+        rows = part.rows
+        if split != TRAIN or "split" not in rows:
+            rows = rows.assign(split=split)
+        if folder is not None and part.folder is not None and part.folder.absolute() != folder:
+            rows = rows.assign(image=_below(folder, part.folder.absolute(), rows["image"]))
+        frames.append(rows)
+    remarks.append(_split_remark(f"{', '.join(part.source.name for part in parts)}"))
+    return Catalog(
+        pd.concat(frames, ignore_index=True).fillna(""),
+        folder,
+        first.source,
+        list(dict.fromkeys(remarks)),
+    )
+
+
+def _below(root: Path, folder: Path, names: pd.Series) -> list[str]:
+    """Names relative to a folder further up; names that leave their own folder stay as they are."""
+    start = folder.relative_to(root).as_posix()
+    return [f"{start}/{name}" if inside_folder(folder, name) else name for name in names]

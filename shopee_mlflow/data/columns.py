@@ -1,0 +1,177 @@
+"""Find the columns of a table that hold file names, labels, titles and splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import AUTO, NONE, DataConfig
+from ..errors import CatalogError
+
+REQUIRED = ("image", "label_group")
+COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
+# Columns that few catalogues have.
+OPTIONAL = ("label_name", "split")
+
+# Other names of columns, in lower case with underscores, which are read if exactly one is there.
+_OTHER_NAMES = {
+    "image": (
+        *("images", "image_path", "image_file", "image_name", "image_filename", "image_id"),
+        *("image_url", "img", "img_path", "img_name", "file", "filename", "file_name", "filepath"),
+        *("file_path", "path", "photo", "photo_path", "photo_name", "picture"),
+    ),
+    "label_group": (
+        *("label", "labels", "class", "class_name", "class_id", "class_label", "category"),
+        *("category_name", "category_id", "target", "label_id", "group", "y"),
+    ),
+    "title": ("titles", "product_title", "product_name", "item_name", "caption"),
+}
+# Column -> the option that names it.
+OPTIONS = {
+    "image": "image_column",
+    "label_group": "label_column",
+    "title": "title_column",
+    "split": "split_column",
+}
+KNOWN = frozenset(
+    {*COLUMNS, *OPTIONAL, *(name for names in _OTHER_NAMES.values() for name in names)}
+)
+_WHAT = {"image": "file names of the photos", "label_group": "labels"}
+_FILE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+_MOST_COLUMNS = 1000
+# What marks an encoding other than UTF-8; UTF-16 has zeros in every other byte.
+_NOT_UTF8 = ("\ufffd", "\0")
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """The names of columns that options give; ``auto``: the usual names, ``none``: no column."""
+
+    image: str = AUTO
+    label_group: str = AUTO
+    title: str = AUTO
+    split: str = AUTO
+
+    @classmethod
+    def of(cls, config: DataConfig) -> ColumnChoice:
+        """The choice that a configuration makes."""
+        return cls(
+            config.image_column, config.label_column, config.title_column, config.split_column
+        )
+
+    def names(self) -> set[str]:
+        """The columns that are named, in lower case."""
+        chosen = (self.image, self.label_group, self.title, self.split)
+        return {name.lower() for name in chosen if name not in (AUTO, NONE)}
+
+
+@dataclass(frozen=True)
+class FoundColumns:
+    """Where a table holds what.
+
+    :ivar positions: one of :data:`COLUMNS` and :data:`OPTIONAL` -> position in the header.
+    :ivar guessed: the same -> name in the header, for columns with another name that no option has
+        named.
+    :ivar unused: names of all other columns.
+    """
+
+    positions: dict[str, int]
+    guessed: dict[str, str]
+    unused: list[str]
+
+
+def find_columns(
+    path: Path, names: Sequence[str], choice: ColumnChoice, required: Sequence[str]
+) -> FoundColumns:
+    """Find the columns of a table by its header.
+
+    A column is the one that an option names, else the one with its own name, else the only one with
+    a usual other name, such as ``filename``.
+
+    :raises CatalogError: when a required column is missing or ambiguous, naming the option.
+    """
+    if len(names) > _MOST_COLUMNS:
+        raise CatalogError(
+            f"{path}: has {len(names):,} columns; this is not a catalogue. {wanted()}"
+        )
+    positions, guessed, missing = {}, {}, []
+    for column in (*COLUMNS, *OPTIONAL):
+        chosen = getattr(choice, column, AUTO)
+        name = _find(path, names, column, chosen, column in required) if chosen != NONE else None
+        if name is None:
+            missing += [column] if column in required else []
+            continue
+        positions[column] = names.index(name)
+        if chosen == AUTO and name != column:
+            guessed[column] = name
+    if missing:
+        raise CatalogError(_missing(path, names, missing))
+    used = {names[position] for position in positions.values()}
+    if twice := [name for name in names if name in used and names.count(name) > 1]:
+        raise CatalogError(
+            f"{path}: the header names {' and '.join(dict.fromkeys(twice))} more than once; rename "
+            "or remove all but one."
+        )
+    unused = [name for name in dict.fromkeys(names) if name and name not in used]
+    return FoundColumns(positions, guessed, unused)
+
+
+def _find(path: Path, names: Sequence[str], column: str, chosen: str, required: bool) -> str | None:
+    """The name of a column in the header; None if there is none, or none that is certain."""
+    if chosen != AUTO:
+        if chosen in names:
+            return chosen
+        raise CatalogError(
+            f"{path}: {OPTIONS[column]}={chosen}: no such column; the columns are {_list(names)}."
+        )
+    if column in names:
+        return column
+    spelled = [name for name in names if _plain(name) == column]
+    others = [name for name in names if _plain(name) in _OTHER_NAMES.get(column, ())]
+    found = list(dict.fromkeys(spelled or others))
+    if len(found) > 1 and required:
+        raise CatalogError(
+            f"{path}: several columns may hold the {_WHAT[column]}: {_list(found)}. Name one with "
+            f"the option {OPTIONS[column]}."
+        )
+    return found[0] if len(found) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip().lower())
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _missing(path: Path, names: Sequence[str], missing: Sequence[str]) -> str:
+    if any(mark in name for name in names for mark in _NOT_UTF8):
+        return f"{path}: the header is not UTF-8; save the file as UTF-8."
+    return (
+        f"{path}: column {' and '.join(missing)} is missing; found: {_list(names) or 'none'}. "
+        f"{_advice(names, missing)}"
+    )
+
+
+def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
+    """Advice for a header that lacks required columns."""
+    quoted = [name.strip("'\"` ").lower() for name in names]
+    if any(name.startswith("'") for name in names) and set(missing) <= set(quoted):
+        return "Its values are in single quotes; a CSV has double quotes or none."
+    if names[0].startswith("#"):
+        return "Remove the comment: the first line must name the columns."
+    if any(_FILE_NAME.search(name) for name in names):
+        return f"The header is missing: the first line must name the columns; {wanted()}"
+    options = " and ".join(f"the {_WHAT[name]} with the option {OPTIONS[name]}" for name in missing)
+    return f"Name the column of {options}; {wanted()}"
+
+
+def wanted() -> str:
+    """What a catalogue is, in words."""
+    return (
+        f"a catalogue is a table with the columns {', '.join(COLUMNS)}, of which "
+        f"{' and '.join(REQUIRED)} are required."
+    )
