@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from ..config import AUTO, SAMPLE, DataConfig
+from ..config import AUTO, SAMPLE, DataConfig, resolve
+from ..errors import ConfigError
+from ..options import unknown_option
 from ..sample import sample_catalog
 from . import splits
 from .catalog_csv import find_catalog, read_catalog, unused_columns
@@ -32,6 +38,10 @@ Watch = Callable[[str], Progress | None]
 class Dataset:
     """Clean photos with labels and splits.
 
+    ``len(dataset)`` is the number of photos, and ``dataset[row]`` is the pair (photo, label) that
+    torchvision's datasets return: an RGB image of Pillow, and the label's position in ``classes``.
+    So ``torch.utils.data.Subset(dataset, dataset.rows("train"))`` is the train split.
+
     :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash,
         content (digest of the file's bytes), file (Path), split, label (int64, position in
         ``classes``), and posting_id and title where the catalogue has them.
@@ -43,6 +53,7 @@ class Dataset:
     :ivar source: the CSV file.
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
     :ivar leaks: test photos with a copy in train.
+    :ivar config: the options with which it was loaded.
     """
 
     frame: pd.DataFrame
@@ -53,6 +64,28 @@ class Dataset:
     source: Path
     digest: str
     leaks: int
+    config: DataConfig
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, row: SupportsIndex) -> tuple[Image.Image, int]:
+        """Photo and label of a row, see the class.
+
+        :raises IndexError: when there is no such row.
+        """
+        number = operator.index(row)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number}: the dataset has {len(self):,} photos")
+        photo = Image.fromarray(self.decoded[self.cache_rows[number]])
+        return photo, int(self.frame["label"].iloc[number])
+
+    def __repr__(self) -> str:
+        sizes = "/".join(str(len(self.rows(name))) for name in splits.SPLITS)
+        return (
+            f"Dataset({self.source.parent.name}/{self.source.name}: {len(self)} photos, "
+            f"{len(self.classes)} label groups, {'/'.join(splits.SPLITS)} {sizes})"
+        )
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64) of ``train``, ``val`` or ``test``."""
@@ -82,13 +115,21 @@ class Dataset:
         ]
 
 
-def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
-    """Read, clean, decode and split the catalogue that the options name.
+def load_dataset(
+    config: DataConfig | str | Path = SAMPLE, watch: Watch | None = None, **options: Any
+) -> Dataset:
+    """Read, clean, decode and split a catalogue.
 
+    ``load_dataset("shop", image_size=128)`` names the catalogue and its options;
+    ``load_dataset(config)`` loads what a training with these options would load.
+
+    :param config: the options, or the catalogue alone, see the option ``data``.
     :param watch: title of a long step -> callback(done, total) for its progress.
+    :param options: options of :class:`~shopee_mlflow.config.DataConfig`; they override ``config``.
     :raises CatalogError: when the catalogue cannot be used.
+    :raises ConfigError: for unknown options and values out of range.
     """
-    watch = watch or _unwatched
+    config, watch = _with_options(config, options), watch or _unwatched
     csv, folder = locate_catalog(config, watch)
     rows = read_catalog(csv)
     cleaning = Cleaning(rows=len(rows), remarks=column_remarks(unused_columns(csv)))
@@ -114,7 +155,16 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
         cleaning,
     )
     frame["split"] = splits.assign_splits(frame, config.split, config.split_seed)
-    return _assemble(frame, decoded.values, cleaning, csv)
+    return _assemble(frame, decoded.values, cleaning, csv, config)
+
+
+def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> DataConfig:
+    if not isinstance(config, DataConfig):
+        return resolve(DataConfig, {"data": config, **options})
+    names = [field.name for field in dataclasses.fields(config)]
+    if unknown := [name for name in options if name not in names]:
+        raise ConfigError([unknown_option(name, names) for name in unknown])
+    return dataclasses.replace(config, **options)
 
 
 def _unwatched(title: str) -> None:  # noqa: ARG001 - shows no progress
@@ -129,7 +179,9 @@ def locate_catalog(config: DataConfig, watch: Watch) -> tuple[Path, Path]:
     return find_catalog(config.data, None if config.images == AUTO else config.images)
 
 
-def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
+def _assemble(
+    frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path, config: DataConfig
+) -> Dataset:
     cache_rows = frame.index.to_numpy(np.int64)
     classes = sorted(frame["label_group"].unique())
     frame = frame.reset_index(drop=True)
@@ -143,4 +195,5 @@ def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv:
         source=csv,
         digest=splits.digest(splits.manifest(frame)),
         leaks=splits.count_leaks(frame),
+        config=config,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlflow
 import torch
@@ -39,8 +39,8 @@ class LoadedModel:
     :ivar identity: changes when another model stands behind the same name.
     """
 
-    module: torch.nn.Module
-    classes: list[str]
+    module: torch.nn.Module = field(repr=False)
+    classes: list[str] = field(repr=False)
     image_size: int
     resize: str
     identity: str

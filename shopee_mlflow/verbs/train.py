@@ -43,6 +43,17 @@ class TrainResult:
     test_labels: np.ndarray = field(repr=False)
     test_logits: np.ndarray = field(repr=False)
 
+    @property
+    def uri(self) -> str:
+        """The logged model, as ``Classifier.load`` and MLflow's functions take it."""
+        return f"models:/{self.model_id}"
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainResult(run {self.run_id}, {self.model.architecture}, test accuracy "
+            f"{self.scores['test_accuracy']:.1%} of {len(self.test_labels)} photos)"
+        )
+
 
 def train(
     config: TrainConfig,
