@@ -17,7 +17,7 @@ from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
-from ..data.transforms import FiniteTransform, transform_named
+from ..data.transforms import FiniteTransform, Transform, transform_named
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
@@ -26,6 +26,7 @@ from ..modeling.freezing import ActivationSource, FrozenPrefix, SplitModel, spli
 from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
+from .custom import OPTIONS_ONLY, CustomParts, CustomTransform, as_classifier
 
 _EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
@@ -55,11 +56,14 @@ class TrainingContext:
     Activations of a frozen prefix are computed once for all trainings that freeze the same layers
     with the same weights. On the CPU in fp32, the option ``cache`` stores them in the cache folder,
     where other processes and later runs find them.
+
+    :ivar custom: objects of the caller that replace what options name.
     """
 
     dataset: Dataset
     machine: Machine
     group: Group = ALONE
+    custom: CustomParts = OPTIONS_ONLY
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
@@ -73,6 +77,9 @@ class TrainingContext:
 
         A model is built once per combination of options and then copied, which is faster.
         """
+        if self.custom.model is not None:
+            own = as_classifier(self.custom.model, self.dataset.classes, config)
+            return own.to(memory_format=torch.channels_last).to(self.machine.device)
         key = (config.model, config.weights, config.image_size, config.resize, config.seed)
         if key not in self._models:
             torch.manual_seed(config.seed)
@@ -92,6 +99,8 @@ class TrainingContext:
         if parts.frozen is not None:
             source = self._frozen(parts.frozen, config)
         train = self.batches(TRAIN, source, config)
+        if isinstance(train.transform, CustomTransform):
+            train.transform.check(source.take(train.rows[:2]))
         return TrainingInputs(
             parts,
             self._compile(parts, train, config),
@@ -123,7 +132,7 @@ class TrainingContext:
             else {
                 "batch_size": training.batch_size,
                 "train": True,
-                "transform": transform_named(training.augment),
+                "transform": self._transform(training),
                 "seed": training.seed,
             }
         )
@@ -131,6 +140,11 @@ class TrainingContext:
         rows, device = self.dataset.rows(split), self.machine.device
         share = (self.group.rank, self.group.size)
         return Batches(source, rows, labels, device=device, share=share, **settings)
+
+    def _transform(self, config: TrainConfig) -> Transform | None:
+        if self.custom.transform is not None:
+            return CustomTransform(self.custom.transform)
+        return transform_named(config.augment)
 
     def _loss(self, config: TrainConfig) -> CrossEntropy:
         if config.class_weights == NONE:
@@ -170,7 +184,8 @@ class TrainingContext:
                     np.arange(len(self.dataset.frame)),
                     train,
                     transform,
-                    name=key if config.cache else None,
+                    # Nothing identifies what a network of the caller computes.
+                    name=key if config.cache and self.custom.model is None else None,
                     dtype=config.activation_dtype,
                     progress=watch("computing activations of the frozen layers"),
                 )

@@ -30,6 +30,7 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext
+from .custom import OPTIONS_ONLY, CustomParts
 from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
 from .session import TrainingSession
@@ -52,6 +53,7 @@ class TrainingJob:
     machine: Machine
     group: Group
     resume: ResumeState | None
+    custom: CustomParts = OPTIONS_ONLY
 
     @property
     def leads(self) -> bool:
@@ -63,10 +65,10 @@ class TrainingJob:
             log_data(self.run, dataset, self.config)
         session = TrainingSession(
             self.config,
-            TrainingContext(dataset, self.machine, self.group),
+            TrainingContext(dataset, self.machine, self.group, self.custom),
             self.run,
             resume=self.resume,
-            checkpoints=True,
+            checkpoints=not self.custom,
         )
         parameters = sum(p.numel() for p in session.model.parameters())
         say(
@@ -86,12 +88,14 @@ def training_job(
     cli_options: Mapping[str, str],
     parent: RunLog | None = None,
     name: str | None = None,
+    custom: CustomParts = OPTIONS_ONLY,
 ) -> Iterator[TrainingJob]:
     """Join the processes of a training, choose the device, find what to resume, open the run.
 
     :param cli_options: command-line options; logged as typed.
     :param parent: the parent run, if any.
     :param name: name of the run; by default the option run_name, else the model's name.
+    :param custom: objects of the caller, checked; a model's name is in ``config`` already.
     :raises ShopeeError: for errors that the user can correct.
     """
     with joined_group(backend_for(config.device)) as group, ExitStack() as held:
@@ -105,15 +109,16 @@ def training_job(
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
-        check_architecture(config.model)
+        if custom.model is None:
+            check_architecture(config.model)
         with _open_run(name or run_name(config), config, parent, state, group) as run:
             if state is None:
-                run.log_params({**as_params(config), **cli_options})
+                run.log_params({**as_params(config), **custom.params(config), **cli_options})
             else:
                 run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
-            yield TrainingJob(config, run, machine, group, state)
+            yield TrainingJob(config, run, machine, group, state, custom)
 
 
 def run_name(config: TrainConfig) -> str:

@@ -94,6 +94,7 @@ class TrainingSession:
             loss=self.inputs.loss,
             compiled=self.inputs.compiled,
             group=group,
+            optimizer=context.custom.optimizer,
         )
         self.history: list[Epoch] = []
         self.pruned = False
