@@ -2,10 +2,11 @@
 
 What the commands do, Python does::
 
-    from shopee_mlflow import TrainConfig, train
+    from shopee_mlflow import Classifier, TrainConfig, train
 
     result = train(TrainConfig(model="cnn", image_size=128, epochs=10))
     result.scores["test_accuracy"]
+    Classifier.load(result.uri).predict("photos/")
 
 Everything public is imported at first use, since torch and MLflow take seconds.
 """
@@ -39,6 +40,7 @@ _HOMES = {
     "Comparison": "verbs.compare",
     "compare": "verbs.compare",
     "predict": "verbs.predict",
+    "Classifier": "tracking.classifier",
     "load_classifier": "tracking.registry",
     "register_model": "tracking.registry",
     "TrainResult": "verbs.train",

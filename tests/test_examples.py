@@ -82,7 +82,10 @@ def test_the_notebook_runs_and_shows_its_scores(tmp_path: Path) -> None:
     assert "leak_free: 0 of" in printed(outputs["splits"])
     assert "random: 0 of" not in printed(outputs["splits"])
     assert "(5, 21) logits" in printed(outputs["model"])
+    assert "Dataset(" in result_of(outputs["data"])["text/plain"]
     assert pictures(outputs["look"]) == 1
+    assert "label_group_2" in result_of(outputs["classify"])["text/plain"]
+    assert "Classifier('models:/" in printed(outputs["classify"])
     assert pictures(outputs["curves"]) == 1
 
 

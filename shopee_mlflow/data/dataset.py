@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import operator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from ..config import DataConfig, check_epoch
+from ..config import SAMPLE, DataConfig, check_epoch, resolve
+from ..errors import ConfigError
+from ..options import unknown_option
 from . import splits
 from .catalog_forms import Watch, load_catalog
 from .cleaning import (
@@ -30,6 +36,10 @@ from .pixel_cache import compute_phashes, hash_files, load_pixels
 class Dataset:
     """Clean photos with labels and splits.
 
+    ``len(dataset)`` is the number of photos, and ``dataset[row]`` is the pair (photo, label) that
+    torchvision's datasets return: an RGB image of Pillow, and the label's position in ``classes``.
+    So ``torch.utils.data.Subset(dataset, dataset.rows("train"))`` is the train split.
+
     :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash,
         content (digest of the file's bytes), file (Path), split, label (int64, position in
         ``classes``), and posting_id, title and label_name where the catalogue has them.
@@ -41,6 +51,7 @@ class Dataset:
     :ivar source: the table, or the folder with the class folders.
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
     :ivar leaks: test photos with a copy in train.
+    :ivar config: the options with which it was loaded.
     """
 
     frame: pd.DataFrame
@@ -51,6 +62,28 @@ class Dataset:
     source: Path
     digest: str
     leaks: int
+    config: DataConfig
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, row: SupportsIndex) -> tuple[Image.Image, int]:
+        """Photo and label of a row, see the class.
+
+        :raises IndexError: when there is no such row.
+        """
+        number = operator.index(row)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number}: the dataset has {len(self):,} photos")
+        photo = Image.fromarray(self.decoded[self.cache_rows[number]])
+        return photo, int(self.frame["label"].iloc[number])
+
+    def __repr__(self) -> str:
+        sizes = "/".join(str(len(self.rows(name))) for name in splits.SPLITS)
+        return (
+            f"Dataset({self.source.parent.name}/{self.source.name}: {len(self)} photos, "
+            f"{len(self.classes)} label groups, {'/'.join(splits.SPLITS)} {sizes})"
+        )
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64) of ``train``, ``val`` or ``test``."""
@@ -80,13 +113,21 @@ class Dataset:
         ]
 
 
-def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
-    """Read, clean, decode and split the catalogue that the options name.
+def load_dataset(
+    config: DataConfig | str | Path = SAMPLE, watch: Watch | None = None, **options: Any
+) -> Dataset:
+    """Read, clean, decode and split a catalogue.
 
+    ``load_dataset("shop", image_size=128)`` names the catalogue and its options;
+    ``load_dataset(config)`` loads what a training with these options would load.
+
+    :param config: the options, or the catalogue alone, see the option ``data``.
     :param watch: title of a long step -> callback(done, total) for its progress.
+    :param options: options of :class:`~shopee_mlflow.config.DataConfig`; they override ``config``.
     :raises CatalogError: when the catalogue cannot be used.
+    :raises ConfigError: for unknown options and values out of range.
     """
-    watch = watch or _unwatched
+    config, watch = _with_options(config, options), watch or _unwatched
     catalog = load_catalog(config, watch)
     assert catalog.folder is not None
     cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
@@ -117,7 +158,16 @@ def load_dataset(config: DataConfig, watch: Watch | None = None) -> Dataset:
         cleaning,
     )
     frame["split"] = _splits(frame, config, cleaning)
-    return _assemble(frame, decoded.values, cleaning, catalog.source)
+    return _assemble(frame, decoded.values, cleaning, catalog.source, config)
+
+
+def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> DataConfig:
+    if not isinstance(config, DataConfig):
+        return resolve(DataConfig, {"data": config, **options})
+    names = [field.name for field in dataclasses.fields(config)]
+    if unknown := [name for name in options if name not in names]:
+        raise ConfigError([unknown_option(name, names) for name in unknown])
+    return dataclasses.replace(config, **options)
 
 
 def _splits(frame: pd.DataFrame, config: DataConfig, cleaning: Cleaning) -> pd.Series:
@@ -142,7 +192,9 @@ def _unwatched(title: str) -> None:  # noqa: ARG001 - shows no progress
     return None
 
 
-def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv: Path) -> Dataset:
+def _assemble(
+    frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, source: Path, config: DataConfig
+) -> Dataset:
     cache_rows = frame.index.to_numpy(np.int64)
     classes = sorted(frame["label_group"].unique())
     frame = frame.reset_index(drop=True)
@@ -153,7 +205,8 @@ def _assemble(frame: pd.DataFrame, decoded: np.ndarray, cleaning: Cleaning, csv:
         cache_rows=cache_rows,
         classes=classes,
         cleaning=cleaning,
-        source=csv,
+        source=source,
         digest=splits.digest(splits.manifest(frame)),
         leaks=splits.count_leaks(frame),
+        config=config,
     )

@@ -173,6 +173,18 @@ def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> 
     return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
 
 
+def pixels_from_image(image: Image.Image, size: int, resize: str = "stretch") -> np.ndarray:
+    """Resize an image of Pillow, of any mode, by the same filter as a photo file.
+
+    :raises ImageError: with the reason, when it cannot be decoded.
+    """
+    try:
+        rgb = upright_rgb(image)
+    except (OSError, *_DAMAGE) as error:
+        raise ImageError(f"damaged image ({type(error).__name__}: {error})") from error
+    return pixels_from_array(np.asarray(rgb), size, resize)
+
+
 @contextmanager
 def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
     """Open a photo for reading; any failure inside becomes an ImageError with the reason.

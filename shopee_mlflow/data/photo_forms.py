@@ -1,4 +1,4 @@
-"""Read a photo in any form: path, bytes, base64 text, data: URL or array."""
+"""Read a photo in any form: path, bytes, base64 text, data: URL, Pillow image or array."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
+from PIL import Image
 
 from ..errors import ImageError
-from .images import pixels_from_array, read_pixels
+from .images import pixels_from_array, pixels_from_image, read_pixels
 
-_LONGEST_PATH = 4096
+LONGEST_PATH = 4096
 _DATA_URL = "data:"
 
 
 def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = True) -> np.ndarray:
     """Read one photo as (size, size, 3) uint8.
 
-    :param photo: a file path, the file's bytes, its base64 text, a ``data:`` URL, or an array
-        (H, W, 3) uint8.
+    :param photo: a file path, the file's bytes, its base64 text, a ``data:`` URL, an image
+        of Pillow, or an array (H, W, 3) uint8.
     :param paths: whether to read paths. If not, text never causes access to a file, and the error
         does not reveal whether a file exists.
     :raises ImageError: when it is none of these, or does not decode.
@@ -33,12 +34,14 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
         except ValueError:
             raise ImageError("an array must have rows of equal length") from None
         return pixels_from_array(array, size, resize)
+    if isinstance(photo, Image.Image):
+        return pixels_from_image(photo, size, resize)
     if isinstance(photo, Path) and paths:
         return read_pixels(photo, size, resize)
     if not isinstance(photo, str) or not photo:
         raise ImageError(
-            f"an image is {'a path, ' * paths}bytes, base64 text, a data: URL or an array, "
-            f"not {photo!r:.60}"
+            f"an image is {'a path, ' * paths}bytes, base64 text, a data: URL, "
+            f"an image of Pillow or an array, not {photo!r:.60}"
         )
     if paths and _is_file(photo):
         return read_pixels(Path(photo), size, resize)
@@ -76,7 +79,7 @@ def _bytes_of(text: str) -> bytes:
 def _is_file(text: str) -> bool:
     """Whether text is the path of a file; False for longer text, such as an encoded photo."""
     try:
-        return len(text) < _LONGEST_PATH and Path(text).is_file()
+        return len(text) < LONGEST_PATH and Path(text).is_file()
     except OSError:
         # A component of the path is longer than any file name.
         return False

@@ -82,18 +82,28 @@ class Predictor:
 
         :raises ImageError: for a photo that cannot be read.
         """
-        parts = []
-        for decoded in decode_ahead(photos, decode):
-            for item in decoded:
-                if isinstance(item, ImageError):
-                    raise item
-            parts.append(self._logits([item for item in decoded if isinstance(item, np.ndarray)]))
+        parts = [self.network(images) for images in _readable(photos, decode)]
         return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+
+    def embed(
+        self,
+        photos: Iterable[_Photo],
+        decode: Callable[[_Photo], np.ndarray],
+        *,
+        workers: int = 0,
+    ) -> Tensor:
+        """Embeddings (N, features) float32 of all photos, the inputs of the head.
+
+        :raises ImageError: for a photo that cannot be read.
+        """
+        parts = [self.network.embed(images) for images in _readable(photos, decode, workers)]
+        # The model resizes, so any photo tells the number of features.
+        return torch.cat(parts) if parts else self.network.embed(torch.zeros(1, 3, 8, 8))[:0]
 
     def _logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
         if not pixels:
             return torch.empty(0, len(self.classes))
-        return self.network(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+        return self.network(_images(pixels))
 
     def _most_probable(self, logits: Tensor, k: int) -> Iterator[Prediction]:
         # Stable, so that label groups of equal probability always come in the same order.
@@ -131,6 +141,26 @@ def decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
+def _readable(
+    photos: Iterable[_Photo], decode: Callable[[_Photo], np.ndarray], workers: int = 0
+) -> Iterator[Tensor]:
+    """Yield batches, (n, 3, S, S) uint8.
+
+    :raises ImageError: for a photo that cannot be read.
+    """
+    for decoded in decode_ahead(photos, decode, workers):
+        pixels = []
+        for item in decoded:
+            if isinstance(item, ImageError):
+                raise item
+            pixels.append(item)
+        yield _images(pixels)
+
+
+def _images(pixels: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
 def fuse_layers(layers: nn.Module) -> nn.Module:
     """A copy in eval mode with batch norms merged into convolutions; outputs equal to about 1e-5.
 
@@ -161,3 +191,9 @@ class FastClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 on any device -> (N, classes) float32 logits on the CPU."""
         return self.model(images.to(self.device, non_blocking=True)).float().cpu()
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 or float on any device -> (N, features) float32 on the CPU."""
+        embed: Callable[[Tensor], Tensor] = self.model.embed  # type: ignore[assignment]
+        return embed(images.to(self.device, non_blocking=True)).float().cpu()

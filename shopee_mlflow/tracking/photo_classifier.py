@@ -57,12 +57,16 @@ class PhotoClassifier:
         self.read_paths = read_paths
 
     def predict(
-        self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+        self,
+        model_input: pd.DataFrame | pd.Series | Sequence[Any],
+        params: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame | pd.Series:
-        """Classify the photos of the column ``image``.
+        """Classify photos.
 
-        :param model_input: column ``image`` with photos in any form that
-            :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
+        :param model_input: a table with a column ``image``, a Series or a list of photos, in any
+            form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
+            Through ``mlflow.pyfunc``, MLflow itself refuses a list, and a Series of another name
+            than ``image``.
         :param params: ``top_k``: how many of the most probable label groups to return.
         :returns: label_group, label_name, probability and error, one row for each photo; with
             ``top_k`` above 1 also ``label_groups`` and ``probabilities``, the most probable first.
@@ -117,10 +121,16 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any
 
 
 def _photos(frame: Any) -> tuple[list[Any], pd.Index]:
-    """The photos of a frame and the index of their rows."""
+    """The photos of a table, a Series or a list, and the index of their rows."""
+    if isinstance(frame, (list, tuple)):
+        return list(frame), pd.RangeIndex(len(frame))
+    if isinstance(frame, pd.Series):
+        return frame.tolist(), frame.index
     if not isinstance(frame, pd.DataFrame) or "image" not in frame:
         found = list(frame.columns) if isinstance(frame, pd.DataFrame) else type(frame).__name__
-        raise ValueError(f"predict takes a DataFrame with a column 'image'; got {found}")
+        raise ValueError(
+            f"predict takes a DataFrame with a column 'image', a Series or a list; got {found}"
+        )
     photos = frame["image"].tolist()
     # MLflow puts {"image": ["...", "..."]} into one row.
     if len(photos) == 1 and isinstance(photos[0], (list, tuple, np.ndarray)):

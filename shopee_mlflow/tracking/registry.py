@@ -42,8 +42,8 @@ class LoadedModel:
     :ivar run_id: the run that has logged it; None for a model saved in a folder.
     """
 
-    module: torch.nn.Module
-    classes: list[str]
+    module: torch.nn.Module = field(repr=False)
+    classes: list[str] = field(repr=False)
     image_size: int
     resize: str
     identity: str

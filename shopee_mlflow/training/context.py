@@ -19,7 +19,7 @@ from ..data.dataset import Dataset
 from ..data.mixing import training_mix
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
-from ..data.transforms import FiniteTransform, FixedDraws, training_transform
+from ..data.transforms import FiniteTransform, FixedDraws, Transform, training_transform
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory
@@ -31,6 +31,7 @@ from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
 from ..modeling.state_files import state_digest
+from .custom import OPTIONS_ONLY, CustomParts, CustomTransform, as_classifier
 from .weights_source import initial_weights
 
 _EVALUATION_BATCH = 64
@@ -61,11 +62,14 @@ class TrainingContext:
     Activations of a frozen prefix are computed once for all trainings that freeze the same layers
     with the same weights. On the CPU in fp32, the option ``cache`` stores them in the cache folder,
     where other processes and later runs find them.
+
+    :ivar custom: objects of the caller that replace what options name.
     """
 
     dataset: Dataset
     machine: Machine
     group: Group = ALONE
+    custom: CustomParts = OPTIONS_ONLY
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
@@ -85,6 +89,9 @@ class TrainingContext:
 
         A model is built once per combination of options and then copied, which is faster.
         """
+        if self.custom.model is not None:
+            own = as_classifier(self.custom.model, self.dataset.classes, config)
+            return own.to(memory_format=torch.channels_last).to(self.machine.device)
         key = (config.model, config.weights, config.image_size, config.resize, config.seed)
         if key not in self._models:
             start = self.initial_weights(config)
@@ -111,6 +118,8 @@ class TrainingContext:
         if parts.frozen is not None:
             source = self._frozen(parts.frozen, config)
         train = self.batches(TRAIN, source, config)
+        if isinstance(train.transform, CustomTransform):
+            train.transform.check(source.take(train.rows[:2]))
         return TrainingInputs(
             parts,
             self._compile(parts, train, config),
@@ -143,7 +152,7 @@ class TrainingContext:
                 # A step: the trainer divides it into batches.
                 "batch_size": training.batch_size * training.accumulate,
                 "train": True,
-                "transform": training_transform(training),
+                "transform": self._transform(training),
                 "balanced": training.sampling == "balanced",
                 "mix": training_mix(training),
                 "seed": training.seed,
@@ -155,6 +164,11 @@ class TrainingContext:
             check_epoch(training, len(rows))
         share = (self.group.rank, self.group.size)
         return Batches(source, rows, labels, device=device, share=share, **settings)
+
+    def _transform(self, config: TrainConfig) -> Transform | None:
+        if self.custom.transform is not None:
+            return CustomTransform(self.custom.transform)
+        return training_transform(config)
 
     def _loss(self, config: TrainConfig) -> CrossEntropy:
         if config.class_weights == NONE:
@@ -194,7 +208,8 @@ class TrainingContext:
                     np.arange(len(self.dataset.frame)),
                     train,
                     transform,
-                    name=key if config.cache else None,
+                    # Nothing identifies what a network of the caller computes.
+                    name=key if config.cache and self.custom.model is None else None,
                     dtype=config.activation_dtype,
                     progress=watch("computing activations of the frozen layers"),
                 )

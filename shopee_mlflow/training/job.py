@@ -31,6 +31,7 @@ from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext
+from .custom import OPTIONS_ONLY, CustomParts
 from .naming import run_name
 from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
@@ -56,6 +57,7 @@ class TrainingJob:
     group: Group
     dataset: Dataset
     resume: ResumeState | None
+    custom: CustomParts = OPTIONS_ONLY
 
     @property
     def leads(self) -> bool:
@@ -65,13 +67,13 @@ class TrainingJob:
         """Log the dataset, unless the run is resumed, and create the training session."""
         if self.resume is None:
             log_data(self.run, self.dataset, self.config)
-        context = TrainingContext(self.dataset, self.machine, self.group)
+        context = TrainingContext(self.dataset, self.machine, self.group, self.custom)
         session = TrainingSession(
             self.config,
             context,
             self.run,
             resume=self.resume,
-            checkpoints=True,
+            checkpoints=not self.custom,
         )
         parameters = sum(p.numel() for p in session.model.parameters())
         say(
@@ -93,6 +95,8 @@ def training_job(
     cli_options: Mapping[str, str],
     parent: RunLog | None = None,
     name: str | None = None,
+    custom: CustomParts = OPTIONS_ONLY,
+    dataset: Dataset | None = None,
 ) -> Iterator[TrainingJob]:
     """Join the processes of a training, choose the device, load the data, open the run.
 
@@ -101,6 +105,8 @@ def training_job(
     :param cli_options: command-line options; logged as typed.
     :param parent: the parent run, if any.
     :param name: name of the run; by default see :func:`run_name`.
+    :param custom: objects of the caller, checked; a model's name is in ``config`` already.
+    :param dataset: data that the caller has loaded.
     :raises ShopeeError: for errors that the user can correct.
     """
     with joined_group(backend_for(config.device)) as group, stop_on_signals(), ExitStack() as held:
@@ -114,17 +120,18 @@ def training_job(
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
-        check_architecture(config.model)
-        dataset = load_dataset(config, watch)
+        if custom.model is None:
+            check_architecture(config.model)
+        dataset = load_dataset(config, watch) if dataset is None else dataset
         say(*dataset.lines())
         with _open_run(name or run_name(config), config, parent, state, group) as run:
             if state is None:
-                run.log_params({**as_params(config), **cli_options})
+                run.log_params({**as_params(config), **custom.params(config), **cli_options})
             else:
                 run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
-            yield TrainingJob(config, run, machine, group, dataset, state)
+            yield TrainingJob(config, run, machine, group, dataset, state, custom)
 
 
 @contextmanager

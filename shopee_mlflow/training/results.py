@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ def log_training(session: TrainingSession, test: TestResult, seconds: float) -> 
     # The model first: training takes hours, but the report can be redrawn in seconds.
     model_id = run.log_model(session.model, test.scores, config.serialization)
     history = session.history_table()
-    log_results(run, session.context.dataset, session.model, config, history, test)
+    custom = session.context.custom.params(config)
+    log_results(run, session.context.dataset, session.model, config, history, test, custom)
     run.log_tags({DESCRIPTION_TAG: _description(session, test, seconds)})
     run.flush()
     return model_id
@@ -89,11 +91,13 @@ def log_results(
     config: TrainConfig,
     history: pd.DataFrame,
     test: TestResult,
+    custom: Mapping[str, str] | None = None,
 ) -> None:
     """Log scores, curves, confusion matrix, class report, test predictions and the report page.
 
     :param model: the model that computed the test logits.
     :param history: one row per epoch.
+    :param custom: values of options that objects of the caller replace.
     """
     labels, logits, scores = test.labels, test.logits, test.scores
     run.log_metrics(scores)
@@ -114,7 +118,7 @@ def log_results(
     facts = TrainingFacts(
         title=f"Training of {config.model}",
         lead=f"Run {run.run_id}, data {dataset.digest}, {dataset.source.name}",
-        options=as_params(config),
+        options={**as_params(config), **(custom or {})},
         data_lines=dataset.lines(),
         scores=scores,
         history=history,

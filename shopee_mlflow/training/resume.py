@@ -172,9 +172,14 @@ def saved_on_disk(session: TrainingSession) -> Iterator[None]:
         reason = error if isinstance(error, TrackingError) else store_error(error)
         run_id = session.run.run_id
         folder = _save_results(session, checkpoints_of(run_id).folder)
+        later = (
+            "Classifier.load loads the folder model in it."
+            if session.context.custom
+            else f"When the store is available again, {resume_hint(run_id)}"
+        )
         raise TrackingError(
             f"{reason}\nThe training has ended, and nothing is lost: its model and history are in "
-            f"{folder.resolve()}. When the store is available again, {resume_hint(run_id)}"
+            f"{folder.resolve()}. {later}"
         ) from error
 
 

@@ -95,6 +95,7 @@ class TrainingSession:
             compiled=self.inputs.compiled,
             backbone=self.inputs.parts.backbone,
             group=group,
+            optimizer=context.custom.optimizer,
         )
         self.history: list[Epoch] = []
         self.pruned = False

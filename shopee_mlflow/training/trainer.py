@@ -27,6 +27,7 @@ from ..modeling.optim import (
     weight_average,
 )
 from ..modeling.scoring import predict_logits
+from .custom import OptimizerFactory, custom_optimizer
 
 # (photos done in this epoch, running loss, running accuracy); called between batches.
 OnProgress = Callable[[int, float, float], None]
@@ -52,6 +53,7 @@ class Trainer:
         compiled: Callable[[Tensor], Tensor] | None = None,
         backbone: nn.Module | None = None,
         group: Group = ALONE,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         """
         :param module: inputs of ``train`` -> logits; already on the device; trained in place.
@@ -62,13 +64,18 @@ class Trainer:
         :param backbone: the part of the module that may have smaller learning rates.
         :param group: the processes that train the module together, each with a share of ``train``
             and ``val``; metrics are computed over all shares.
+        :param optimizer: parameters -> optimizer, instead of the one that the options name.
         """
         self.module, self._group = module, group
         self._wrapped = group.wrap(module, machine.device, config.sync_batchnorm)
         self._compiled = compiled or self._wrapped
         self._train, self._val, self._config, self._machine = train, val, config, machine
         self._loss = loss or CrossEntropy(config.label_smoothing)
-        self._optimizer = make_optimizer(module, config, backbone)
+        self._optimizer = (
+            custom_optimizer(optimizer, module.parameters())
+            if optimizer
+            else make_optimizer(module, config, backbone)
+        )
         curve = learning_rate_curve(config, steps_per_epoch=len(train))
         self._schedule = LambdaLR(self._optimizer, curve)
         self._scaler = torch.amp.GradScaler(

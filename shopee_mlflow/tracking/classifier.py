@@ -1,0 +1,134 @@
+"""A logged model in Python: photos in any form in, a table of label groups or embeddings out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..console import say
+from ..data.photo_inputs import PhotoInputs, photos_in
+from ..errors import ConfigError, ImageError, ModelError
+from ..modeling.inference import Prediction, Predictor
+from ..modeling.models import ProductClassifier
+from .registry import LoadedModel, load_classifier
+
+
+class Classifier:
+    """A model of this project, ready to classify photos::
+
+        classifier = Classifier.load("models:/shopee-classifier@champion")
+        classifier.predict("photos/", top_k=3)
+
+    ``photos`` is in each method one of: the path of a photo, a folder, a pattern such as
+    ``shop/*.jpg`` or a CSV with a column ``image``; an image of Pillow; an array, (H, W, 3) or
+    (N, H, W, 3) uint8; the bytes of a file; a list or a Series of any of these; a DataFrame with
+    them in its column ``image``. ``images`` is the folder to which paths in a list or a table are
+    relative. Photos are decoded by ``workers`` threads (0: one per core), and only a few batches
+    are in memory at a time.
+
+    :ivar module: the model: uint8 or float photos, (N, 3, H, W) -> logits (N, classes).
+    :ivar classes: label groups in logit order.
+    :ivar image_size: side in pixels to which photos are resized.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, device: str = "cpu", name: str = "") -> None:
+        """
+        :param loaded: what :func:`load_classifier` returns.
+        :param name: shown by ``repr``.
+        :raises ConfigError: for a device on which this model cannot run.
+        """
+        self.module, self.classes = loaded.module, loaded.classes
+        self.image_size, self.resize, self.name = loaded.image_size, loaded.resize, name
+        self._whole = isinstance(loaded.module, ProductClassifier)
+        if device != "cpu" and not self._whole:
+            raise ConfigError(
+                [f"device={device}: a model saved with serialization=pt2 runs on the CPU only"]
+            )
+        self._predictor = Predictor(loaded.module, loaded.classes, device)
+
+    @classmethod
+    def load(cls, uri: str | Path, *, device: str = "cpu") -> Classifier:
+        """Load a model from the tracking store, the registry or a folder.
+
+        :param uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/MODEL_ID``,
+            ``runs:/RUN_ID/model``, or a folder with an ``MLmodel`` file.
+        :param device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        :raises TrackingError: when there is none, or it is of another kind.
+        """
+        return cls(load_classifier(str(uri)), device=device, name=str(uri))
+
+    def predict(
+        self,
+        photos: Any,
+        *,
+        top_k: int = 1,
+        images: str | Path | None = None,
+        workers: int = 0,
+    ) -> pd.DataFrame:
+        """Classify photos: one row for each, in order, with the index of a Series or DataFrame.
+
+        :param top_k: how many label groups to name: the second is in the columns
+            ``label_group_2`` and ``probability_2``, and so on.
+        :returns: columns image (the path as given; None without one), label_group, probability
+            (0..1) and error: why a photo could not be read, None if it was.
+        :raises CatalogError: when a path does not exist, or a table has no column ``image``.
+        :raises ImageError: when a single photo is given and cannot be read. Of several photos, such
+            a one has its reason in its row.
+        """
+        if top_k < 1:
+            raise ConfigError([f"top_k={top_k}: must be at least 1"])
+        found = _found(photos, images)
+        decode = found.decoder(self.image_size, self.resize, named=found.single)
+        top_k = min(top_k, len(self.classes))
+        batches = self._predictor.predict(found.numbered(), decode, top_k=top_k, workers=workers)
+        rows = [prediction for batch in batches for prediction in batch]
+        if found.single and rows[0].error is not None:
+            raise ImageError(rows[0].error)
+        return _table(found, rows, top_k)
+
+    def embed(
+        self, photos: Any, *, images: str | Path | None = None, workers: int = 0
+    ) -> np.ndarray:
+        """Compute embeddings: (N, features) float32, the inputs of the head, one row a photo.
+
+        :raises CatalogError: when a path does not exist, or a table has no column ``image``.
+        :raises ImageError: for a photo that cannot be read.
+        :raises ModelError: for a model saved with ``serialization=pt2``, which has logits only.
+        """
+        if not self._whole:
+            raise ModelError(
+                f"{self.name or 'This model'} was saved with serialization=pt2, as a program that "
+                "returns logits only. Embeddings need a model of serialization=pickle."
+            )
+        found = _found(photos, images)
+        decode = found.decoder(self.image_size, self.resize, named=True)
+        return self._predictor.embed(found.numbered(), decode, workers=workers).numpy()
+
+    def __repr__(self) -> str:
+        kind = getattr(self.module, "architecture", "") if self._whole else "program"
+        name = [repr(self.name)] if self.name else []
+        facts = [*name, kind, f"{len(self.classes)} classes", f"{self.image_size} px"]
+        return f"Classifier({', '.join(facts)})"
+
+
+def _found(photos: Any, images: str | Path | None) -> PhotoInputs:
+    found = photos_in(photos, images)
+    if found.remark:
+        say(found.remark)
+    return found
+
+
+def _table(found: PhotoInputs, rows: list[Prediction], top_k: int) -> pd.DataFrame:
+    names = pd.Series(found.names, index=found.index, dtype=object)
+    table = {"image": names}
+    for rank in range(top_k):
+        suffix = f"_{rank + 1}" if rank else ""
+        labels = [row.labels[rank] if row.error is None else None for row in rows]
+        shares = [row.probabilities[rank] if row.error is None else np.nan for row in rows]
+        table[f"label_group{suffix}"] = pd.Series(labels, index=found.index, dtype=object)
+        table[f"probability{suffix}"] = pd.Series(shares, index=found.index, dtype=float)
+    table["error"] = pd.Series([row.error for row in rows], index=found.index, dtype=object)
+    return pd.DataFrame(table)
