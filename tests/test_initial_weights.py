@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from small_run import SmallRun, small_run
 
-from shopee_mlflow import TrainConfig, build_model
+from shopee_mlflow import TrainConfig, build_model, train
+from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import ConfigError, ModelError
 from shopee_mlflow.modeling.initial_weights import InitialWeights, weights_of_model
 from shopee_mlflow.modeling.models import ProductClassifier
 from shopee_mlflow.tracking.flavor import save_in_folder, save_model
+from shopee_mlflow.tracking.registry import CHALLENGER, CHAMPION, decide
 from shopee_mlflow.training.weights_source import initial_weights
 
 SMALL = "mobilenet_v3_small"
@@ -130,3 +134,39 @@ def test_what_a_checkpoint_held_is_said_once(
         again = build_model(SMALL, ["a", "b", "c"], 64, tmp_path / "lightning.ckpt")
     torch.testing.assert_close(again.state_dict(), trained.state_dict())
     assert caplog.text.count("read from 'state_dict'; prefix 'module.' removed") == 1
+
+
+def options_of(run: SmallRun, **changed: object) -> dict[str, str]:
+    options = {"data": run.shop, "model": "cnn", "image_size": 32, "epochs": 1, "batch_size": 8}
+    return {name: str(value) for name, value in {**options, **changed}.items()}
+
+
+@pytest.mark.fault
+def test_test_photos_that_the_weights_have_seen_are_counted_over_all_earlier_runs(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_of(run, weights=run.result.run_id)
+    same = train(resolve(TrainConfig, options))
+    logged = mlflow.get_run(same.run_id).data.tags
+    assert logged["weights_run"] == run.result.run_id
+    assert logged["test_photos_seen_by_weights"] == "0"
+    assert "WARNING" not in capsys.readouterr().out
+
+    splits = run.result.dataset.frame.set_index("image")["split"]
+    other = train(resolve(TrainConfig, {**options, "split_seed": "5"}))
+    tests = other.dataset.frame.loc[other.dataset.rows("test"), "image"]
+    seen = int((splits[tests] != "test").sum())
+    assert seen > 0
+    assert f"{seen} of {len(tests)} test photos were in the train or val split" in (
+        capsys.readouterr().out
+    )
+    again = train(resolve(TrainConfig, {**options, "weights": other.run_id, "split_seed": "5"}))
+    assert mlflow.get_run(again.run_id).data.tags["test_photos_seen_by_weights"] == str(seen)
+
+    facts = {"data_digest": "d", "test_accuracy": "0.1"}
+    tags = [ModelVersionTag(name, value) for name, value in facts.items()]
+    champion, candidate = ModelVersion("shop", "1", 0, tags=tags), {**facts, "test_accuracy": "0.9"}
+    assert decide(candidate, champion, promote=False)[0] == CHAMPION
+    alias, reason = decide({**candidate, "test_photos_seen_by_weights": "3"}, champion, False)
+    assert alias == CHALLENGER
+    assert "have seen 3 of the test photos" in reason

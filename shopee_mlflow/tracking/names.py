@@ -11,6 +11,7 @@ PROCESS_TAG = "process"  # the process that writes it
 FAILURE_TAG = "failure"  # why it failed or was killed
 CONTINUES_TAG = "continues"  # the run that goes on in its place
 WEIGHTS_RUN_TAG = "weights_run"  # the run whose model it started from
+SEEN_TEST_TAG = "test_photos_seen_by_weights"  # number of test photos that run was trained on
 STUDY_TAG = "study"
 TRIAL_TAG = "trial"
 STATE_TAG = "state"  # of a trial

@@ -22,14 +22,14 @@ from mlflow.models import Model
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
 from .model_card import model_card, version_card
-from .names import REGISTERED_MODEL
+from .names import REGISTERED_MODEL, SEEN_TEST_TAG, WEIGHTS_RUN_TAG
 from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
 REFUSED_TAG = "refused"
 _METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
-_TAGS = ("data_digest", "git_commit", "classes")
+_TAGS = ("data_digest", "git_commit", "classes", WEIGHTS_RUN_TAG, SEEN_TEST_TAG)
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,11 @@ def decide(
         return CHALLENGER, (
             f"it cannot be compared with the champion (version {champion.version}): their splits "
             f"differ (data_digest {mine} and {its}); {insist}"
+        )
+    if (seen := candidate.get(SEEN_TEST_TAG, "0")) != "0":
+        return CHALLENGER, (
+            f"its test accuracy is not comparable: the weights that it started from have seen "
+            f"{seen} of the test photos; {insist}"
         )
     new, old = (float(t.get("test_accuracy", "nan")) for t in (candidate, champion.tags))
     if math.isnan(new) or math.isnan(old):

@@ -15,6 +15,7 @@ import psutil
 from ..config import NONE, TrainConfig, as_params
 from ..console import mute, say, watch
 from ..data.dataset import Dataset, load_dataset
+from ..data.splits import TEST
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..modeling.architectures import check_architecture
 from ..modeling.device import Machine, choose_machine
@@ -24,7 +25,7 @@ from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
 from ..tracking.follow import follow_run
-from ..tracking.names import PROCESS_TAG, TRAIN, WEIGHTS_RUN_TAG
+from ..tracking.names import PROCESS_TAG, SEEN_TEST_TAG, TRAIN, WEIGHTS_RUN_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
@@ -35,6 +36,7 @@ from .custom import OPTIONS_ONLY, CustomParts
 from .naming import run_name
 from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
+from .seen_photos import find_seen
 from .session import TrainingSession
 
 # Prefix of the files in the checkpoint folder that store the run id of a process group.
@@ -83,10 +85,23 @@ class TrainingJob:
         compiled = session.inputs.compiled is not None
         self.run.log_tags({"compiled": str(compiled).lower()})
         if (start := context.initial_weights(self.config)) and start.run_id:
-            self.run.log_tags({WEIGHTS_RUN_TAG: start.run_id})
+            self._log_weights_run(start.run_id)
         if compiled:
             say("compiling the training step, which takes a minute or two")
         return session
+
+    def _log_weights_run(self, run_id: str) -> None:
+        """Log the run whose weights this one starts from, and test photos that it has seen."""
+        data = self.dataset
+        seen = find_seen(data.frame.loc[data.rows(TEST)], run_id)
+        count = "unknown" if seen.unknown else str(int(seen.mask.sum()))
+        self.run.log_tags({WEIGHTS_RUN_TAG: run_id, SEEN_TEST_TAG: count})
+        if count != "0":
+            say(
+                f"WARNING: {count} of {len(seen.split):,} test photos were in the train or val "
+                f"split of run {run_id}, whose weights this training starts from. Its test "
+                "accuracy will say little about new photos. Use the split of that run."
+            )
 
 
 @contextmanager

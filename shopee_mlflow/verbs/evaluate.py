@@ -30,7 +30,7 @@ from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run_if_writable, read_manifest
 from ..tracking.signals import stop_on_signals
-from .seen_photos import SeenPhotos, eval_scores, find_seen, in_words
+from ..training.seen_photos import SeenPhotos, eval_scores, find_seen, in_words
 
 _FOLDER = "evaluation"
 
@@ -96,7 +96,7 @@ def evaluate(
         columns = {"image_column": image_column, "label_column": label_column}
         photos = _test_split(run, data, images) if run else _catalogue(data, images, columns)
         frame, pixels = _decode(_of_known_labels(photos.frame, loaded), loaded)
-        seen = find_seen(frame, loaded)
+        seen = find_seen(frame, loaded.run_id)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
         logits = Predictor(loaded.module, loaded.classes).logits(pixels, np.asarray).numpy()
         scores = eval_scores(labels, logits, seen.mask)

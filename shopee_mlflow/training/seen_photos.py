@@ -1,4 +1,4 @@
-"""Which photos of an evaluation the model has seen: copies of photos of its train or val split."""
+"""Which photos a model has seen: copies of photos of the train or val split of its runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 from ..data.splits import TRAIN, VAL, tie_copies
 from ..errors import TrackingError
 from ..modeling.metrics import score
-from ..tracking.registry import LoadedModel
-from ..tracking.runs import read_manifest
+from ..tracking.names import WEIGHTS_RUN_TAG
+from ..tracking.runs import find_run, read_manifest
 
 _COPY = ["content", "image_phash"]
 
@@ -36,22 +36,23 @@ class SeenPhotos:
         return (self.split != "").to_numpy()
 
 
-def find_seen(frame: pd.DataFrame, loaded: LoadedModel) -> SeenPhotos:
-    """Compare photos with the manifest of the run that has trained a model.
+def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
+    """Compare photos with the manifests of the runs that have trained a model.
 
     :param frame: columns ``content`` and ``image_phash``.
+    :param run_id: the run that has logged the model; the runs whose weights it started from are
+        found by their tags. None: the model does not name its run.
     """
     nothing = pd.Series("", index=frame.index)
-    if not loaded.run_id:
+    if not run_id:
         return SeenPhotos(nothing, "the model does not name the run that trained it")
     try:
-        manifest, _ = read_manifest(loaded.run_id)
+        known = pd.concat(_manifests(run_id), ignore_index=True)
     except TrackingError as error:
         return SeenPhotos(nothing, str(error).splitlines()[0])
-    by_bytes = "image_phash" not in manifest
-    if by_bytes:
-        manifest = manifest.assign(image_phash="")
-    known = manifest[manifest["split"].isin([TRAIN, VAL])]
+    by_bytes = "image_phash" not in known or bool(known["image_phash"].isna().any())
+    known = known.reindex(columns=[*_COPY, "split"]).fillna("")
+    known = known[known["split"].isin([TRAIN, VAL])]
     both = pd.concat([known[_COPY], frame[_COPY]], ignore_index=True)
     sets = tie_copies(both)
     theirs, mine = sets.iloc[: len(known)], sets.iloc[len(known) :].to_numpy()
@@ -60,6 +61,16 @@ def find_seen(frame: pd.DataFrame, loaded: LoadedModel) -> SeenPhotos:
         copied = np.isin(mine, theirs[(known["split"] == name).to_numpy()])
         split = split.mask(copied, name)
     return SeenPhotos(split, by_bytes=by_bytes)
+
+
+def _manifests(run_id: str) -> list[pd.DataFrame]:
+    """The manifest of a run, and those of the runs whose weights it started from."""
+    manifests, seen = [], set[str]()
+    while run_id and run_id not in seen:
+        seen.add(run_id)
+        manifests.append(read_manifest(run_id)[0])
+        run_id = find_run(run_id).data.tags.get(WEIGHTS_RUN_TAG, "")
+    return manifests
 
 
 def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dict[str, float]:
