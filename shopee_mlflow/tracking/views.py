@@ -1,8 +1,8 @@
 """A saved view of MLflow's table of runs and its charts: accuracies, curves, the main options.
 
 MLflow shows no metric in its table unless the user adds a column, and charts in alphabetical
-order. Its UI stores saved views as tags of the experiment; the format is that of MLflow 3.17. A view
-that another version cannot read is missing in its menu, and changes nothing else.
+order. Its UI stores saved views as tags of the experiment; the format is that of MLflow 3.17. A
+view that another version cannot read is missing in its menu, and changes nothing else.
 """
 
 from __future__ import annotations
