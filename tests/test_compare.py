@@ -254,6 +254,12 @@ def test_facts_that_are_no_options(tmp_path: Path) -> None:
     assert f"run lr git_commit A 0.1 {commits[0]} B 0.01235 {commits[1]} C 0.1" in text
 
 
+def test_names_show_what_differs(tmp_path: Path) -> None:
+    names = ["cnn lr=0.1 epochs=3", "cnn lr=0.2 epochs=3", "cnn epochs=3"]
+    result = compare([made_run("named", name) for name in names], out=tmp_path / "out")
+    assert result.runs["name"].tolist() == ["cnn lr=0.1", "cnn lr=0.2", "cnn"]
+
+
 def test_names_of_strangers_are_text(tmp_path: Path) -> None:
     odd = ["<script>alert(1)</script>", r"$\no{$ _x"]
     runs = [made_run("strange", name, weights=name) for name in odd]

@@ -245,7 +245,7 @@ def test_a_session_trains_without_a_store(
     assert set(session.history_table().columns) == {"epoch", *EPOCH_METRICS}
     test = session.test()
     assert test.logits.shape == (len(test.labels), 3)
-    assert log_training(session, test) == ""
+    assert log_training(session, test, 1.0) == ""
 
 
 # --- option roles, and what was once accepted ---

@@ -207,10 +207,11 @@ class Trainer:
         self._check_finite(train_loss, val_loss)
         release_memory(self._machine)
         metrics = {
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
+            # The first one leads MLflow's list of metrics and its page that compares runs.
             **validation_metrics(labels, logits),
+            "val_loss": val_loss,
+            "train_accuracy": train_accuracy,
+            "train_loss": train_loss,
             "lr": self._lr,
             "epoch_seconds": time.perf_counter() - started,
             "images_per_second": (self._seen - seen_before) / seconds,

@@ -75,7 +75,11 @@ def compare(
             f"experiment={experiment}: has 1 training run that has finished; a comparison needs "
             "two. Train another one, or name another experiment."
         )
-    compared = [_compared_run(letter, run) for letter, run in zip(_letters(), past, strict=False)]
+    names = _short_names([run.name for run in past])
+    compared = [
+        _compared_run(letter, name, run)
+        for letter, name, run in zip(_letters(), names, past, strict=False)
+    ]
     chosen = f"The {len(past)} runs of highest {CHOSEN_BY} in the experiment {experiment}"
     lead = chosen if experiment else f"{len(past)} runs, chosen by their ids"
     facts = ComparisonFacts(lead, compared, _pairs(compared, past))
@@ -123,7 +127,14 @@ def _letters() -> Iterator[str]:
         yield from ("".join(letters) for letters in product(ascii_uppercase, repeat=length))
 
 
-def _compared_run(letter: str, run: PastRun) -> ComparedRun:
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Names without the ``option=value`` that all of them have, which tells no run apart."""
+    words = [name.split(" ") for name in names]
+    common = {word for word in words[0] if "=" in word}.intersection(*words)
+    return [" ".join(word for word in each if word not in common) for each in words]
+
+
+def _compared_run(letter: str, name: str, run: PastRun) -> ComparedRun:
     tested: dict[str, Any] = {}
     if run.predictions is not None:
         right, photos = int(_right(run.predictions).sum()), len(run.predictions)
@@ -131,7 +142,7 @@ def _compared_run(letter: str, run: PastRun) -> ComparedRun:
         tested = {"right": right, "photos": photos, "interval": interval}
     return ComparedRun(
         letter=letter,
-        name=run.name,
+        name=name,
         run_id=run.run_id,
         options=_without_name(run.options),
         facts={name: run.tags[tag] for tag, name in _FACTS.items() if tag in run.tags},

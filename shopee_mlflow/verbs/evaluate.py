@@ -255,8 +255,10 @@ def _log_results(
 
 def _log_description(log: RunLog, what: str, lines: list[str], loaded: LoadedModel) -> None:
     """Log the result in words, as the run's description and as a file."""
-    text = "\n\n".join([f"Evaluation of {what}.", *lines]) + "\n"
-    log.log_text(text, f"{_FOLDER}/summary.md")
+    sentences = [line[0].upper() + line[1:] for line in lines]
+    summary = "\n\n".join([f"Evaluation of {what}.", *sentences])
+    log.log_text(f"{summary}\n", f"{_FOLDER}/summary.md")
     if loaded.run_id:
-        text += f"\nThe model was trained in run {run_link(loaded.run_id)}.\n"
-    log.log_tags({DESCRIPTION_TAG: text})
+        sentences.append(f"The model was trained in run {run_link(loaded.run_id)}.")
+    # Two spaces end a line in Markdown.
+    log.log_tags({DESCRIPTION_TAG: "  \n".join(sentences)})
