@@ -385,7 +385,13 @@ def _contradictions(config: DataConfig) -> list[str]:
             )
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
-        if config.weights != AUTO and not Path(config.weights).expanduser().is_file():
+        if config.weights.startswith(("models:/", "runs:/")):
+            problems.append(
+                f"weights={config.weights}: is a logged model; weights takes a file. Save it with: "
+                'python -c "import mlflow, torch; torch.save(mlflow.pytorch.load_model('
+                f"{config.weights!r}).state_dict(), 'weights.pth')\" and use weights=weights.pth"
+            )
+        elif config.weights != AUTO and not Path(config.weights).expanduser().is_file():
             problems.append(f"weights={config.weights}: no such file, relative to {Path.cwd()}")
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
