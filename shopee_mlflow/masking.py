@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 
 MASK = "***"
-_SEPARATOR = r"(?::|%3A)(?:/|%2F){2}"
+_SEPARATOR = r"(?::|%3A)(?:/|%2F){1,3}"
 _URL = re.compile(rf"(?P<scheme>[a-z][a-z0-9+.-]{{0,40}}){_SEPARATOR}(?P<rest>[^\s'\"<>]*)", re.I)
 # Everything up to the last @: a password may hold any character, whatever the standard says.
 _USER_INFO = re.compile(
@@ -18,6 +18,22 @@ _USER_ALONE = re.compile(r"[^/?#@]+(?=@)")
 _ODD_PASSWORD = re.compile(
     r"(?P<start>[a-z][a-z0-9+.-]{0,40}://[^\s:/@?#'\"<>\[]{0,200}:)(?!\s|\d+(?:\W|$))[^\s@]{0,200}[\s'\"<>][^\n@]{0,200}(?=@)",
     re.I,
+)
+# An address without its scheme. Digests and addresses of mail programs are none.
+_NO_SCHEME = re.compile(
+    r"(?<![\w./:@%+~\\-])(?P<user>(?://)?(?!(?:mailto|sips?|xmpp|models|runs):)[a-z0-9_][\w.%+-]{0,100}:)"
+    r"(?![/\s])[^\s'\"<>,;]{1,200}(?=@(?!sha256:)[\w\[])",
+    re.I,
+)
+# Header lines, environment variables, lines of YAML and options, none of which are prose.
+_LINE = re.compile(
+    r"(?P<name>(?<![\w-])--?[\w-]+(?=\s)|^[ \t]*(?:- )?\w{1,60}(?=:)"
+    r"|(?<!\w)\w{1,60}[_-][\w-]{1,60}(?=:))(?P<between>:?[ \t]+)(?P<value>[^\s'\"-][^\s'\"]*)",
+    re.M,
+)
+# Tokens that are known by their form: Hugging Face, GitHub, Databricks, JSON Web Tokens.
+_TOKEN = re.compile(
+    r"\b(?:hf_|gh[pousr]_|github_pat_|dapi(?=[0-9a-f]{30})|eyJ[\w-]{10,}\.)[\w.-]{20,}"
 )
 # ODBC's connection string in a query, percent-encoded.
 _ENCODED_FIELD = re.compile(r"((?:pwd|password)%3D)(?:(?!%3B)[^\s&'\"])+", re.I)
@@ -32,22 +48,28 @@ _SECRET = re.compile(
     re.I,
 )
 _HEADER = re.compile(
-    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?)[^\s'\",]+", re.I
+    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?|\bbearer\s+)[^\s'\",]+",
+    re.I,
 )
+_COOKIES = re.compile(r"(cookie['\"]?\s*:\s*['\"]?)[^\s'\"][^\n'\"]*", re.I)
 
 
 def mask_passwords(text: str) -> str:
     """Replace passwords and tokens in a text by ``***``.
 
     Found are ``scheme://user:password@host``, also percent-encoded and with ``@``, ``:`` or ``/``
-    in the password; a user name alone in an HTTP address, which is usually a token; fields such
-    as ``password=...`` and ``token=...`` in queries and connection strings; quoted fields of
-    mappings; and the header ``Authorization``. Rather too much is masked than too little.
+    in the password, or without a scheme; a user name alone in an HTTP address, which is usually a
+    token; fields such as ``password=...`` and ``token=...`` in queries and connection strings;
+    quoted fields of mappings; lines such as ``password: ...``; options such as ``--password ...``;
+    tokens that are known by their form; and the headers ``Authorization`` and ``Cookie``. Rather
+    too much is masked than too little.
     """
     text = _ODD_PASSWORD.sub(rf"\g<start>{MASK}", text)
     text = _FIELD.sub(_mask_field, _URL.sub(_mask_url, text))
+    text = _NO_SCHEME.sub(rf"\g<user>{MASK}", text)
+    text = _TOKEN.sub(MASK, _LINE.sub(_mask_line, text))
     text = _ENCODED_FIELD.sub(rf"\g<1>{MASK}", text)
-    return _HEADER.sub(rf"\g<1>{MASK}", text)
+    return _COOKIES.sub(rf"\g<1>{MASK}", _HEADER.sub(rf"\g<1>{MASK}", text))
 
 
 def _mask_url(url: re.Match[str]) -> str:
@@ -66,3 +88,14 @@ def _mask_field(field: re.Match[str]) -> str:
         return field.group()
     quote = value[0] if value[0] in "'\"" else ""
     return f"{name}{equals}{quote}{MASK}{quote}"
+
+
+def _mask_line(line: re.Match[str]) -> str:
+    name, between, value = line.group("name", "between", "value")
+    if not _SECRET.search(name):
+        return line.group()
+    # Prose may follow the name: "password: access denied".
+    rest = line.string[line.end() :].split("\n", 1)[0].strip()
+    if rest and not name.startswith("-") and not re.search("[_-]", name):
+        return line.group()
+    return f"{name}{between}{MASK}" if value != MASK else line.group()

@@ -58,7 +58,8 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    "file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"]
+    "file_format",
+    ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO"],
 )
 def test_mutated_files(file_format: str) -> None:
     content = photo(file_format)

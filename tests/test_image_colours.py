@@ -241,3 +241,46 @@ def test_large_images_are_converted_in_strips_to_the_same(
     tolerance = 12 if mode in ("P", "1") else 2
     assert np.abs(strips[0].astype(int) - whole[0]).mean() <= tolerance
     np.testing.assert_array_equal(strips[1], whole[1])
+
+
+HOT = np.zeros((64, 64), dtype=bool)
+HOT[5, 9] = True
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("values", "defect", "file_format"),
+    [
+        ((RAMP * 4095).astype(np.uint16), 65535, "PNG"),
+        ((RAMP * 1023).astype(np.uint16), 65535, "TIFF"),
+        (RAMP.astype(np.float32), 1e30, "TIFF"),
+        (RAMP.astype(np.float32), -1e30, "TIFF"),
+        (RAMP.astype(np.float32), np.nan, "TIFF"),
+        ((RAMP * 255).astype(np.float32), np.inf, "TIFF"),
+        ((RAMP * 3 - 1).astype(np.float32), 700, "TIFF"),
+        ((RAMP * 65535).astype(np.int32), 2**31 - 1, "TIFF"),
+        ((RAMP * 2**20).astype(np.int32), -(2**31), "TIFF"),
+    ],
+)
+def test_a_hot_or_dead_pixel_does_not_change_the_others(
+    values: np.ndarray, defect: float, file_format: str
+) -> None:
+    damaged = np.where(HOT, np.asarray(defect, dtype=values.dtype), values)
+    pixels = read_pixels(encode(Image.fromarray(damaged), file_format), 64)
+    assert np.abs(pixels - 255 * RAMP[..., None])[~HOT].max() <= 1
+
+
+def test_a_dark_16_bit_photo_stays_dark() -> None:
+    dark = (RAMP * 30_000).astype(np.uint16)
+    pixels = read_pixels(encode(Image.fromarray(dark), "PNG"), 64)
+    assert np.abs(pixels - 255 * 30_000 / 65_535 * RAMP[..., None]).max() <= 1
+
+
+@pytest.mark.fault
+def test_signed_16_bit_values_have_their_full_brightness() -> None:
+    unsigned = encode(Image.fromarray((RAMP * 32767).astype(np.uint16)), "TIFF")
+    # The entry Compression (none, the default) is replaced by SampleFormat (signed).
+    compression, signed = struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 339, 3, 1, 2)
+    assert compression in unsigned
+    pixels = read_pixels(unsigned.replace(compression, signed), 64)
+    assert np.abs(pixels - 255 * RAMP[..., None]).max() <= 1

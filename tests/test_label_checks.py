@@ -118,3 +118,23 @@ def test_remarks_name_a_few_and_count_all() -> None:
     assert missing.startswith("2 label groups read like a missing value")
     assert missing.endswith(": 'nan', 'null'")
     assert label_remarks(["plain", "other"]) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [
+        ("\u04cfamp", "lamp"),
+        ("b\u0251\u0261", "bag"),
+        ("sh\u0131rt", "shirt"),
+        ("b\u0585x", "box"),
+        ("2\u00d73", "2x3"),
+        ("\u8fbb\U000e0101", "\u8fbb"),
+        ("\u0662\u0664", "24"),
+    ],
+)
+def test_further_lookalikes(label: str, other: str) -> None:
+    assert lookalike_labels([label, other]) == [sorted([label, other])]
+
+
+def test_further_missing_values() -> None:
+    assert missing_value_labels(["#N/D", "[null]", "{}", "red"]) == ["#N/D", "[null]", "{}"]

@@ -63,9 +63,40 @@ def test_passwords_are_masked(text: str, shown: str) -> None:
     assert mask_passwords(shown) == shown
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ann:S3CRET@host", "ann:***@host"),
+        ("is ann:p@S3CRET@10.0.0.1:5432/db away?", "is ann:***@10.0.0.1:5432/db away?"),
+        ("//ann:S3CRET@[::1]:5000/x", "//ann:***@[::1]:5000/x"),
+        ("postgresql:/ann:S3CRET@h/o", "postgresql:/ann:***@h/o"),
+        ("MLFLOW_TRACKING_TOKEN: S3CRET", "MLFLOW_TRACKING_TOKEN: ***"),
+        ("X-Api-Key: S3CRET\nHost: h", "X-Api-Key: ***\nHost: h"),
+        ("user: ann\n  password: S3CRET\n", "user: ann\n  password: ***\n"),
+        ("mlflow server --password S3CRET --port 5", "mlflow server --password *** --port 5"),
+        ("Bearer S3CRET", "Bearer ***"),
+        ("Set-Cookie: session=S3CRET; a=S3CRET", "Set-Cookie: ***"),
+        ("token hf_S3CRETS3CRETS3CRETS3CRET!", "token ***!"),
+        ("ghp_S3CRETS3CRETS3CRETS3CRETS3CR", "***"),
+        ("dapi0123456789abcdef0123456789abcdef", "***"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.S3CRET_signature", "***"),
+    ],
+)
+def test_secrets_without_an_address_are_masked(text: str, shown: str) -> None:
+    assert mask_passwords(text) == shown
+    assert mask_passwords(shown) == shown
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "python:3.11@sha256:0123",
+        "mailto:ann@example.com",
+        "git@github.com:a/b.git",
+        "invalid token: unexpected end",
+        "see hf_hub and ghp_pages",
+        "label group 3: sent to ann@example.com",
         "postgresql://user@host/name",
         "sqlite:////home/ann/mlflow.db",
         "http://127.0.0.1:5000/#/experiments/1/runs/2",

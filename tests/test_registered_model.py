@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -310,6 +311,20 @@ def test_a_bad_photo_is_told_of_in_its_own_row(run: SmallRun, tmp_path: Path) ->
     assert all(v is None for v in refused[["label_group", "probability"]].to_numpy().flat)
     assert "no such file" in refused["error"].iloc[0]
     assert "no such file" in refused["error"].iloc[1]
+
+
+@pytest.mark.fault
+def test_answers_for_spark_keep_their_nulls(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A Python worker of Spark has this module; MLflow copies the frame and casts its columns.
+    monkeypatch.setitem(sys.modules, "pyspark.worker", ModuleType("pyspark.worker"))
+    answers = pd.DataFrame(ask(run.uri, str(run.photos[0]), "nowhere.jpg"))
+    labels = answers["label_group"].astype(np.str_).tolist()
+    errors = answers["error"].astype(np.str_).tolist()
+    assert str(labels[0]).startswith("$group")
+    assert labels[1] is None
+    assert errors[0] is None
+    assert "no such file" in errors[1]
+    assert answers["probability"].astype(np.float64).isna().tolist() == [False, True]
 
 
 def test_the_index_of_the_frame_is_kept_and_the_frame_itself(run: SmallRun) -> None:

@@ -26,9 +26,11 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _AVIF_BRANDS = (b"avif", b"avis")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 # A JPEG marker that is neither a fill byte, an escaped 0xFF nor a restart marker.
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 
 _STARTS = (
@@ -40,6 +42,11 @@ _STARTS = (
     (b"../.git/annex/objects/", "a git-annex pointer, not the photo: run git annex get"),
     (b"%PDF", "a PDF document, not a photo"),
     (b"%!PS", "a PostScript document, not a photo"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript document, not a photo"),
+    (b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF), not a photo: convert it to PNG"),
+    (b"SIMPLE  =", "scientific data (FITS), not a photo: convert it to PNG"),
+    (b"P7\n", "a PAM image, which is not read: convert it to PNG"),
+    (b"PF\n", "a colour PFM image (values as floats), which is not read: convert it to PNG"),
     (b"8BPS", "a Photoshop file: export it as JPEG or PNG"),
     (b"PK\x03\x04", "a ZIP archive, not a photo: unpack it"),
     (b"\x1f\x8b", "a gzip archive, not a photo: unpack it"),
@@ -65,6 +72,12 @@ def unreadable_reason(head: bytes, formats: tuple[str, ...]) -> tuple[str, bool]
             return reason, False
     if head.startswith((JPEG_START, PNG_START)):
         return "a damaged JPEG or PNG file", False
+    if head.startswith(_TIFF_STARTS):
+        return (
+            "a TIFF file that is damaged, or of a kind that Pillow does not read (colours as "
+            "floats, signed or 32-bit integers, or many channels): save it with 8 bits a channel",
+            False,
+        )
     if head[4:8] == b"ftyp":
         return _iso_media_reason(head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1024].lower()
@@ -75,7 +88,7 @@ def unreadable_reason(head: bytes, formats: tuple[str, ...]) -> tuple[str, bool]
             "an HTML or XML page, not a photo (often a server's error page): fetch it again",
             False,
         )
-    if text.startswith((b"{", b"[")):
+    if text.startswith((b"{", b"[")) and not _CONTROL.search(head):
         return "JSON text, not a photo (often a server's error message): fetch it again", False
     known = ", ".join(formats[:4])
     if _is_text(head):
@@ -168,6 +181,10 @@ def has_deep_colour(image: Image.Image, head: bytes) -> bool:
     """Whether colours have 16 bits per channel, of which Pillow keeps the upper 8."""
     if image.mode.startswith(("I", "F")):
         return False
+    if image.format == "PPM":
+        # Other ranges than 0..65535 are scaled by Pillow.
+        tiles = getattr(image, "tile", [])
+        return bool(tiles) and tiles[0][0] == "ppm" and tiles[0][3][-1] == 65535
     if image.format == "PNG":
         return head[12:16] == b"IHDR" and head[24:25] == b"\x10"
     bits = getattr(image, "tag_v2", {}).get(258)

@@ -21,12 +21,17 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # The largest value of each bit depth of cameras and scanners.
 _DEPTHS = (255, 1023, 4095, 16383, 65535)
+_SIGNED_DEPTHS = (255, 1023, 4095, 16383, 32767, 65535)
+# The share of pixels that may lie outside the range of values: hot and dead pixels of a sensor.
+_DEFECTS = 0.001
+# Values of larger images are sampled evenly to find their range.
+_SAMPLED_PIXELS = 4_000_000
 
 # TIFF 6.0, section 8 and 19.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _MAX_SAMPLE, _SMAX_SAMPLE = 281, 341
 _WHITE_IS_ZERO = 0
-_UNSIGNED = 1
+_UNSIGNED, _SIGNED = 1, 2
 
 # Colour spaces of ICC profiles (ICC.1:2022, 7.2.6), and the modes that hold their values.
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -83,10 +88,14 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def value_range(image: Image.Image) -> tuple[float, float]:
     """The values of black and white in a 16-bit, 32-bit or float image.
 
-    - A TIFF file's MaxSampleValue, SMaxSampleValue or BitsPerSample below 16, if no pixel is
+    The lowest and the highest 0.1 % of the pixels (at least one) do not count, so that a hot pixel
+    does not darken the photo; they are clipped.
+
+    - A TIFF file's MaxSampleValue, SMaxSampleValue or BitsPerSample below 16, if no value is
       above it.
     - Integers up to 65535: the smallest depth of 8, 10, 12, 14 and 16 bits that holds all values.
-      Cameras and scanners store 10 to 14 bits in 16 without saying so.
+      Cameras and scanners store 10 to 14 bits in 16 without saying so. Signed values may also
+      end at 32767.
     - Floats: 0..1 or 0..255, if they hold all values.
     - Otherwise the smallest (for integers at most 0) and the largest finite value.
     """
@@ -94,7 +103,11 @@ def value_range(image: Image.Image) -> tuple[float, float]:
     stated = _stated_maximum(image)
     if stated and low >= 0 and high <= stated:
         return 0.0, stated
-    limits = (1, 255) if image.mode == "F" else _DEPTHS
+    if image.mode == "F":
+        limits: tuple[int, ...] = (1, 255)
+    else:
+        signed = _first_number(_tags(image).get(_SAMPLE_FORMAT)) == _SIGNED
+        limits = _SIGNED_DEPTHS if signed else _DEPTHS
     if low >= 0:
         for limit in limits:
             if high <= limit:
@@ -159,7 +172,9 @@ def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
     def convert(part: Image.Image) -> Image.Image:
         values = _values(part, unsigned)
-        grey = np.nan_to_num((values - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        # Outliers of floats may overflow; they are clipped.
+        with np.errstate(over="ignore", invalid="ignore"):
+            grey = np.nan_to_num((values - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
         grey = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
         if inverted:
             grey = 255 - grey
@@ -171,13 +186,17 @@ def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 
 def _extremes(image: Image.Image) -> tuple[float, float]:
-    low, high = math.inf, -math.inf
-    for _, strip in _strips(image):
-        values = _values(strip, _is_unsigned(image))
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return (low, high) if low <= high else (0.0, 0.0)
+    """The smallest and the largest finite value, without the outermost 0.1 % of the pixels."""
+    step = math.ceil(image.width * image.height / _SAMPLED_PIXELS)
+    unsigned = _is_unsigned(image)
+    parts = [_values(strip, unsigned).ravel()[::step] for _, strip in _strips(image)]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 0.0
+    outliers = min((values.size - 1) // 2, max(1, int(values.size * _DEFECTS)))
+    values.partition((outliers, values.size - 1 - outliers))
+    return float(values[outliers]), float(values[-1 - outliers])
 
 
 def _values(image: Image.Image, unsigned: bool) -> np.ndarray:

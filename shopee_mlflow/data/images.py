@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import stat
 import struct
@@ -10,10 +9,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -31,14 +28,15 @@ from .image_checks import (
     without_metadata,
 )
 from .image_colours import LARGE_PIXELS, check_deep_colour, flatten, to_srgb
+from .image_formats import check_icon, check_slow_decoder, is_icon, readable_formats
 
-# Only raster formats that shops use: no EPS or PDF, whose decoders run other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".tga", ".pcx", ".ico", ".dib", ".dds", ".sgi", ".qoi"),
+)
 
 # Part of the cache key. Change it whenever the same file would be decoded to other pixels.
-RECIPE = "draft2x-bilinear-white-srgb-v3"
+RECIPE = "draft2x-bilinear-white-srgb-v4"
 
 _HEAD_BYTES = 4096
 _MOST_SCANNED_BYTES = 256 * 1024 * 1024
@@ -200,6 +198,7 @@ def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
             stream.seek(0)
             with _open_image(stream, head) as image:
                 check_size(image)
+                check_slow_decoder(image)
                 _scale_down(image, stream, side)
                 # Large images are decoded one at a time.
                 with _LARGE if _is_large(image) else nullcontext():
@@ -209,7 +208,7 @@ def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: more than {MAX_PIXELS:,} pixels") from error
     except Image.UnidentifiedImageError as error:
-        reason, transient = unreadable_reason(head, FORMATS)
+        reason, transient = unreadable_reason(head, readable_formats())
         raise ImageError(reason, transient=transient) from error
     except MemoryError as error:
         raise ImageError("not enough memory to decode it", transient=True) from error
@@ -235,9 +234,12 @@ def _open_stream(source: Path | bytes) -> Iterator[IO[bytes]]:
 
 
 def _open_image(stream: IO[bytes], head: bytes) -> Image.Image:
+    if is_icon(head):
+        check_icon(stream.read(_MOST_SCANNED_BYTES))
+        stream.seek(0)
     with _without_warnings():
         try:
-            return Image.open(stream, formats=_formats())
+            return Image.open(stream, formats=readable_formats())
         except Image.DecompressionBombError:
             if not head.startswith(JPEG_START):
                 raise
@@ -254,16 +256,6 @@ def _open_without_metadata(stream: IO[bytes]) -> Image.Image:
     """Open a PNG file whose text chunks are damaged or exceed Pillow's limit."""
     stream.seek(0)
     return Image.open(io.BytesIO(without_metadata(stream.read())), formats=("PNG",))
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats that are read, including HEIF if the package pillow-heif is installed."""
-    if find_spec("pillow_heif") is None:
-        return FORMATS
-    heif: Any = importlib.import_module("pillow_heif")
-    heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
 
 
 def _scale_down(image: Image.Image, stream: IO[bytes], side: int) -> None:

@@ -19,6 +19,8 @@ _CONFUSABLE = str.maketrans(
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict(zip("аеорсухіјѕԁһԛԝοαν", "aeopcyxijsdhqwoav", strict=True)),
         **dict(zip("вкмнтβεζικρτυχ", "bkmhtbezikptyx", strict=True)),
+        # Palochka, Latin alpha, script g, dotless i, Armenian o and u, the sign for "times".
+        **dict(zip("\u04cf\u0251\u0261\u0131\u0585\u057d\u00d7", "lagioux", strict=True)),
         **dict.fromkeys("∕⁄", "/"),
     }
 )
@@ -29,6 +31,7 @@ _MISSING = frozenset(
         *("nan", "-nan", "na", "n/a", "n.a.", "n.a", "<na>", "nat", "1.#ind", "1.#qnan", "-1.#ind"),
         *("none", "null", "(null)", "nil", "undefined", "\\n", "-", "--", "---", "?", "."),
         *("#n/a", "#na", "#null!", "#div/0!", "#ref!", "#value!", "#name?", "#num!"),
+        *("#n/d", "n/d", "[null]", "[none]", "{}", "[]"),
         *("#nv", "#n/a n/a", "-1.#qnan", "<null>", "<none>", "(none)", "(blank)", "(empty)"),
     }
 )
@@ -93,6 +96,9 @@ def _as_seen(label: str) -> str:
 def _invisible(text: str) -> bool:
     """Whether a text holds format characters, variation selectors or blank letters."""
     return not text.isascii() and any(
-        unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f" or char in _BLANK
+        unicodedata.category(char) == "Cf"
+        or char in _BLANK
+        or "\ufe00" <= char <= "\ufe0f"
+        or "\U000e0100" <= char <= "\U000e01ef"
         for char in text
     )

@@ -20,6 +20,8 @@ TABLE, LABEL_GROUP = OUTPUTS = ("table", "label_group")
 # MLflow's scoring server finds its model by this variable, in a container as well.
 _SERVER_VARIABLE = "__pyfunc_model_path__"
 _SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver")
+# A Python worker of Spark, where MLflow casts the columns of the answer.
+_SPARK_WORKER = "pyspark.worker"
 # Columns of the answer; the second pair only if more than one label group is asked for.
 _BEST, _ALL = ("label_group", "label_name", "probability"), ("label_groups", "probabilities")
 
@@ -117,7 +119,24 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any
     frame = pd.DataFrame(table, index=index)
     if frame["probability"].notna().all():
         frame["probability"] = frame["probability"].astype(float)
+    if _SPARK_WORKER in sys.modules:
+        for name in (LABEL_GROUP, "error"):
+            frame[name] = pd.Series(_NullableText.of(frame[name]), index=index)
     return frame
+
+
+class _NullableText(pd.arrays.StringArray):
+    """Text for Spark. MLflow casts its columns to ``numpy.str_``, where None becomes 'None'."""
+
+    @classmethod
+    def of(cls, texts: pd.Series) -> _NullableText:
+        known = [pd.NA if text is None else text for text in texts]
+        return cls(np.array(known, dtype=object))
+
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        if dtype == np.str_:
+            return np.array([None if text is pd.NA else text for text in self], dtype=object)
+        return super().astype(dtype, copy)
 
 
 def _photos(frame: Any) -> tuple[list[Any], pd.Index]:

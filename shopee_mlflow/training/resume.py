@@ -54,7 +54,12 @@ def find_resume_state(
         held.enter_context(_only_resumed_here(run_id, checkpoints.folder))
     run = find_run(run_id)
     if run.info.status == "FINISHED" and not checkpoints.is_there():
-        raise ConfigError([f"resume={run_id}: this run has finished; there is nothing to resume"])
+        raise ConfigError(
+            [
+                f"resume={run_id}: this run has finished; there is nothing to resume. To train its "
+                "model further, save its weights in a file and start a new run with weights=FILE"
+            ]
+        )
     owner = _living_owner(run)
     # A process on another machine cannot be checked. The user who gives the id has to.
     if owner and owner.startswith(f"{platform.node()}:"):
