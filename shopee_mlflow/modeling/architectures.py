@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ..config import PRETRAINED
 from ..errors import ModelError
+from ..options import nearest
 from .models import ProductClassifier, SmallCNN
 from .state_files import load_file, unwrap
 
@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _ALIASES = {"effnet": "efficientnet_b0"}
 _IMAGENET_CLASSES = 1000
 _LISTED = 12
+_AVAILABLE = (
+    "Use cnn, effnet, or a classifier of torchvision such as resnet50 or convnext_tiny, the latter "
+    "two also with _pretrained. In Python, architecture_names() lists them all."
+)
 
 
 def architecture_names() -> list[str]:
@@ -35,13 +39,15 @@ def architecture_names() -> list[str]:
 def check_architecture(name: str) -> None:
     """Check that an architecture has this name.
 
-    :raises ModelError: otherwise, with the closest names.
+    :raises ModelError: otherwise, with the closest name.
     """
     known = architecture_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"model={name}: no such architecture.{hint} Available: {', '.join(known)}")
+        near = nearest(name, known)
+        raise ModelError(
+            f"model={name}: no such architecture. "
+            + (f"Did you mean {' or '.join(near)}?" if near else _AVAILABLE)
+        )
 
 
 def build_model(

@@ -16,7 +16,6 @@ from ..config import NONE, TrainConfig, as_params
 from ..console import mute, say
 from ..data.dataset import Dataset
 from ..errors import CheckpointError, ConfigError, TrainingError
-from ..modeling.architectures import check_architecture
 from ..modeling.device import Machine, choose_machine
 from ..modeling.distributed import Group, backend_for, joined_group
 from ..modeling.epochs import EPOCH_METRICS
@@ -29,7 +28,7 @@ from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
-from .context import TrainingContext
+from .context import TrainingContext, check_model
 from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
 from .session import TrainingSession
@@ -105,7 +104,8 @@ def training_job(
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
-        check_architecture(config.model)
+        say(f"checking {config.model} and its weights")
+        check_model(config)
         with _open_run(name or run_name(config), config, parent, state, group) as run:
             if state is None:
                 run.log_params({**as_params(config), **cli_options})

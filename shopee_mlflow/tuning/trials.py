@@ -73,7 +73,7 @@ class _TrialProgress:
     """A bar that counts epochs."""
 
     def __init__(self, trial: Trial, epochs: int) -> None:
-        self._show, self._epochs = watch(f"trial {trial.number}, epochs"), epochs
+        self._show, self._epochs = watch(f"trial {trial.number}", "epochs"), epochs
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
         """Show nothing."""

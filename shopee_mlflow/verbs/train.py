@@ -63,6 +63,7 @@ def train(
     """
     started, model_id = time.monotonic(), ""
     with training_job(config, cli_options or {}, parent, name) as job:
+        say(f"run {job.run.run_id}: reading the catalogue ({job.config.data})")
         dataset = load_dataset(job.config, watch)
         say(*dataset.lines())
         session = job.session(dataset)

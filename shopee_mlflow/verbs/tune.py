@@ -13,9 +13,7 @@ from ..config import as_params
 from ..console import duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
-from ..modeling.architectures import check_architecture
 from ..modeling.device import choose_machine
-from ..modeling.freezing import split_model
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
 from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
@@ -23,7 +21,7 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
-from ..training.context import TrainingContext
+from ..training.context import TrainingContext, check_model
 from ..training.results import log_data, log_results
 from ..tuning.finish import best_yaml, compare, score_trial, summarize
 from ..tuning.parent import lost_runs_closed, parent_run
@@ -68,9 +66,8 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     config = plan.config
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
-    for name in _architectures(plan):
-        check_architecture(name)
     machine = choose_machine(config.device, config.precision)
+    _check_models(plan)
     with stop_on_signals():
         search = Search(plan, local_folder())
         # Read before the run is resumed, so that other data cannot change the run.
@@ -79,7 +76,6 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
             dataset = known or _read_data(search)
             _log_search(search, run, dataset, str(machine))
             context = TrainingContext(dataset, machine)
-            _check_stages(plan, context)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -197,15 +193,12 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_stages(plan: SearchPlan, context: TrainingContext) -> None:
+def _check_models(plan: SearchPlan) -> None:
     """Build each architecture and split it at each frozen stage, to find errors early.
 
     :raises ModelError: if weights do not fit, or a stage does not exist.
     """
     freeze = plan.space.get("freeze")
-    stages = freeze.values if isinstance(freeze, Choice) else (plan.config.freeze,)
+    stages = [str(s) for s in freeze.values] if isinstance(freeze, Choice) else [plan.config.freeze]
     for name in _architectures(plan):
-        for stage in stages:
-            values = {**plan.baselines()[0], "freeze": stage, "model": name}
-            config = plan.trial_config(values)
-            split_model(context.new_model(config), config.freeze)
+        check_model(plan.trial_config({**plan.baselines()[0], "model": name}), stages)
