@@ -24,6 +24,12 @@ def group_name(label: str, number: int, length: int = 14) -> str:
     return shortened(text if text == label.strip() else f"#{number} {text}".strip(), length)
 
 
+def measure_name(metric: str) -> str:
+    """A validation metric in words: validation accuracy."""
+    known = {"val_accuracy": "validation accuracy", "val_macro_f1": "validation macro F1"}
+    return known.get(metric, metric)
+
+
 @cache
 def _has_glyph(character: str) -> bool:
     return get_font(findfont(FontProperties())).get_char_index(ord(character)) != 0

@@ -22,6 +22,7 @@ from mlflow.models import Model
 from ..errors import TrackingError
 from .flavor import check_probe, load_folder
 from .names import REGISTERED_MODEL
+from .runs import find_run
 from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
@@ -96,8 +97,8 @@ def register_model(
     """
     client = MlflowClient()
     quieten()
+    run = find_run(run_id)
     with _told(f"run {run_id} cannot be registered as {name}"):
-        run = client.get_run(run_id)
         model_id = _latest_model(client, run)
         if model_id is None:
             raise TrackingError(
@@ -189,5 +190,5 @@ def _told(what: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
-            f"{what}: {message} No alias has moved. The model is still in its run."
+            f"{what}: {message.rstrip('. ')}. No alias has moved. The model is still in its run."
         ) from error

@@ -23,7 +23,7 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext, check_model
 from ..training.results import log_data, log_results
-from ..tuning.finish import best_yaml, compare, score_trial, summarize
+from ..tuning.finish import best_yaml, score_references, score_trial, summarize
 from ..tuning.parent import lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
 from ..tuning.space import Choice, SearchPlan, plan_search
@@ -124,18 +124,16 @@ def _read_data(search: Search) -> Dataset:
 
 
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
-    """Test the best trial and the original's settings; log the results, register the model."""
+    """Test the best trial, default and original's settings; log results, register the model."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
-    original = search.best(baseline=True)
     best = score_trial(plan, context, found)
-    same = original is not None and original.number == found.number
-    baseline = score_trial(plan, context, original) if original and not same else None
+    references = score_references(search, context, best)
     log_results(run, context.dataset, best.model, best.config, best.history, best.test)
-    if baseline:
-        run.log_metrics({f"original_{k}": v for k, v in baseline.test.scores.items()})
-        run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
+    for reference in references:
+        if reference.tested is not best:
+            run.log_metrics(reference.metrics)
     _log_table(search, run)
     skipped = []
     for name, plot in draw_plots(search.study, config.monitor):
@@ -145,7 +143,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
             run.log_figure(plot, f"tune/{name}.png")
     run.log_text(best_yaml(plan, best, run.run_id), BEST_FILE)
     times = search.count_tested(found.number)
-    lines = [*summarize(search, best, best if same else baseline, times), *skipped]
+    lines = [*summarize(search, best, references, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
     run.log_tags({DESCRIPTION_TAG: "\n".join(lines)})
     run.log_model(best.model, best.test.scores, config.serialization)
