@@ -189,11 +189,10 @@ def tune_command(**options: str | None) -> None:
       shopee-mlflow tune --data shop/ --freeze backbone --n-trials 30
       shopee-mlflow tune --data shop/ --models effnet_pretrained,resnet50_pretrained
     """
-    cli_options = _chosen(options)
-    _announce(f"the catalogue ({cli_options.get('data', 'as in the file')})", "torch", "MLflow")
+    _announce("the models", "torch", "MLflow")
     from .verbs.tune import tune
 
-    tune(cli_options)
+    tune(_chosen(options))
 
 
 @_verb("evaluate")

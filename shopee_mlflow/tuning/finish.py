@@ -169,11 +169,17 @@ def _reference_line(best: Tested, reference: Reference) -> str:
     gain = best.test.scores["test_accuracy"] - tested.test.scores["test_accuracy"]
     return (
         f"{title}: trial {tested.trial.number} ({in_words(tested.trial.values)}): "
-        f"{_scores(tested)}. The best trial's test accuracy is {100 * gain:+.1f} points from this: "
+        f"{_scores(tested)}. The best trial's test accuracy is {_points(gain)}: "
         f"{reference.only_best} test photos are right only with the best trial, "
         f"{reference.only_reference} only with these settings. "
         + chance_line(reference.p, reference.adjusted)
     )
+
+
+def _points(gain: float) -> str:
+    if gain == 0:
+        return "the same"
+    return f"{100 * abs(gain):.1f} points {'higher' if gain > 0 else 'lower'}"
 
 
 _TITLES = {"default": "Default settings", "original": "Original's settings"}

@@ -67,6 +67,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
     machine = choose_machine(config.device, config.precision)
+    say(f"checking {', '.join(_architectures(plan))} and the weights")
     _check_models(plan)
     with stop_on_signals():
         search = Search(plan, local_folder())
@@ -117,6 +118,7 @@ def _resume_hint(search: Search) -> str:
 
 
 def _read_data(search: Search) -> Dataset:
+    say(f"reading the catalogue ({search.plan.config.data})")
     dataset = load_dataset(search.plan.config, watch)
     say(*dataset.lines())
     search.check_data(dataset.digest)
