@@ -18,17 +18,44 @@ from . import __version__
 from .config import DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, guard_output, say, show_log_messages
 from .errors import ConfigError, GroupLostError, ShopeeError
-from .options import allowed, as_text, unknown_option
+from .options import Group, allowed, as_text, by_group, unknown_option
 
 _INTERRUPTED = 130
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _Command(click.Command):
-    """A command whose options may be spelled with - or _, and that lists them for an unknown one.
+class _Commands(click.Group):
+    """Lists the commands in the order in which they are added: that of the work."""
 
-    ``mlflow run -P batch_size=32`` calls it with ``--batch_size 32``.
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+
+class _Option(click.Option):
+    """An option that ``--help`` lists under the heading of its group."""
+
+    def __init__(self, *declarations: Any, group: Group, **settings: Any) -> None:
+        super().__init__(*declarations, **settings)
+        self.group = group
+
+
+class _Command(click.Command):
+    """A command whose options may be spelled with - or _.
+
+    ``mlflow run -P batch_size=32`` calls it with ``--batch_size 32``. ``--help`` shows options by
+    group; click itself has one list of all.
     """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {group.value: [] for group in Group}
+        for parameter in self.get_params(ctx):
+            group = parameter.group.value if isinstance(parameter, _Option) else "Options"
+            if record := parameter.get_help_record(ctx):
+                headings.setdefault(group, []).append(record)
+        for heading, records in headings.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -50,10 +77,16 @@ class _Command(click.Command):
         return super().invoke(ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="shopee_mlflow")
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS)
+@click.version_option(__version__, prog_name="shopee-mlflow")
 def cli() -> None:
-    """Train, compare and register product-photo classifiers with MLflow."""
+    """Train, compare and register product-photo classifiers with MLflow.
+
+    The commands, in the order of the work; COMMAND --help shows the options of one.
+    """
 
 
 def _verb(
@@ -68,31 +101,77 @@ def _verb(
     def decorate(function: _Function) -> click.Command:
         settings = {"token_normalize_func": lambda token: token.replace("-", "_")}
         command = click.command(name, cls=_Command, context_settings=settings)(function)
-        for field in dataclasses.fields(config) if config else ():
-            choices = field.metadata["choices"]
-            text = field.metadata["help"]
-            help_text = f"{text}; {allowed(field)}" if choices else text
-            option = click.Option(
-                [f"--{field.name.replace('_', '-')}", field.name],
-                metavar=str(field.type).upper().replace("STR", "TEXT"),
-                help=f"{help_text}  [default: {as_text(field.default)}]",
-            )
-            command.params.append(option)
+        for group, fields in by_group(config).items() if config else ():
+            command.params += [_option(field, group) for field in fields]
         cli.add_command(command)
         return command
 
     return decorate
 
 
+def _option(field: dataclasses.Field[Any], group: Group) -> click.Option:
+    text, choices = field.metadata["help"], field.metadata["choices"]
+    if not all(choice in text for choice in choices):
+        text = f"{text}; {allowed(field)}"
+    return _Option(
+        [f"--{field.name.replace('_', '-')}", field.name],
+        group=group,
+        metavar=str(field.type).upper().replace("STR", "TEXT"),
+        help=f"{text} [{as_text(field.default)}]",
+    )
+
+
+@_verb("sample")
+@click.option("--px", default=256, show_default=True, help="Side of the photos in pixels.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the cache folder.")
+def sample_command(px: int, out: Path | None) -> None:
+    """Draw the built-in sample catalogue and print its folder."""
+    from .console import watch
+    from .sample import sample_catalog
+
+    say(str(sample_catalog(px, out, progress=watch("drawing the sample catalogue"))))
+
+
+@_verb("explore", ExploreConfig)
+def explore_command(**options: str | None) -> None:
+    """Describe a catalogue before training: a page and tables.
+
+    They come from the CSV, and from the photos if there are any. Photos are not cached; --cache has
+    no effect.
+
+    \b
+    Example:
+      shopee-mlflow explore --data shop/ --out shop-explored
+    """
+    cli_options = _chosen(options)
+    config = resolve(ExploreConfig, cli_options)
+    _announce(f"the catalogue ({config.data})", "pandas", "MLflow")
+    from .verbs.explore import explore
+
+    explore(config, cli_options)
+
+
 @_verb("train", TrainConfig)
 def train_command(**options: str | None) -> None:
-    """Train a classifier, evaluate it once on the test split, log everything to MLflow."""
+    """Train a classifier, test it once, log everything to MLflow.
+
+    \b
+    Examples:
+      shopee-mlflow train                                            on the built-in sample
+      shopee-mlflow train --data shop/ --freeze backbone --lr 0.05   the head only: fast on a CPU
+      shopee-mlflow train --data shop/ --config experiments/finetune.yaml --epochs 20
+      shopee-mlflow train --resume last                              after an interruption
+
+    Defaults are in brackets. Names in a YAML file are the same, with underscores.
+    """
     cli_options = _chosen(options)
     config = resolve(TrainConfig, cli_options)
     if config.nproc > 1 and "RANK" not in os.environ:
+        say(f"starting {config.nproc} processes with torchrun")
         from .training.launch import start_group
 
         start_group(config.nproc, ["train", *_words(cli_options)])
+    _announce("the model", "torch", "MLflow")
     from .verbs.train import train
 
     train(config, cli_options)
@@ -100,42 +179,20 @@ def train_command(**options: str | None) -> None:
 
 @_verb("tune", TuneConfig)
 def tune_command(**options: str | None) -> None:
-    """Search learning rate, weight decay, batch size or a YAML file's space; keep the best model.
+    """Search training options and keep the best model.
 
-    After any interruption the same command resumes. Options given here are not searched.
+    The space is in a YAML file; by default it has learning rate, weight decay and batch size.
+    Options given here are not searched. After any interruption the same command resumes.
+
+    \b
+    Examples:
+      shopee-mlflow tune --data shop/ --freeze backbone --n-trials 30
+      shopee-mlflow tune --data shop/ --models effnet_pretrained,resnet50_pretrained
     """
+    _announce("the models", "torch", "MLflow")
     from .verbs.tune import tune
 
     tune(_chosen(options))
-
-
-@_verb("experiments", TrainConfig)
-@click.option(
-    "--files", default="", help="Experiment files, separated by commas. [default: the original's]"
-)
-def experiments_command(files: str, **options: str | None) -> None:
-    """Run several experiment files, each a run of its own, and print the comparison.
-
-    Options given here override those in the files, for instance --epochs 5; --weights applies to
-    pretrained models only.
-    """
-    from .verbs.experiments import original_table, run_experiments
-
-    chosen = [Path(name) for name in files.split(",") if name] or original_table()
-    sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
-
-
-@_verb("explore", ExploreConfig)
-def explore_command(**options: str | None) -> None:
-    """Describe a catalogue before training: a page and tables from the CSV, and the photos if any.
-
-    Photos are not cached; --cache has no effect.
-    """
-    cli_options = _chosen(options)
-    config = resolve(ExploreConfig, cli_options)
-    from .verbs.explore import explore
-
-    explore(config, cli_options)
 
 
 @_verb("evaluate")
@@ -149,7 +206,14 @@ def explore_command(**options: str | None) -> None:
     "--experiment", default="shopee-analysis", help="MLflow experiment of the evaluation."
 )
 def evaluate_command(**options: Any) -> None:
-    """Score a logged model on a labelled catalogue, or on the test split of a training run."""
+    """Score a logged model on labelled photos or a test split.
+
+    \b
+    Examples:
+      shopee-mlflow evaluate --model models:/shopee-classifier@champion --data new-shop/
+      shopee-mlflow evaluate --model runs:/RUN_ID/model --run RUN_ID
+    """
+    _announce(f"the model {options['model']}", "torch", "MLflow")
     from .verbs.evaluate import evaluate
 
     evaluate(**options)
@@ -169,7 +233,14 @@ def evaluate_command(**options: Any) -> None:
     "--out", default="comparison", show_default=True, type=click.Path(path_type=Path), help="Folder"
 )
 def compare_command(runs: str, **options: Any) -> None:
-    """Compare runs on one page: options, curves, and which differences are significant."""
+    """Compare runs on a page: what differs, and what is better.
+
+    \b
+    Examples:
+      shopee-mlflow compare --experiment shopee --best 3
+      shopee-mlflow compare --runs RUN_ID,RUN_ID --out comparison
+    """
+    _announce("the runs", "MLflow")
     from .verbs.compare import compare
 
     compare(runs.split(","), **options)
@@ -188,7 +259,15 @@ def compare_command(runs: str, **options: Any) -> None:
     "--workers", default=0, show_default=True, type=click.IntRange(0), help="0: all cores."
 )
 def predict_command(out: Path, **options: Any) -> None:
-    """Classify photos into a CSV; after an interruption the same call continues."""
+    """Classify photos into a CSV.
+
+    After an interruption the same call continues.
+
+    \b
+    Example:
+      shopee-mlflow predict --model models:/shopee-classifier@champion --source photos/ --top-k 3
+    """
+    _announce(f"the photos ({options['source']})", "torch", "MLflow")
     from .verbs.predict import predict
 
     predict(out=out, **options)
@@ -199,7 +278,11 @@ def predict_command(out: Path, **options: Any) -> None:
 @click.option("--name", default="shopee-classifier", show_default=True)
 @click.option("--promote", default=False, help="true: make it the champion whatever it scored.")
 def register_command(run: str, name: str, promote: bool) -> None:
-    """Register the model of a run; the champion moves only for a better one on the same split."""
+    """Register the model of a run, as champion if it is better.
+
+    Better: on the same test split. --promote true makes it the champion whatever it scored.
+    """
+    _announce(f"run {run}", "MLflow")
     from .verbs.register import register
 
     register(run, name, promote=promote)
@@ -209,30 +292,49 @@ def register_command(run: str, name: str, promote: bool) -> None:
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--out", default="model.onnx", show_default=True, type=click.Path(path_type=Path))
 def export_command(model: str, out: Path) -> None:
-    """Write a logged model as an ONNX file, verified against torch."""
+    """Write a model as an ONNX file, verified against torch."""
+    _announce(f"the model {model}", "torch", "MLflow")
     from .verbs.export import export
 
     export(model, out)
 
 
-@_verb("sample")
-@click.option("--px", default=256, show_default=True, help="Side of the photos in pixels.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the cache folder.")
-def sample_command(px: int, out: Path | None) -> None:
-    """Draw the built-in sample catalogue and print its folder."""
-    from .console import watch
-    from .sample import sample_catalog
+@_verb("experiments", TrainConfig)
+@click.option(
+    "--files", default="", help="Experiment files, separated by commas. [default: the original's]"
+)
+def experiments_command(files: str, **options: str | None) -> None:
+    """Train several experiment files and print their table.
 
-    say(str(sample_catalog(px, out, progress=watch("drawing the sample catalogue"))))
+    Each file is a run of its own. Options given here override those in the files, for instance
+    --epochs 5; --weights applies to pretrained models only.
+    """
+    _announce("the experiment files", "torch", "MLflow")
+    from .verbs.experiments import original_table, run_experiments
+
+    chosen = [Path(name) for name in files.split(",") if name] or original_table()
+    sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
 
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos and activations from the cache folder; they are computed again."""
+    """Delete decoded photos and activations from the cache folder.
+
+    They are computed again when they are needed.
+    """
     from .cache_folder import cache_folder
     from .data.array_cache import clear_cache
 
     say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")
+
+
+def _announce(what: str, *heavy: str) -> None:
+    """Say what the command begins with, since imports of these libraries take seconds.
+
+    Of processes that train together, the first one says it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        say(f"loading {' and '.join(heavy)}, then {what}")
 
 
 def _chosen(options: dict[str, str | None]) -> dict[str, str]:
@@ -251,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     guard_output()
     show_log_messages()
     try:
-        cli.main(arguments, prog_name="shopee_mlflow", standalone_mode=False)
+        cli.main(arguments, prog_name="shopee-mlflow", standalone_mode=False)
     except GroupLostError as error:
         # The other process, or torchrun, reports why it is gone.
         fail(str(error))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from .errors import ConfigError
-from .options import Role, as_text, option, parse_option
+from .options import Group, Role, as_text, option, parse_option
 
 SAMPLE = "sample"
 AUTO = "auto"
@@ -60,6 +60,7 @@ class DataConfig:
         "folder with train.csv and train_images/, or with a folder of photos for each label, or a "
         "table (CSV, Parquet, JSON lines); 'sample' is built in",
         Role.SETUP,
+        begins=Group.DATA,
     )
     images: str = option(
         AUTO, "folder of a table's photos; auto: train_images or images beside it", Role.SETUP
@@ -126,7 +127,10 @@ class DataConfig:
         choices=("stretch", "pad", "crop"),
     )
     cache: bool = option(
-        True, "keep decoded photos in the cache folder for the next run", Role.SETUP
+        True,
+        "keep decoded photos in the cache folder for the next run",
+        Role.SETUP,
+        begins=Group.RUNNING,
     )
     workers: int = option(
         0, "threads that decode photos; 0: one per core", Role.SETUP, minimum=0, maximum=256
@@ -138,16 +142,24 @@ class ExploreConfig(DataConfig):
     """Options of ``explore``. The data options select the training that the report describes."""
 
     max_photos: int = option(
-        50_000, "read at most this many photos, drawn at random; 0: all", Role.SETUP, minimum=0
+        50_000,
+        "read at most this many photos, drawn at random; 0: all",
+        Role.SETUP,
+        minimum=0,
+        begins=Group.DATA,
     )
     seed: int = option(0, "seed of that draw", Role.SETUP, minimum=0, maximum=2**32 - 1)
     out: str = option(
         "explore",
         "output folder for the page and its tables: a new one, or that of an earlier page",
         Role.SETUP,
+        begins=Group.RUNNING,
     )
     experiment: str = option(
-        "shopee-analysis", "MLflow experiment that the run belongs to", Role.RECORD
+        "shopee-analysis",
+        "MLflow experiment that the run belongs to",
+        Role.RECORD,
+        begins=Group.TRACKING,
     )
 
 
@@ -159,6 +171,7 @@ class TrainConfig(DataConfig):
         "effnet_pretrained",
         "cnn, effnet, effnet_pretrained, any torchvision classifier such as resnet50 or "
         "resnet50_pretrained, or timm/NAME (extra timm)",
+        begins=Group.MODEL,
     )
     weights: str = option(
         AUTO,
@@ -171,7 +184,7 @@ class TrainConfig(DataConfig):
     )
     activation_dtype: str = option(
         AUTO,
-        "dtype of cached activations of frozen layers: float32, float16 (half the size), auto: "
+        "dtype of cached activations of frozen layers: float32, float16 (half the size); auto: "
         "float16 where float32 would take more than 4 GiB",
         Role.RECORD,
         choices=(AUTO, "float32", "float16"),
@@ -183,6 +196,7 @@ class TrainConfig(DataConfig):
         "light: crop and mild changes of colour; strong: crop, TrivialAugment and random erasing",
         choices=AUGMENTATIONS,
         former={"true": "original", "false": NONE},
+        begins=Group.TRAINING,
     )
     variants: int = option(
         4,
@@ -198,12 +212,6 @@ class TrainConfig(DataConfig):
     )
     mix_alpha: float = option(
         0.2, "parameter of mix's beta distribution; larger values mix more", above=0, maximum=100
-    )
-    tta: bool = option(
-        False,
-        "test-time augmentation: the model averages its predictions for a photo and its mirror "
-        "image, in test and serving; takes twice the time",
-        Role.DATA,
     )
     epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
     batch_size: int = option(75, "photos in a batch", minimum=1, maximum=65_536)
@@ -252,23 +260,29 @@ class TrainConfig(DataConfig):
     )
     class_weights: str = option(
         NONE,
-        "class weights of the loss; balanced: inversely proportional to the number of photos",
+        "weights of classes in the loss; balanced: inverse to their photos",
         choices=(NONE, "balanced"),
     )
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", minimum=0)
+    seed: int = option(
+        0, "seed of initial weights, order, augmentation, dropout", minimum=0, maximum=2**32 - 1
+    )
     monitor: str = option(
         "val_accuracy",
-        "metric that selects the best epoch, and decides early stopping and pruning",
+        "what selects the best epoch, stops early and prunes: val_accuracy or val_macro_f1",
         Role.DATA,
         choices=MONITORED,
+        begins=Group.EVALUATION,
     )
     patience: int = option(
         0, "stop after this many epochs in which monitor does not improve; 0: never", minimum=0
     )
-    seed: int = option(
-        0, "seed of initial weights, order, augmentation, dropout", minimum=0, maximum=2**32 - 1
+    tta: bool = option(
+        False,
+        "test-time augmentation: average over a photo and its mirror image; twice the time",
+        Role.DATA,
     )
-    device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP)
+    device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP, begins=Group.RUNNING)
     nproc: int = option(
         1,
         "processes on this machine that train one model together",
@@ -278,7 +292,7 @@ class TrainConfig(DataConfig):
     )
     sync_batchnorm: bool = option(
         False,
-        "compute batch norm statistics over the batch of all processes (GPUs only)",
+        "batch norm statistics over the batch of all processes (GPUs only)",
         Role.DATA,
     )
     precision: str = option(
@@ -295,26 +309,38 @@ class TrainConfig(DataConfig):
     )
     serialization: str = option(
         "pickle",
-        "pickle: the model can be trained further; pt2: a program that loads without running code",
+        "pickle: can be trained further; pt2: loads without running code",
         Role.RECORD,
         choices=("pickle", "pt2"),
+        begins=Group.TRACKING,
     )
     resume: str = option(
-        NONE, "resume an interrupted training: its run id, or 'last' for the latest", Role.SETUP
+        NONE,
+        "run id of an interrupted training to resume, or 'last'",
+        Role.SETUP,
+        begins=Group.RUNNING,
     )
     register: bool = option(
-        False, "register the model as shopee-classifier when the run has ended", Role.SETUP
+        False,
+        "register the model as shopee-classifier",
+        Role.SETUP,
+        begins=Group.TRACKING,
     )
     promote: bool = option(
         False,
-        "make the registered model the champion even if it is not known to be better",
+        "make the registered model the champion, whatever it scored",
         Role.SETUP,
     )
     experiment: str = option("shopee", "MLflow experiment that the run belongs to", Role.RECORD)
     run_name: str = option(
         AUTO, "name of the run in MLflow; auto: the model and what differs", Role.SETUP
     )
-    config: str = option(NONE, "YAML file of options; command-line options override it", Role.SETUP)
+    config: str = option(
+        NONE,
+        "YAML file of options; command-line options override it",
+        Role.SETUP,
+        begins=Group.RUNNING,
+    )
 
 
 @dataclass(frozen=True)
@@ -322,10 +348,17 @@ class TuneConfig(TrainConfig):
     """Options of a search, except for the search space, which is in a YAML file."""
 
     register: bool = option(
-        True, "register the best model as shopee-classifier at the end", Role.SETUP
+        True,
+        "register the best model as shopee-classifier at the end",
+        Role.SETUP,
+        begins=Group.TRACKING,
     )
     n_trials: int = option(
-        20, "total number of trials, including those of earlier calls", Role.SETUP, minimum=1
+        20,
+        "total number of trials, including those of earlier calls",
+        Role.SETUP,
+        minimum=1,
+        begins=Group.SEARCH,
     )
     timeout: float = option(
         0.0,

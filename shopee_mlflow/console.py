@@ -134,10 +134,16 @@ class _ToStderr(logging.Handler):
         tqdm.write(text, file=sys.stderr)
 
 
-def watch(title: str) -> Callable[[int, int], None]:
+# A bar says what it counts: "decoding photos: 40%|####      | 331 of 827 photos, 0:02 left".
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
+
+
+def watch(title: str, unit: str = "photos") -> Callable[[int, int], None]:
     """A progress callback(done, total): a bar on a terminal, else a line every ten seconds.
 
     Short steps print nothing.
+
+    :param unit: what is counted.
     """
     bar: tqdm[Any] | None = None
     started = shown = time.monotonic()
@@ -147,13 +153,21 @@ def watch(title: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if sys.stderr.isatty() and not _Voice.muted:
             if bar is None:
-                bar = tqdm(total=total, desc=printable(title), unit="", delay=0.5, leave=False)
+                bar = tqdm(
+                    total=total,
+                    desc=printable(title),
+                    unit=unit,
+                    bar_format=_BAR,
+                    delay=0.5,
+                    leave=False,
+                    dynamic_ncols=True,
+                )
             bar.update(done - bar.n)
             if done >= total:
                 bar.close()
         elif now - shown > _QUIET_SECONDS or (done >= total and shown > started):
             shown = now
-            say(f"{title}: {done:,} of {total:,}")
+            say(f"{title}: {done:,} of {total:,} {unit}")
 
     return progress
 
@@ -174,11 +188,17 @@ class TrainingProgress:
         self.bar = tqdm(
             total=photos_per_epoch * epochs,
             initial=photos_per_epoch * done,
-            unit="img",
+            unit="photos",
+            bar_format=_BAR,
             disable=_Voice.muted or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._epochs_done = self._epochs_before = done
+        self._name_epoch()
+
+    def _name_epoch(self) -> None:
+        epoch = min(self._epochs_done + 1, self.epochs)
+        self.bar.set_description_str(f"epoch {epoch} of {self.epochs}", refresh=False)
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -199,6 +219,7 @@ class TrainingProgress:
     def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:
         """Called after each epoch."""
         self._epochs_done = number
+        self._name_epoch()
         self.bar.update(number * self.photos - self.bar.n)
         epoch_seconds = (time.monotonic() - self.started) / (number - self._epochs_before)
         left = epoch_seconds * (self.epochs - number)

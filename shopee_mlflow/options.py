@@ -16,6 +16,66 @@ _FALSE = {"false", "no", "off", "0"}
 _AUTO, _OR_AUTO = "auto", " | str"
 # Former option names and their new ones.
 RENAMED = {"top_k": "largest_groups", "activations": "activation_dtype"}
+# Names of options in other tools, and ours.
+_SYNONYMS = {
+    "lr": "learning_rate base_lr lr0 lrate",
+    "epochs": "num_epochs n_epochs num_train_epochs max_epochs n_epoch steps",
+    "batch_size": "batch bs per_device_train_batch_size train_batch_size minibatch",
+    "weight_decay": "wd decay l2",
+    "optimizer": "opt optim optimiser",
+    "schedule": "scheduler lr_scheduler lr_schedule sched",
+    "warmup_epochs": "warmup warmup_steps",
+    "label_smoothing": "smoothing",
+    "class_weights": "class_weight balanced",
+    "clip_norm": "clip grad_clip clip_grad gradient_clip_val max_grad_norm",
+    "augment": "augmentation augmentations aug transforms transform",
+    "model": "arch architecture backbone network net encoder model_name uri model_uri",
+    "models": "architectures archs backbones",
+    "weights": "pretrained pretrained_weights checkpoint ckpt initial_checkpoint state_dict",
+    "freeze": "frozen freeze_backbone freeze_layers",
+    "image_size": "img_size imgsz size input_size resolution image_px img px side",
+    "sample_px": "sample_size",
+    "device": "gpu gpus cuda accelerator",
+    "nproc": "processes nproc_per_node num_gpus ngpus world_size num_processes",
+    "jobs": "n_jobs parallel",
+    "workers": "num_workers n_workers threads",
+    "precision": "amp fp16 bf16 half dtype mixed_precision",
+    "data": "dataset data_dir data_path csv train_csv root catalogue catalog",
+    "source": "input inputs photos photo path data file",
+    "images": "image_dir images_dir image_folder img_dir train_images photos",
+    "largest_groups": "num_classes n_classes classes groups",
+    "min_group": "min_count min_samples",
+    "split": "split_mode val_split test_split",
+    "split_seed": "fold data_seed",
+    "seed": "random_seed random_state manual_seed",
+    "patience": "early_stopping early_stop",
+    "monitor": "metric",
+    "tta": "test_time_augmentation",
+    "resume": "resume_from resume_from_checkpoint continue restart",
+    "config": "cfg config_file yaml conf",
+    "run": "run_id id",
+    "runs": "run run_id run_ids ids",
+    "run_name": "name",
+    "name": "run_name model_name registered_name registered_model",
+    "experiment": "experiment_name project",
+    "out": "output output_dir out_dir save_dir dest o",
+    "top_k": "topk k top",
+    "n_trials": "trials num_trials max_trials",
+    "timeout": "max_time time_limit",
+    "max_photos": "limit max_images max_samples sample",
+}
+
+
+class Group(Enum):
+    """The headings of ``--help`` in the order in which they are printed."""
+
+    SEARCH = "Search"
+    DATA = "Data"
+    MODEL = "Model"
+    TRAINING = "Training"
+    EVALUATION = "Evaluation"
+    TRACKING = "MLflow"
+    RUNNING = "Running"
 
 
 class Role(Enum):
@@ -42,9 +102,11 @@ def option(
     above: float | None = None,
     below: float | None = None,
     former: Mapping[str, str] | None = None,
+    begins: Group | None = None,
 ) -> Any:
     """A dataclass field with metadata for the command line and for validation.
 
+    :param begins: the group in ``--help`` of this option and of those that follow it.
     :param former: former values of the option -> their current names.
     """
     metadata = {
@@ -56,6 +118,7 @@ def option(
         "above": above,
         "below": below,
         "former": dict(former or {}),
+        "begins": begins,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -63,6 +126,18 @@ def option(
 def with_role(cls: type[Any], *roles: Role) -> set[str]:
     """Names of the options that have one of these roles."""
     return {f.name for f in dataclasses.fields(cls) if f.metadata["role"] in roles}
+
+
+def by_group(cls: type[Any]) -> dict[Group, list[dataclasses.Field[Any]]]:
+    """The options of a configuration by their group in ``--help``, in the order of the groups."""
+    groups: dict[Group, list[dataclasses.Field[Any]]] = {group: [] for group in Group}
+    current = None
+    for field in dataclasses.fields(cls):
+        current = field.metadata["begins"] or current
+        if current is None:
+            raise TypeError(f"{field.name}: no option before it begins a group")
+        groups[current].append(field)
+    return {group: fields for group, fields in groups.items() if fields}
 
 
 def as_text(value: object) -> str:
@@ -90,14 +165,26 @@ def allowed(field: dataclasses.Field[Any]) -> str:
 
 
 def unknown_option(name: str, names: Iterable[str]) -> str:
-    """The message for an unknown option: its new or its closest name, then all names."""
-    known = sorted(names)
-    renamed = RENAMED.get(name.replace("-", "_"))
+    """The message for an unknown option: its new name, the likely ones, or else all names."""
+    known, given = sorted(names), name.replace("-", "_").lower()
+    renamed = RENAMED.get(given)
     if renamed in known:
         return f"{name}: this option is now called {renamed}"
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"{name}: no such option.{hint} The options are: {', '.join(known)}"
+    words = {word: ours for ours in known for word in [*_SYNONYMS.get(ours, "").split(), ours]}
+    likely = list(dict.fromkeys(words[word] for word in nearest(given, words)))
+    if likely:
+        return f"{name}: no such option. Did you mean {' or '.join(likely)}?"
+    return f"{name}: no such option. The options are: {', '.join(known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known name that is spelled most like another one; up to three if equally close.
+
+    :returns: an empty list if none is close.
+    """
+    close = difflib.get_close_matches(name, list(known), n=3)
+    likeness = [difflib.SequenceMatcher(None, found, name).ratio() for found in close]
+    return [found for found, ratio in zip(close, likeness, strict=True) if ratio == likeness[0]]
 
 
 def _bound(value: float | None, words: str) -> str:

@@ -98,9 +98,9 @@ def test_a_difference_is_counted_by_photo(tmp_path: Path) -> None:
     assert pair["p"] == pair["p_holm"] == pytest.approx(2 * (1 + 9) / 2**9)
     assert pair["differs"]
     assert result.words == [
-        "The difference between the two runs that can be compared is significant.",
+        "B (good) is the better run.",
         "B (good) is better than A (bad): of 20 test photos, 8 are correct only with B and 1 only "
-        "with A. Significant (p = 0.039).",
+        "with A. Chance alone rarely gives so large a difference (p = 0.039).",
     ]
     assert result.runs["test_right"].tolist() == [12, 19]
     assert result.runs["test_accuracy_low"].tolist()[0] == wilson_interval(12, 20)[0]
@@ -124,13 +124,16 @@ def test_many_pairs_are_held_to_a_stricter_measure(tmp_path: Path) -> None:
     assert found["p_holm"].tolist() == pytest.approx([3 * p[0], 2 * p[1], p[2]])
     assert found["differs"].tolist() == [True, False, False]
     assert result.words == [
-        "1 of the 3 differences between runs is significant; the others may be chance.",
+        "1 of the 3 pairs of runs differs by more than chance explains; the others cannot be told "
+        "apart with these test photos.",
         "A (best) is better than B (nine): of 20 test photos, 9 are correct only with A and 0 only "
-        "with B. Significant (p = 0.012).",
+        "with B. Chance alone rarely gives so large a difference (p = 0.012).",
         "A (best) and C (six): of 20 test photos, 6 are correct only with A and 0 only with C. "
-        "Not significant (p = 0.062).",
+        "Equally good models differ by this much in 3% of such tests (p = 0.031); among several "
+        "pairs that may be chance (p = 0.062 by Holm).",
         "C (six) and B (nine): of 20 test photos, 9 are correct only with C and 6 only with B. "
-        "Not significant (p = 0.61).",
+        "Equally good models differ by this much in 61% of such tests (p = 0.61), so it may be "
+        "chance.",
     ]
 
 
@@ -140,11 +143,11 @@ def test_many_runs_in_few_words(tmp_path: Path) -> None:
     result = compare(runs, out=tmp_path / "out")
     assert result.runs["run"].tolist()[-3:] == ["Z", "AA", "AB"]
     assert len(result.pairs) == 28 * 27 // 2
-    assert result.words[0].startswith("52 of the 378 differences between runs are significant")
+    assert result.words[0].startswith("52 of the 378 pairs of runs differ by more than")
     losers = ", ".join(result.runs["run"].tolist()[2:])
-    assert f"A (run 0) is better than {losers}: significant" in result.words[1]
-    assert f"B (run 1) is better than {losers}: significant" in result.words[2]
-    assert result.words[3].startswith("Not significant: A and B, C and D, ")
+    assert f"A (run 0) is better than {losers} (p at most 0.0" in result.words[1]
+    assert f"B (run 1) is better than {losers} (p at most 0.0" in result.words[2]
+    assert result.words[3].startswith("Not told apart: A and B, C and D, ")
     assert result.words[3].endswith("and 286 more.")
     page = read_page(tmp_path / "out" / "report.html")
     assert "and 318 more rows" in page.text
@@ -154,7 +157,7 @@ def test_equal_answers_and_no_difference(tmp_path: Path) -> None:
     runs = [made_run("equal", name, [3, 4]) for name in ("one", "two")]
     words = compare(runs, out=tmp_path / "out").words
     assert words == [
-        "The difference between the two runs that can be compared is not significant.",
+        "These test photos do not tell which of A and B is better.",
         "A (one) and B (two) classify the same photos correctly.",
     ]
 

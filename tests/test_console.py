@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import sys
 
 import pytest
 
-from shopee_mlflow.console import fail, printable, say, show_log_messages, watch
+from shopee_mlflow.console import (
+    TrainingProgress,
+    fail,
+    printable,
+    say,
+    show_log_messages,
+    watch,
+)
 
 ESCAPED = [
     ("a\x1b]52;c;aGVsbG8=\x07.jpg", r"a\x1b]52;c;aGVsbG8=\x07.jpg"),
@@ -56,4 +66,26 @@ def test_titles_of_steps_are_escaped(
     clock = iter([0.0, 100.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     watch("photos of a\x1b[2J")(1, 2)
-    assert capsys.readouterr().out == "photos of a\\x1b[2J: 1 of 2\n"
+    assert capsys.readouterr().out == "photos of a\\x1b[2J: 1 of 2 photos\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_say_what_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    clock = itertools.count(0, 60)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    watch("trial 3", "epochs")(2, 9)
+    assert "trial 3:  22%" in terminal.getvalue()
+    assert "2 of 9 epochs" in terminal.getvalue()
+    metrics = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy"), 0.5)
+    with TrainingProgress(100, epochs=4) as progress:
+        progress.epoch(1, {**metrics, "images_per_second": 10}, best=True)
+        progress.batch(50, 0.25, 0.75)
+        progress.bar.refresh()
+    assert "epoch 2 of 4:  38%" in terminal.getvalue()
+    assert "150 of 400 photos" in terminal.getvalue()

@@ -70,7 +70,7 @@ def test_every_problem_is_counted(shop: Path) -> None:
     assert "1 that do not decode (g0n0.png)" in text
     assert "(g1n3.png)" in text
     assert "22 photos of 3 label groups: 18 train / 3 val / 1 test" in text
-    assert "0 of 1 test photos have a copy in train" in text
+    assert "0 of 1 test photos have an equal copy (the same file or phash) in train" in text
     assert dataset.source == shop / "train.csv"
 
 

@@ -106,7 +106,7 @@ def test_a_bad_range_or_list_is_refused(
 
 def test_an_unknown_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (found,) = problems_of(tmp_path, "learning_rates", [1, 2])
-    assert found.startswith("learning_rates: no option that can be searched. The options are:")
+    assert found.startswith("learning_rates: no option that can be searched. Did you mean lr?")
     (found,) = problems_of(tmp_path, "batchsize", [1, 2])
     assert "Did you mean batch_size?" in found
     assert "split_seed" not in found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from shopee_mlflow.config import DataConfig, ExploreConfig, TrainConfig, TuneConfig
+from shopee_mlflow.options import by_group, option
 
 PACKAGE = Path(__file__).parents[1] / "shopee_mlflow"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -131,6 +135,21 @@ def test_help_imports_nothing_heavy() -> None:
         cwd=PACKAGE.parent,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("config", [DataConfig, ExploreConfig, TrainConfig, TuneConfig])
+def test_every_option_has_a_group(config: type[DataConfig]) -> None:
+    grouped = [field.name for fields in by_group(config).values() for field in fields]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(config))
+
+
+def test_an_option_without_a_group_is_an_error() -> None:
+    @dataclasses.dataclass
+    class Config:
+        lost: int = option(1, "in no group")
+
+    with pytest.raises(TypeError, match="lost: no option before it begins a group"):
+        by_group(Config)
 
 
 def test_all_public_names_are_there_and_documented() -> None:

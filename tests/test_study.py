@@ -56,21 +56,36 @@ def run(found: Search, *results: tuple[float, float]) -> list[dict[str, Any]]:
 
 
 def test_the_first_trial_has_the_originals_settings(tmp_path: Path) -> None:
-    first, second = run(search(tmp_path), (0.5, 1.0), (0.6, 1.0))
+    first, second, third = run(search(tmp_path), (0.5, 1.0), (0.6, 1.0), (0.7, 1.0))
     assert first == {"lr": 0.001, "momentum": 0.9}  # its lr lies outside of the space
-    assert 0.01 <= second["lr"] <= 0.1
+    assert second == {"lr": 0.01, "momentum": 0.9}, "the package's defaults"
+    assert 0.01 < third["lr"] <= 0.1
     found = search(tmp_path)
-    assert [t.baseline for t in found.results()] == [True, False]
+    assert [t.baseline for t in found.results()] == [True, False, False]
+    assert [t.default for t in found.results()] == [False, True, False]
     assert found.results()[0].values == first
+
+
+def test_settings_that_are_the_originals_and_the_defaults_are_one_trial(tmp_path: Path) -> None:
+    found = search(tmp_path, {"space": {"momentum": [0.5, 0.9], "label_smoothing": [0.0, 0.1]}})
+    (waiting,) = found.results()
+    assert waiting.values == {"momentum": 0.9, "label_smoothing": 0.0}
+    assert (waiting.baseline, waiting.default) == (True, True)
+
+
+def test_a_single_trial_has_the_originals_settings(tmp_path: Path) -> None:
+    (waiting,) = search(tmp_path, n_trials=1).results()
+    assert (waiting.baseline, waiting.default) == (True, False)
 
 
 def test_each_architecture_begins_with_the_originals_settings(tmp_path: Path) -> None:
     found = search(tmp_path, {"model": "effnet"}, models="cnn,resnet18")
-    assert [t.values["model"] for t in found.results()] == ["cnn", "resnet18"]
-    assert [t.state for t in found.results()] == ["waiting"] * 2
-    tried = run(found, (0.5, 1.0), (0.6, 1.0), (0.7, 1.0))
+    assert [t.values["model"] for t in found.results()] == ["cnn", "resnet18", "cnn"]
+    assert [t.default for t in found.results()] == [False, False, True]
+    assert [t.state for t in found.results()] == ["waiting"] * 3
+    tried = run(found, (0.5, 1.0), (0.6, 1.0), (0.7, 1.0), (0.8, 1.0))
     assert [v["model"] for v in tried[:2]] == ["cnn", "resnet18"]
-    assert tried[2]["model"] in ("cnn", "resnet18")
+    assert tried[3]["model"] in ("cnn", "resnet18")
 
 
 def test_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -80,7 +95,7 @@ def test_the_same_call_goes_on(tmp_path: Path) -> None:
     again = search(tmp_path, n_trials=9)
     assert not again.created
     assert again.name == first.name
-    assert len(again.results()) == again.finished() == 1
+    assert (len(again.results()), again.finished()) == (2, 1)
 
 
 def test_a_study_that_goes_on_does_not_try_the_same_again(tmp_path: Path) -> None:
@@ -96,11 +111,11 @@ def test_the_same_seed_tries_the_same_and_another_another(tmp_path: Path) -> Non
         place.mkdir()
         tried.append(run(search(place, seed=seed), (0.5, 1.0), (0.6, 1.0), (0.4, 1.0)))
     assert tried[0] == tried[1]
-    assert tried[0][0] == tried[2][0]
-    assert tried[0][1] != tried[2][1]
+    assert tried[0][:2] == tried[2][:2]
+    assert tried[0][2] != tried[2][2]
 
 
-@pytest.mark.parametrize("queued", [0, 1, 2])
+@pytest.mark.parametrize("queued", [0, 1, 2, 3])
 def test_a_study_whose_creator_died_at_its_beginning_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queued: int
 ) -> None:
@@ -114,7 +129,7 @@ def test_a_study_whose_creator_died_at_its_beginning_is_begun_again(
             raise KeyboardInterrupt
         done.append(1)
         enqueue(self, values, **about)
-        if len(done) == queued == 2:
+        if len(done) == queued == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -123,7 +138,7 @@ def test_a_study_whose_creator_died_at_its_beginning_is_begun_again(
             search(tmp_path, {"model": "effnet"}, **wanted)
     found = search(tmp_path, {"model": "effnet"}, **wanted)
     assert found.created
-    assert [t.values["model"] for t in found.results()] == ["cnn", "resnet18"]
+    assert [t.values["model"] for t in found.results()] == ["cnn", "resnet18", "cnn"]
     assert not search(tmp_path, {"model": "effnet"}, **wanted).created
 
 
@@ -140,7 +155,7 @@ def test_who_comes_second_waits_until_the_first_has_begun(
     monkeypatch.setattr(study_module.time, "sleep", lambda _: begin(late[0]))
     second = Search(content, tmp_path)
     assert not second.created
-    assert len(second.results()) == 1
+    assert len(second.results()) == 2
 
 
 # --- what is another study ---
@@ -159,7 +174,7 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
         "  space.lr: was 0.01 to 0.1, log, is 0.02 to 0.1",
         "  space.momentum: was one of 0.5, 0.9, is not set",
     ]
-    assert len(search(tmp_path, study="mine").results()) == 1
+    assert search(tmp_path, study="mine").finished() == 1
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
@@ -240,7 +255,7 @@ def test_each_sampler_and_pruner_works(tmp_path: Path, sampler: str, pruner: str
         assert isinstance(values["batch_size"], int)
         stopped = any(found.should_stop(trial, e, 1 / (trial.number + 2)) for e in range(1, 10))
         pruned += stopped
-        assert not (stopped and trial.number == 0)
+        assert not (stopped and trial.number < 2)
         found.queue.end(trial, 0.5, {VAL_LOSS: 1.0})
     assert found.finished() == 12
     assert bool(pruned) == (pruner != "none")
@@ -253,15 +268,14 @@ def test_hyperband_knows_the_longest_training(tmp_path: Path) -> None:
     assert make_pruner(plan(tmp_path, {"pruner": "hyperband", "space": space}))._max_resource == 27
 
 
-def test_the_originals_settings_are_never_pruned(tmp_path: Path) -> None:
-    found = search(tmp_path, {"pruner_settings": {"n_startup_trials": 0}})
-    found.study.add_trial(
-        optuna.trial.create_trial(
-            value=1.0, intermediate_values={1: 1.0}, user_attrs={"planned": {}}
-        )
+def test_the_originals_and_default_settings_are_never_pruned(tmp_path: Path) -> None:
+    found = search(tmp_path, {"pruner_settings": {"n_startup_trials": 0}}, n_trials=9)
+    good = optuna.trial.create_trial(
+        value=1.0, intermediate_values={1: 1.0}, user_attrs={"planned": {}}
     )
+    found.study.add_trials([good] * 4)
     trials = found.trials()
-    for expected in (False, True):
+    for expected in (False, False, True):
         trial, _ = next(trials)
         assert found.should_stop(trial, 1, 0.0) is expected
         found.queue.end(trial, 0.0, {VAL_LOSS: 9.0})
@@ -276,10 +290,8 @@ def test_the_best_has_the_highest_accuracy_then_the_lowest_loss_then_came_first(
     found = search(tmp_path, n_trials=9)
     assert found.best() is None
     run(found, (0.5, 1.0), (0.9, 3.0), (0.9, 2.0), (0.9, 2.0), (0.8, 0.1))
-    best, baseline = found.best(), found.best(baseline=True)
-    assert best is not None
-    assert baseline is not None
-    assert (best.number, baseline.number) == (2, 0)
+    chosen = [found.best(), found.best(baseline=True), found.best(default=True)]
+    assert [trial and trial.number for trial in chosen] == [2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -320,8 +332,9 @@ def test_cut_short_trials_are_in_no_table(tmp_path: Path) -> None:
     first, values = next(trials)
     found.queue.interrupt(first)
     assert found.state_of(0) == ("interrupted", "its process was ended; the trial is repeated")
-    (row,) = found.table().to_dict("records")
-    assert (row["trial"], row["state"], row["baseline"]) == (1, "waiting", True)
+    default, row = found.table().to_dict("records")
+    assert (default["trial"], default["state"], default["default"]) == (1, "waiting", True)
+    assert (row["trial"], row["state"], row["baseline"]) == (2, "waiting", True)
     # What waits to be repeated has its values already.
     assert {name: row[name] for name in values} == values
 
@@ -340,10 +353,11 @@ def test_a_trial_given_to_another_before_its_values_were_chosen_is_passed_over(
 
     monkeypatch.setattr(study_module, "suggest", late)
     trial, values = next(found.trials())
-    assert seen == [0, 1]
-    assert (trial.number, values["lr"]) == (1, 0.001)
-    assert trial.user_attrs[BASELINE] is True
-    assert trial.user_attrs[FIXED] == {"lr": 0.001}
+    assert (trial.number, values["lr"]) == (1, 0.01)
+    again, values = next(found.trials())
+    assert values["lr"] == 0.001
+    assert again.user_attrs[BASELINE] is True
+    assert again.user_attrs[FIXED] == {"lr": 0.001}
 
 
 # --- the end of a study ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from conftest import draw_photo, write_csv
 from html_page import Page, read_page
 from matplotlib.figure import Figure
+from PIL import Image
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import TrainConfig, train
@@ -150,12 +153,12 @@ def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split:
     given = {"data": str(shop), "model": "cnn", "image_size": 32, "epochs": 1, "batch_size": 8}
     result = train(resolve(TrainConfig, {**given, "split": split}))
     page = logged_page(result.run_id)
-    assert ("With and without a copy in train" in page.text) == (split == "random")
+    assert ("With and without an equal copy in train" in page.text) == (split == "random")
     if split == "random":
         count = len(result.dataset.rows("test"))
         copied = result.dataset.leaks
         assert 0 < copied < count
-        assert f"with a copy in train {copied} " in page.text
+        assert f"with an equal copy in train {copied} " in page.text
         assert f" without {count - copied} " in page.text
     wrong = int((result.test_logits.argmax(1) != result.test_labels).sum())
     page.check_self_contained(pictures=5 + len(result.test_labels) + wrong)
@@ -165,27 +168,80 @@ def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split:
     assert any(f"of {SCRIPT} " in alt and f"({SCRIPT[:17]}…)" in alt for alt in alts)
 
 
+FLAT = [2.0, 1.5, 1.5, 1.5]
+FALLING = [2.0, 1.8, 1.6, 1.4]
+OVERFITS = "accuracy on training photos is 25 percentage points higher than on validation photos"
+AUGMENT = "Augmentation is off; augment=original or flip may help."
+UNDERFITS = "only 30% of the training photos are correct: the model underfits."
+OTHER_LR = "The loss no longer falls; another learning rate may help."
+MORE_EPOCHS = "The validation loss was still falling at the end, so more epochs may help."
+
+
 @pytest.mark.parametrize(
-    ("curves", "best_epoch", "said"),
+    ("train_accuracy", "last", "val_loss", "augment", "said"),
     [
-        (
-            ([0.5, 0.8, 0.9, 0.95], [0.5, 0.7, 0.7, 0.7]),
-            2,
-            "At the end accuracy on training photos is 25 percentage points higher than",
-        ),
-        (([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7, 0.8]), 4, "It is among the last: more epochs may"),
-        (([0.1, 0.1, 0.2, 0.3], [0.1, 0.2, 0.2, 0.3]), 4, "only 30% of the training photos are"),
-        (([0.5, 0.6, 0.7, 0.75], [0.5, 0.7, 0.7, 0.7]), 2, "accuracy stay together."),
+        (0.95, 0.7, FLAT, "original", [OVERFITS]),
+        (0.95, 0.7, FLAT, "none", [OVERFITS, AUGMENT]),
+        (0.8, 0.8, FALLING, "none", [MORE_EPOCHS]),
+        (0.8, 0.8, FLAT, "none", []),
+        (0.3, 0.3, FLAT, "none", [UNDERFITS, OTHER_LR]),
+        (0.3, 0.3, FALLING, "none", [UNDERFITS, MORE_EPOCHS]),
     ],
 )
-def test_curves_in_words(
-    curves: tuple[list[float], list[float]], best_epoch: int, said: str
+def test_advice_comes_from_the_curve_and_the_options(
+    train_accuracy: float, last: float, val_loss: list[float], augment: str, said: list[str]
 ) -> None:
-    page = page_of(facts(history=history(*curves), best_epoch=best_epoch))
-    assert f"Epoch {best_epoch} was the best on validation photos" in page.text
-    known = ("points higher than", "among the last", "of the training photos", "stay together")
-    assert [words for words in known if words in page.text] == [w for w in known if w in said]
-    assert said in page.text
+    table = history([0.1, 0.2, 0.2, train_accuracy], [0.1, 0.2, 0.2, last])
+    given = facts(history=table.assign(val_loss=val_loss), options={"augment": augment})
+    text = page_of(given).text
+    known = (OVERFITS, AUGMENT, UNDERFITS, OTHER_LR, MORE_EPOCHS)
+    assert [words for words in known if words in text] == said
+    assert "more photos" not in text
+    assert "weight decay" not in text
+
+
+@pytest.mark.parametrize(
+    ("val_accuracy", "val_loss", "best", "said"),
+    [
+        ([0.5, 0.7, 0.6], [1, 1, 1], 2, "Epoch 2 has the highest validation accuracy (70.0%)"),
+        (
+            [0.7, 0.7, 0.6],
+            [1, 1, 1],
+            1,
+            "Epochs 1 and 2 have the same highest validation accuracy (70.0%). Epoch 1 is the "
+            "first; its weights were kept.",
+        ),
+        (
+            [0.7, 0.7, 0.7],
+            [3, 2, 2.5],
+            2,
+            "Epochs 1, 2 and 3 have the same highest validation accuracy (70.0%). Epoch 2 has the "
+            "lowest validation loss of them; its weights were kept.",
+        ),
+        ([0.7] * 8, [1] * 8, 1, "8 epochs have the same highest validation accuracy (70.0%)."),
+    ],
+)
+def test_ties_of_the_best_epoch_are_said(
+    val_accuracy: list[float], val_loss: list[float], best: int, said: str
+) -> None:
+    table = history([0.7] * len(val_accuracy), val_accuracy).assign(val_loss=val_loss)
+    assert said in page_of(facts(history=table, best_epoch=best)).text
+
+
+def test_a_coarse_map_claims_nothing_about_the_background() -> None:
+    text = page_of(facts(np.eye(3)[[1, 1, 2]] * 3, np.array([0, 1, 2])), maps=0.5).text
+    assert "a few coarse cells" in text
+    assert "background" not in text
+
+
+def test_pages_invert_transparent_figures_on_dark_screens() -> None:
+    page = page_of(facts())
+    dark = page.style.partition("prefers-color-scheme: dark")[2].partition("* {")[0]
+    assert ".plate img { filter: invert(1)" in dark
+    picture = figure_picture(Figure(), "empty")
+    with Image.open(io.BytesIO(base64.b64decode(picture.source.partition(",")[2]))) as image:
+        assert image.mode == "RGBA"
+        assert image.getpixel((0, 0))[3] == 0
 
 
 def test_no_mistakes() -> None:
@@ -228,9 +284,9 @@ def test_without_a_heat_map_nothing_is_said_of_it() -> None:
     [
         (0.9, 50, "Probabilities are 40 percentage points too high"),
         (0.6, 90, "Probabilities are 30 percentage points too low"),
-        (0.8, 80, "The model is calibrated within chance."),
+        (0.8, 80, "On average, probabilities agree with the accuracy within chance."),
         # Two standard errors of 100 photos at 0.8 are 8 percentage points.
-        (0.8, 74, "The model is calibrated within chance."),
+        (0.8, 74, "On average, probabilities agree with the accuracy within chance."),
         (0.8, 71, "Probabilities are 9 percentage points too high"),
     ],
 )
@@ -243,7 +299,7 @@ def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
     error = abs(claimed - right / 100)
     assert f"Expected calibration error {error:.1%}; a calibrated model has about" in page.text
     assert said in page.text
-    both = ("points too high", "points too low", "calibrated within chance")
+    both = ("points too high", "points too low", "accuracy within chance")
     assert sum(words in page.text for words in both) == 1
 
 

@@ -110,7 +110,7 @@ def test_the_parent_has_the_options_and_the_space(whole: Whole) -> None:
 def test_each_trial_has_a_run_with_its_options_and_its_epochs(whole: Whole) -> None:
     assert states(whole.nested) == [("FINISHED", "complete")] * 4
     names = [r.info.run_name for r in whole.nested]
-    assert names == ["trial 0 (original)", "trial 1", "trial 2", "trial 3"]
+    assert names == ["trial 0 (original)", "trial 1 (defaults)", "trial 2", "trial 3"]
     for number, run in enumerate(whole.nested):
         row = whole.result.trials.loc[number]
         assert row["run_id"] == run.info.run_id
@@ -136,17 +136,20 @@ def yaml_options(whole: Whole) -> dict[str, Any]:
     return {**given, **cli_options, "epochs": 3}
 
 
-def test_the_first_trial_has_the_originals_settings_though_outside_of_the_space(
+def test_the_first_trials_have_the_originals_and_default_settings_though_outside_of_the_space(
     whole: Whole,
 ) -> None:
     first = whole.nested[0].data.params
     assert (first["lr"], first["batch_size"], first["momentum"]) == ("0.001", "75", "0.8")
     table = whole.result.trials
+    second = whole.nested[1].data.params
+    assert (second["lr"], second["batch_size"], second["momentum"]) == ("0.01", "75", "0.8")
     assert list(table["baseline"]) == [True, False, False, False]
-    others = table[~table["baseline"]]
+    assert list(table["default"]) == [False, True, False, False]
+    others = table[2:]
     assert others["lr"].between(0.01, 0.1).all()
     assert others["batch_size"].isin([4, 8]).all()
-    assert others["lr"].nunique() == 3
+    assert others["lr"].nunique() == 2
 
 
 def test_the_parent_has_tables_plots_and_results(whole: Whole) -> None:
@@ -158,9 +161,12 @@ def test_the_parent_has_tables_plots_and_results(whole: Whole) -> None:
     metrics = whole.parent.data.metrics
     assert metrics.items() >= whole.result.scores.items()
     assert whole.parent.data.tags["trials_complete"] == "4"
-    assert len(metrics) <= 20
-    assert 0 <= metrics["original_test_accuracy"] <= 1
-    assert 0 < metrics["mcnemar_p"] <= 1
+    for name in ("original", "default"):
+        low, accuracy, high = (
+            metrics[f"{name}_test_accuracy{end}"] for end in ("_low", "", "_high")
+        )
+        assert 0 <= low <= accuracy <= high <= 1
+        assert 0 < metrics[f"{name}_mcnemar_p"] <= 1
 
 
 def test_the_table_of_trials(whole: Whole) -> None:
@@ -168,7 +174,7 @@ def test_the_table_of_trials(whole: Whole) -> None:
     columns = (
         "trial state batch_size lr score val_accuracy val_loss best_epoch epochs seconds baseline"
     )
-    assert set(table.columns) == {*columns.split(), "failure", "run_id"}
+    assert set(table.columns) == {*columns.split(), "default", "failure", "run_id"}
     assert list(table["trial"]) == ["0", "1", "2", "3"]
     assert set(table["state"]) == {"complete"}
     assert list(table["epochs"]) == ["3"] * 4
@@ -194,9 +200,12 @@ def test_the_summary_says_it_in_words(whole: Whole) -> None:
     assert summary.startswith(f"Study {whole.result.study}: 4 trials, 4 complete.\n")
     assert f"- **Best: trial {number}** (" in summary
     assert f"test accuracy {scores['test_accuracy']:.1%} of 3 photos, 95 % interval " in summary
-    assert "- Original's settings: trial 0 (" in summary
-    assert "classified correctly only by the best trial and " in summary
-    assert "not significant (McNemar's exact test, p = 1)." in summary
+    for title, reference in (("Original's", 0), ("Default", 1)):
+        assert f"- {title} settings: trial {reference} (" in summary
+    assert summary.count(" of 3 photos, 95 % interval ") == 3
+    assert summary.count("The best trial's test accuracy is ") == 2
+    assert " test photos are right only with the best trial, " in summary
+    assert "differ by this much in 100% of such tests (p = 1), so it may be chance." in summary
     assert "The test split was used once, after the choice." in summary
 
 
@@ -245,4 +254,4 @@ def test_weights_are_kept_where_they_are_needed_alone(whole: Whole) -> None:
     kept = [r.info.run_id for r in whole.nested if r.data.tags["weights_kept"] == "true"]
     ids = [r.info.run_id for r in whole.nested]
     assert [i for i in ids if "trial/weights.pt" in artifacts(i)] == kept
-    assert {ids[0], whole.best.info.run_id} <= set(kept)
+    assert {*ids[:2], whole.best.info.run_id} <= set(kept)

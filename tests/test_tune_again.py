@@ -142,7 +142,7 @@ def test_an_interrupted_search_repeats_the_trial_and_goes_on(
     assert parent.data.tags["trials_complete"] == "3"
 
 
-def test_the_originals_settings_are_repeated_as_such(
+def test_the_originals_and_default_settings_are_repeated_as_such(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(training: int, epoch: int) -> None:
@@ -156,9 +156,11 @@ def test_the_originals_settings_are_repeated_as_such(
     result = call(n_trials=2)
     assert result is not None
     assert list(result.trials["baseline"]) == [True, False]
-    assert result.trials.loc[0, "lr"] == 0.001
+    assert list(result.trials["default"]) == [False, True]
+    assert list(result.trials["lr"]) == [0.001, 0.01]
     names = [r.info.run_name for r in runs(tmp_path)[1]]
-    assert names[:3] == [f"trial {n} (original)" for n in range(3)]
+    kinds = ("original", "defaults", "original", "defaults")
+    assert names == [f"trial {number} ({kind})" for number, kind in enumerate(kinds)]
 
 
 def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
@@ -234,7 +236,8 @@ def test_time_that_is_up_ends_the_search_well(
     assert parent.info.status == "FINISHED"
     assert states(nested) == [("FINISHED", "complete")]
     summary, best = (text(parent, f"tune/{name}") for name in ("summary.md", "best.yaml"))
-    assert "These are the original's settings: the search found nothing better." in summary
+    assert "Original's settings: they are the best trial; the search found nothing" in summary
+    assert "Default settings: no trial with them has completed, so there is no" in summary
     # Searched options are told even where they are the defaults of train.
     assert yaml.safe_load(best).items() >= {"lr": 0.001, "batch_size": 75}.items()
     second = call()
@@ -300,12 +303,11 @@ def test_other_data_under_the_same_name_are_refused(
     assert call(mine, n_trials=2) is not None
 
 
-def test_a_stage_that_is_none_is_told_before_any_trial(call: Call, tmp_path: Path) -> None:
+def test_a_stage_that_is_none_opens_no_run(call: Call, tmp_path: Path) -> None:
     space = {"freeze": ["layers.8", "layers.99"], "lr": [0.01, 0.1]}
     with pytest.raises(ModelError, match=r"freeze=layers.99: mnasnet0_5 cannot be cut there"):
         call(model="mnasnet0_5", space=space)
-    parent, nested = runs(tmp_path)
-    assert (parent.info.status, nested) == ("FAILED", [])
+    assert CLIENT().get_experiment_by_name(tmp_path.name) is None
 
 
 def test_an_unknown_architecture_opens_no_run(call: Call, tmp_path: Path) -> None:

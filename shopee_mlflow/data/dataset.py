@@ -50,7 +50,7 @@ class Dataset:
     :ivar cleaning: what each step left out.
     :ivar source: the table, or the folder with the class folders.
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
-    :ivar leaks: test photos with a copy in train.
+    :ivar leaks: test photos with an equal copy in train: the same bytes or phash.
     :ivar config: the options with which it was loaded.
     """
 
@@ -109,7 +109,8 @@ class Dataset:
         return [
             *self.cleaning.lines(),
             f"{len(self.frame):>7,} photos of {len(self.classes):,} label groups: {sizes}",
-            f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have a copy in train",
+            f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have an equal copy "
+            "(the same file or phash) in train",
         ]
 
 

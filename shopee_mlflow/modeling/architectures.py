@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from ..config import PRETRAINED
 from ..errors import ModelError
+from ..options import nearest
 from .initial_weights import InitialWeights, last_layer, load_state, load_whole_model, read_weights
 from .models import ProductClassifier, SmallCNN
 from .timm_models import PREFIX as TIMM
@@ -22,6 +22,10 @@ from .timm_models import check_timm_name, timm_backbone
 
 _ALIASES = {"effnet": "efficientnet_b0"}
 _IMAGENET_CLASSES = 1000
+_AVAILABLE = (
+    "Use cnn, effnet, a classifier of torchvision such as resnet50 or convnext_tiny, or timm/NAME, "
+    "all but cnn also with _pretrained. In Python, architecture_names() lists those of torchvision."
+)
 
 
 def architecture_names() -> list[str]:
@@ -33,16 +37,18 @@ def architecture_names() -> list[str]:
 def check_architecture(name: str) -> None:
     """Check that an architecture has this name.
 
-    :raises ModelError: otherwise, with the closest names.
+    :raises ModelError: otherwise, with the closest name.
     """
     if name.startswith(TIMM):
         check_timm_name(name)
         return
     known = architecture_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"model={name}: no such architecture.{hint} Available: {', '.join(known)}")
+        near = nearest(name, known)
+        raise ModelError(
+            f"model={name}: no such architecture. "
+            + (f"Did you mean {' or '.join(near)}?" if near else _AVAILABLE)
+        )
 
 
 def build_model(

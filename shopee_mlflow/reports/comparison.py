@@ -18,6 +18,7 @@ from .comparison_statistics import (
     value_of,
 )
 from .pages import Picture, Table, figure_picture, render, shortened, squeezed
+from .training import STILL_FALLING, still_falling
 
 _MOST_PAIRS = 60
 _LONG_NUMBER = 8
@@ -52,12 +53,12 @@ _CAUTION = (
 _PAIRS = (
     "McNemar's exact test uses the photos that only one run of a pair classifies correctly. p is "
     "the probability of a difference at least as large if both runs are equally good. With Holm's "
-    "correction, the probability of any false positive among all pairs is at most "
-    f"{SIGNIFICANT:.0%}."
+    f"correction, two equally good runs are called different in at most {SIGNIFICANT:.0%} of "
+    "comparisons such as this one."
 )
 _INTERVALS = (
-    "Test accuracy with its 95 % Wilson interval. Runs with overlapping intervals may still differ "
-    "significantly, because the test of pairs below compares them on the same photos."
+    "Test accuracy with its 95 % Wilson interval. The test of pairs below can tell runs apart even "
+    "if their intervals overlap, because it compares them photo by photo."
 )
 
 
@@ -71,7 +72,7 @@ def _headline(facts: ComparisonFacts) -> list[tuple[str, str]]:
     else:
         lines.append(("Test splits", f"{len(facts.splits):,}"))
     differ = sum(pair.differs for pair in facts.pairs)
-    lines.append(("Significant", f"{differ:,} of {len(facts.pairs):,} pairs"))
+    lines.append(("Pairs told apart", f"{differ:,} of {len(facts.pairs):,}"))
     return lines
 
 
@@ -90,14 +91,12 @@ def _curves(facts: ComparisonFacts, metric: str) -> Picture:
 
 
 def _best_epochs(facts: ComparisonFacts) -> str:
-    late = [c for c in facts.runs if c.best_epoch > 0.9 * c.epochs["epoch"].max()]
-    words = "Each run kept the weights of its best epoch on validation photos. "
-    if not late:
-        return (
-            words
-            + "None of these is among the last epochs, so longer training is unlikely to help."
-        )
-    return words + f"In {listed(late)} it is among the last, so more epochs may help."
+    words = "Each run kept the weights of its best epoch on validation photos."
+    falling = [c for c in facts.runs if still_falling(c.epochs["val_loss"])]
+    if not falling:
+        return words
+    noun = "run" if len(falling) == 1 else "runs"
+    return f"{words} In {noun} {listed(falling)}: {STILL_FALLING[0].lower()}{STILL_FALLING[1:]}"
 
 
 def _run_rows(facts: ComparisonFacts) -> pd.DataFrame:
@@ -123,7 +122,7 @@ def _pair_rows(facts: ComparisonFacts) -> pd.DataFrame:
             "only second right": pair.only_second,
             "p": f"{pair.p:.2g}",
             "p, Holm": f"{pair.adjusted:.2g}",
-            "difference": "significant" if pair.differs else "not significant",
+            "result": f"{pair.better.letter} is better" if pair.differs else "not told apart",
         }
         for pair in sorted(facts.pairs, key=lambda pair: pair.adjusted)
     ]

@@ -68,7 +68,7 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
     :param splits: data digest -> the runs that were tested on it.
     """
     runs = [run for some in splits.values() for run in some]
-    figure = Figure(figsize=(6.6, 0.42 * len(runs) + 1.1), layout="constrained")
+    figure = Figure(figsize=(5.6, 0.42 * len(runs) + 1.1), layout="constrained")
     axes = figure.subplots()
     row = 0
     for index, (digest, some) in enumerate(splits.items()):
@@ -91,7 +91,7 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3, axis="x")
     if len(splits) > 1:
-        legend = axes.legend(fontsize=8)
+        legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure

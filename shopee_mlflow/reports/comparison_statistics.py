@@ -117,15 +117,20 @@ def summary_line(facts: ComparisonFacts) -> str:
             "compared."
         )
     if len(facts.pairs) == 1:
-        verdict = "significant" if differ else "not significant"
-        return f"The difference between the two runs that can be compared is {verdict}."
+        (pair,) = facts.pairs
+        if differ:
+            return f"{pair.better.title} is the better run."
+        return (
+            f"These test photos do not tell which of {pair.first.letter} and {pair.second.letter} "
+            "is better."
+        )
     if differ == 0:
-        return f"None of the {len(facts.pairs)} differences between runs is significant."
+        return "These test photos do not tell any two of the runs apart."
     if differ == len(facts.pairs):
-        return f"All {differ} differences between runs are significant."
+        return f"All {differ} pairs of runs differ by more than chance explains."
     return (
-        f"{differ} of the {len(facts.pairs)} differences between runs {_are(differ)} significant; "
-        "the others may be chance."
+        f"{differ} of the {len(facts.pairs)} pairs of runs {_differ(differ)} by more than chance "
+        "explains; the others cannot be told apart with these test photos."
     )
 
 
@@ -158,14 +163,13 @@ def _short_lines(pairs: Sequence[Pair]) -> list[str]:
         if pair.differs:
             better.setdefault(pair.better.title, []).append(pair)
     lines = [
-        f"{title} is better than {worse_runs(mine)}: significant "
-        f"({_p_text(mine[-1].adjusted, most=True)})."
+        f"{title} is better than {worse_runs(mine)} ({_p_text(mine[-1].adjusted, most=True)})."
         for title, mine in better.items()
     ]
     rest = [f"{p.first.letter} and {p.second.letter}" for p in pairs if not p.differs]
     more = f" and {len(rest) - _MOST_LISTED} more" if len(rest) > _MOST_LISTED else ""
     if rest:
-        lines.append(f"Not significant: {', '.join(rest[:_MOST_LISTED])}{more}.")
+        lines.append(f"Not told apart: {', '.join(rest[:_MOST_LISTED])}{more}.")
     return lines
 
 
@@ -183,10 +187,21 @@ def _pair_line(pair: Pair) -> str:
         f"of {better.photos:,} test photos, {mine:,} {_are(mine)} correct only with "
         f"{better.letter} and {its:,} only with {worse.letter}"
     )
-    p = _p_text(pair.adjusted)
-    if pair.differs:
-        return f"{better.title} is better than {worse.title}: {counts}. Significant ({p})."
-    return f"{better.title} and {worse.title}: {counts}. Not significant ({p})."
+    verdict = "is better than" if pair.differs else "and"
+    return f"{better.title} {verdict} {worse.title}: {counts}. {chance_line(pair.p, pair.adjusted)}"
+
+
+def chance_line(p: float, adjusted: float) -> str:
+    """What McNemar's test says about the difference of two models.
+
+    :param adjusted: the p value after Holm's correction.
+    """
+    if adjusted < SIGNIFICANT:
+        return f"Chance alone rarely gives so large a difference ({_p_text(adjusted)})."
+    often = f"Equally good models differ by this much in {p:.0%} of such tests ({_p_text(p)})"
+    if p < SIGNIFICANT:
+        return f"{often}; among several pairs that may be chance ({_p_text(adjusted)} by Holm)."
+    return f"{often}, so it may be chance."
 
 
 def _p_text(p: float, *, most: bool = False) -> str:
@@ -197,6 +212,10 @@ def _p_text(p: float, *, most: bool = False) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
+
+
+def _differ(count: int) -> str:
+    return "differs" if count == 1 else "differ"
 
 
 def listed(some: Sequence[ComparedRun]) -> str:

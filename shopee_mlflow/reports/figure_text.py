@@ -32,6 +32,12 @@ def group_names(names: Sequence[str], numbers: Iterable[int], length: int = 22) 
     ]
 
 
+def measure_name(metric: str) -> str:
+    """A validation metric in words: validation accuracy."""
+    words = metric.removeprefix("val_").replace("_", " ")
+    return "validation " + words.replace("f1", "F1").replace("top5", "top-5")
+
+
 @cache
 def _has_glyph(character: str) -> bool:
     return get_font(findfont(FontProperties())).get_char_index(ord(character)) != 0

@@ -118,9 +118,12 @@ def generator_of(page: Path) -> str:
 
 
 def figure_picture(figure: Figure, alt: str, caption: str = "") -> Picture:
-    """A matplotlib figure as a PNG inside the page."""
+    """A matplotlib figure as a PNG inside the page.
+
+    Its background is transparent, and the pages invert it on dark screens.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", transparent=True)
     data = buffer.getvalue()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..config import NONE
+from .figure_text import measure_name
 from .pages import (
     Gallery,
     Picture,
@@ -26,6 +28,9 @@ ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 _MOST_TILES = 12
 _MOST_PAIRS = 15
 _FEW_PHOTOS = 5
+_MOST_EPOCHS = 5
+_LARGE_GAP = 0.1
+_UNDERFIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ _MISTAKES = (
     "Wrong predictions with the highest probability. Look for wrong labels, label groups that show "
     "the same product, and photos that show something else."
 )
-_HITS = "Correct predictions with the lowest probability. More photos like these may help most."
+_HITS = "Correct predictions with the lowest probability: the closest calls."
 
 
 def _curve(facts: TrainingFacts, name: str) -> Picture:
@@ -136,22 +141,63 @@ def _headline(facts: TrainingFacts) -> list[tuple[str, str]]:
 
 
 def _curves_text(facts: TrainingFacts) -> str:
-    best, last = int(facts.scores["best_epoch"]), facts.history.iloc[-1]
-    gap = last["train_accuracy"] - last["val_accuracy"]
-    words = f"Epoch {best} was the best on validation photos, and its weights were kept. "
-    if gap > 0.1:
-        return words + (
-            f"At the end accuracy on training photos is {100 * gap:.0f} percentage points higher "
-            "than on validation photos: more photos, augmentation or weight decay may help."
+    """The best epoch, and what curves and options allow to say about the others."""
+    last, gap = facts.history.iloc[-1], _gap(facts.history)
+    falling = still_falling(facts.history["val_loss"])
+    words = [_best_epoch(facts)]
+    if gap > _LARGE_GAP:
+        words.append(
+            f"In the last epoch, accuracy on training photos is {100 * gap:.0f} percentage points "
+            "higher than on validation photos: the model overfits."
         )
-    if last["train_accuracy"] < 0.5:
-        return words + (
-            f"At the end only {last['train_accuracy']:.0%} of the training photos are correct: the "
-            "model underfits. Try more epochs or another learning rate."
+        if facts.options.get("augment") == NONE:
+            words.append("Augmentation is off; augment=original or flip may help.")
+    elif last["train_accuracy"] < _UNDERFIT:
+        words.append(
+            f"In the last epoch, only {last['train_accuracy']:.0%} of the training photos are "
+            "correct: the model underfits."
         )
-    if best > 0.9 * len(facts.history):
-        return words + "It is among the last: more epochs may still help."
-    return words + "Training and validation accuracy stay together."
+        if not falling:
+            words.append("The loss no longer falls; another learning rate may help.")
+    if falling:
+        words.append(STILL_FALLING)
+    return " ".join(words)
+
+
+def _gap(history: pd.DataFrame) -> float:
+    last = history.iloc[-1]
+    return float(last["train_accuracy"] - last["val_accuracy"])
+
+
+def _best_epoch(facts: TrainingFacts) -> str:
+    """Which epoch was kept, and why that one if others have the same metric."""
+    history, best = facts.history.set_index("epoch"), int(facts.scores["best_epoch"])
+    monitor = facts.options.get("monitor", "val_accuracy")
+    value, measure = history[monitor].max(), measure_name(monitor)
+    equal = history[history[monitor] == value]
+    if len(equal) == 1:
+        return f"Epoch {best} has the highest {measure} ({value:.1%}); its weights were kept."
+    numbers = [str(number) for number in equal.index]
+    listed = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    which = f"Epochs {listed}" if len(equal) <= _MOST_EPOCHS else f"{len(equal)} epochs"
+    lowest = equal.index[equal["val_loss"] == equal["val_loss"].min()]
+    reason = "has the lowest validation loss of them" if len(lowest) == 1 else "is the first"
+    return (
+        f"{which} have the same highest {measure} ({value:.1%}). Epoch {best} {reason}; its "
+        "weights were kept."
+    )
+
+
+STILL_FALLING = "The validation loss was still falling at the end, so more epochs may help."
+
+
+def still_falling(val_loss: pd.Series) -> bool:
+    """Whether the validation loss fell by more than 2 % over the last tenth of the epochs."""
+    part = max(1, len(val_loss) // 10)
+    if len(val_loss) < 2 * part + 1:
+        return False
+    before, end = val_loss.iloc[-2 * part : -part].mean(), val_loss.iloc[-part:].mean()
+    return bool(end < 0.98 * before)
 
 
 def _confusion_text(wrong: int, facts: TrainingFacts) -> str:
@@ -222,7 +268,7 @@ def _calibration_text(facts: TrainingFacts) -> str:
         f"about {facts.chance_error:.1%} on so many photos by chance. "
     )
     if abs(bias) <= max(0.02, chance):
-        return size + "The model is calibrated within chance."
+        return size + "On average, probabilities agree with the accuracy within chance."
     points = f"{abs(bias) * 100:.0f} percentage points"
     if bias > 0:
         return size + f"Probabilities are {points} too high on average."
@@ -242,11 +288,11 @@ def _subset_table(facts: TrainingFacts) -> Table | None:
         for name, (photos, accuracy, low, high) in facts.subsets.items()
     ]
     caption = (
-        "Some test photos have a copy in train, so the model may have memorized them. Photos "
-        "without a copy show the accuracy on new photos. With split=leak_free there are no such "
-        "copies."
+        "Some test photos have an equal copy in train (the same file or phash), so the model may "
+        "have memorized them. The others show the accuracy on new photos. With split=leak_free "
+        "there are no equal copies; photos that are merely alike may be in both."
     )
-    return Table("With and without a copy in train", caption, pd.DataFrame(rows))
+    return Table("With and without an equal copy in train", caption, pd.DataFrame(rows))
 
 
 def _gallery(
@@ -279,8 +325,8 @@ def _attention(
     ]
     caption = (
         "The same mistakes in the same order. Grad-CAM: brighter and warmer parts of the photo "
-        "contributed more to the predicted label group. Where that is not the product, the network "
-        "may have learned the background."
+        "contributed more to the predicted label group. A map has a few coarse cells, enlarged to "
+        "the photo: it shows roughly where, and not why."
     )
     return Gallery("Where the network looked", caption, tiles, 0)
 

@@ -23,6 +23,7 @@ from ..errors import TrackingError
 from .flavor import check_probe, load_folder
 from .model_card import model_card, version_card
 from .names import REGISTERED_MODEL, SEEN_TEST_TAG, WEIGHTS_RUN_TAG
+from .runs import find_run
 from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
@@ -108,8 +109,8 @@ def register_model(
     """
     client = MlflowClient()
     quieten()
+    run = find_run(run_id)
     with _told(f"run {run_id} cannot be registered as {name}"):
-        run = client.get_run(run_id)
         model_id = _latest_model(client, run)
         if model_id is None:
             raise TrackingError(
@@ -214,5 +215,5 @@ def _told(what: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
-            f"{what}: {message} No alias has moved. The model is still in its run."
+            f"{what}: {message.rstrip('. ')}. No alias has moved. The model is still in its run."
         ) from error

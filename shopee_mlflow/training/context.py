@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -38,6 +39,31 @@ _EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
 # Part of the cache key. Change it whenever the preprocessing or the variants of photos change.
 _RECIPE = "activations-1"
+
+
+def check_model(config: TrainConfig, stages: Sequence[str] = ()) -> None:
+    """Build the model for two label groups and split it where it is frozen.
+
+    This finds mistakes in model, weights and freeze before any photo is decoded.
+
+    :param stages: the stages to split at; by default the option freeze.
+    :raises ModelError: if weights do not fit or cannot be downloaded, or a stage does not exist.
+    """
+    shown = logging.root.manager.disable
+    # The training builds the model again, and logs the remarks on its weights then.
+    logging.disable(logging.WARNING)
+    try:
+        model = _build(config, ("0", "1"), initial_weights(config.weights))
+        for stage in stages or (config.freeze,):
+            split_model(copy.deepcopy(model), stage)
+    finally:
+        logging.disable(shown)
+
+
+def _build(
+    config: TrainConfig, classes: Sequence[str], start: InitialWeights | None
+) -> ProductClassifier:
+    return build_model(config.model, classes, config.image_size, start, config.resize)
 
 
 @dataclass(frozen=True)
@@ -96,9 +122,7 @@ class TrainingContext:
         if key not in self._models:
             start = self.initial_weights(config)
             torch.manual_seed(config.seed)
-            model = build_model(
-                config.model, self.dataset.classes, config.image_size, start, config.resize
-            )
+            model = _build(config, self.dataset.classes, start)
             while len(self._models) >= _CACHED_MODELS:
                 del self._models[next(iter(self._models))]
             model.label_names = self.label_names

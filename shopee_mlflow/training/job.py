@@ -17,7 +17,6 @@ from ..console import mute, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..data.splits import TEST
 from ..errors import CheckpointError, ConfigError, TrainingError
-from ..modeling.architectures import check_architecture
 from ..modeling.device import Machine, choose_machine
 from ..modeling.distributed import Group, backend_for, joined_group
 from ..modeling.epochs import EPOCH_METRICS
@@ -31,7 +30,7 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
-from .context import TrainingContext
+from .context import TrainingContext, check_model
 from .custom import OPTIONS_ONLY, CustomParts
 from .naming import run_name
 from .results import log_data
@@ -136,8 +135,11 @@ def training_job(
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
         if custom.model is None:
-            check_architecture(config.model)
-        dataset = load_dataset(config, watch) if dataset is None else dataset
+            say(f"checking {config.model} and its weights")
+            check_model(config)
+        if dataset is None:
+            say(f"reading the catalogue ({config.data})")
+            dataset = load_dataset(config, watch)
         say(*dataset.lines())
         with _open_run(name or run_name(config), config, parent, state, group) as run:
             if state is None:

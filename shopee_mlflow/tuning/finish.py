@@ -1,17 +1,20 @@
-"""The end of a search: the test of the best trial and of the original's settings."""
+"""The end of a search: the test of the best trial, of the default and the original's settings."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import yaml
 
 from ..config import TrainConfig
-from ..modeling.metrics import mcnemar, scores_of_test
+from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..options import as_text
+from ..reports.comparison_statistics import chance_line
+from ..reports.figure_text import measure_name
 from ..tracking.mlflow_run_log import read_table, read_weights
 from ..tracking.names import TRIAL_HISTORY_FILE, TRIAL_WEIGHTS_FILE
 from ..training.context import TrainingContext
@@ -20,8 +23,6 @@ from .space import SearchPlan
 from .study import Search
 from .trial_results import TrialResult
 from .trials import in_words
-
-_SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,52 @@ class Tested:
     model: ProductClassifier
     history: pd.DataFrame
     test: TestResult
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Settings that the best trial is compared with.
+
+    :ivar name: default or original; a prefix of metrics.
+    :ivar tested: None if no trial with these settings completed.
+    :ivar only_best: test photos that only the best trial classifies correctly; ``only_reference``
+        only the reference.
+    :ivar p: of McNemar's exact test; ``adjusted`` by Holm for all references.
+    """
+
+    name: str
+    tested: Tested | None
+    only_best: int = 0
+    only_reference: int = 0
+    p: float = 1.0
+    adjusted: float = 1.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its test accuracy with the interval, and the p value; nothing without a test."""
+        if self.tested is None:
+            return {}
+        names = ("test_accuracy", "test_accuracy_low", "test_accuracy_high")
+        scores = {f"{self.name}_{name}": self.tested.test.scores[name] for name in names}
+        return {**scores, f"{self.name}_mcnemar_p": self.p}
+
+
+def score_references(search: Search, context: TrainingContext, best: Tested) -> list[Reference]:
+    """Score the default and the original's settings, and compare the best trial with both."""
+    trials = {"default": search.best(default=True), "original": search.best(baseline=True)}
+    known = {best.trial.number: best}
+    for trial in trials.values():
+        if trial and trial.number not in known:
+            known[trial.number] = score_trial(search.plan, context, trial)
+    tested = {name: known[trial.number] for name, trial in trials.items() if trial}
+    counted = {name: _compare(best, reference) for name, reference in tested.items()}
+    adjusted = dict(zip(counted, holm([p for _, _, p in counted.values()]), strict=True))
+    return [
+        Reference(name, tested[name], *counted[name], adjusted[name])
+        if name in tested
+        else Reference(name, None)
+        for name in trials
+    ]
 
 
 def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
@@ -70,7 +117,9 @@ def best_yaml(plan: SearchPlan, best: Tested, run_id: str) -> str:
     return header + yaml.safe_dump(chosen, sort_keys=False)
 
 
-def summarize(search: Search, best: Tested, baseline: Tested | None, times: int) -> list[str]:
+def summarize(
+    search: Search, best: Tested, references: Sequence[Reference], times: int
+) -> list[str]:
     """The summary of a study, as lines of Markdown."""
     results = search.results()
     states = pd.Series([t.state for t in results]).value_counts()
@@ -80,24 +129,15 @@ def summarize(search: Search, best: Tested, baseline: Tested | None, times: int)
         "",
         f"- **Best: trial {best.trial.number}** ({in_words(best.trial.values)}): {_scores(best)}.",
     ]
-    if baseline is None:
-        lines.append("- The original's settings did not complete, so there is no comparison.")
-    elif baseline.trial.number == best.trial.number:
-        lines.append("- These are the original's settings: the search found nothing better.")
-    else:
-        lines += [
-            f"- Original's settings: trial {baseline.trial.number} "
-            f"({in_words(baseline.trial.values)}): {_scores(baseline)}.",
-            f"- {_difference(best, baseline)}",
-        ]
-    lines += _by_architecture(results, _in_words(search.plan.config.monitor))
+    lines += [f"- {_reference_line(best, reference)}" for reference in references]
+    lines += _by_architecture(results, measure_name(search.plan.config.monitor))
     lines += [
         f"- Trial {t.number} failed: {t.failure.splitlines()[0]}" for t in results if t.failure
     ]
     often = "once" if times == 1 else f"{times} times, for {times} best trials"
     lines += [
         "",
-        f"The best trial was chosen by its {_in_words(search.plan.config.monitor)}, which is "
+        f"The best trial was chosen by its {measure_name(search.plan.config.monitor)}, which is "
         "therefore biased upwards. "
         f"The test split was used {often}, after the choice.",
     ]
@@ -113,25 +153,36 @@ def _scores(tested: Tested) -> str:
     )
 
 
-def compare(best: Tested, baseline: Tested) -> tuple[int, int, float]:
-    """McNemar's test of the best trial and the original's settings on the test photos."""
-    mine, other = (tested.test.logits.argmax(axis=1) for tested in (best, baseline))
-    return mcnemar(best.test.labels, mine, other)
+def _compare(best: Tested, other: Tested) -> tuple[int, int, float]:
+    """McNemar's test of the best trial and another one on the test photos."""
+    predicted = (tested.test.logits.argmax(axis=1) for tested in (best, other))
+    return mcnemar(best.test.labels, *predicted)
 
 
-def _difference(best: Tested, baseline: Tested) -> str:
-    only_best, only_baseline, p = compare(best, baseline)
-    verdict = "significant" if p < _SIGNIFICANT else "not significant"
+def _reference_line(best: Tested, reference: Reference) -> str:
+    """What the best trial gains over the default or the original's settings."""
+    title, tested = _TITLES[reference.name], reference.tested
+    if tested is None:
+        return f"{title}: no trial with them has completed, so there is no comparison."
+    if tested.trial.number == best.trial.number:
+        return f"{title}: they are the best trial; the search found nothing better."
+    gain = best.test.scores["test_accuracy"] - tested.test.scores["test_accuracy"]
     return (
-        f"Of the test photos, {only_best} are classified correctly only by the best trial and "
-        f"{only_baseline} only with the original's settings: {verdict} (McNemar's exact test, "
-        f"p = {p:.2g})."
+        f"{title}: trial {tested.trial.number} ({in_words(tested.trial.values)}): "
+        f"{_scores(tested)}. The best trial's test accuracy is {_points(gain)}: "
+        f"{reference.only_best} test photos are right only with the best trial, "
+        f"{reference.only_reference} only with these settings. "
+        + chance_line(reference.p, reference.adjusted)
     )
 
 
-def _in_words(monitor: str) -> str:
-    words = monitor.removeprefix("val_").replace("_", " ")
-    return "validation " + words.replace("f1", "F1").replace("top5", "top-5")
+def _points(gain: float) -> str:
+    if gain == 0:
+        return "the same"
+    return f"{100 * abs(gain):.1f} points {'higher' if gain > 0 else 'lower'}"
+
+
+_TITLES = {"default": "Default settings", "original": "Original's settings"}
 
 
 def _by_architecture(results: list[TrialResult], measure: str) -> list[str]:

@@ -48,7 +48,8 @@ _log = logging.getLogger(__name__)
 # User attributes of a trial.
 FAILURE, OWNER, PLANNED, REPEATS, CRASHES = "failure", "owner", "planned", "repeats", "crashes"
 _SURPLUS = "surplus"
-_KEPT_IN_RETRIES = ("baseline", "fixed", CRASHES)
+_REFERENCES = ("baseline", "default")
+_KEPT_IN_RETRIES = (*_REFERENCES, "fixed", CRASHES)
 _MAX_CRASHES = 2
 _POLL_SECONDS = 1.0
 # Milliseconds pass between a trial's start and the record of its owner.
@@ -79,7 +80,8 @@ def _slots(trials: Sequence[FrozenTrial]) -> int:
 
 def _has_values(trial: FrozenTrial) -> bool:
     """Whether there is something to retry: any value was chosen or planned."""
-    return bool(trial.params or trial.user_attrs.get(PLANNED)) or "baseline" in trial.user_attrs
+    attrs = trial.user_attrs
+    return bool(trial.params or attrs.get(PLANNED) or any(name in attrs for name in _REFERENCES))
 
 
 @dataclass

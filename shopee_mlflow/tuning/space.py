@@ -119,11 +119,15 @@ class SearchPlan:
 
     def baselines(self) -> list[dict[str, Any]]:
         """The first trials: the original's settings, once for each architecture."""
-        start = {name: self._start(name, where) for name, where in self.space.items()}
+        start = self._start(self.baseline)
         models = self.space.get("model")
         if not isinstance(models, Choice):
             return [start]
         return [{**start, "model": name} for name in models.values]
+
+    def defaults(self) -> dict[str, Any]:
+        """The trial after the baselines: the package's defaults, for one architecture."""
+        return self._start({name: getattr(TrainConfig, name) for name in ORIGINAL})
 
     def identity(self) -> dict[str, str]:
         """The settings, other than data, that must be the same in all calls of a study."""
@@ -151,12 +155,13 @@ class SearchPlan:
         many = isinstance(self.space.get("model"), Choice)
         return f"{'models' if many else self.config.model.replace('/', '-')}-{digest}"
 
-    def _start(self, name: str, where: Range | Choice) -> Any:
-        """The original's value, even outside the space; else the default, if it is in the space."""
-        if name in self.baseline:
-            return self.baseline[name]
-        default = getattr(TrainConfig, name)
-        return default if default in where else where.ends[0]
+    def _start(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Given values, even outside the space; else defaults that are in it, or an end of it."""
+        values = {}
+        for name, where in self.space.items():
+            default = getattr(TrainConfig, name)
+            values[name] = given.get(name, default if default in where else where.ends[0])
+        return values
 
 
 def plan_search(cli_options: Mapping[str, Any]) -> SearchPlan:
@@ -301,7 +306,11 @@ def _check_ends(plan: SearchPlan) -> None:
     """Combine every outermost value with the baseline, to find contradictions early."""
     problems: list[str] = []
     start = plan.baselines()[0]
-    trials = [start, *({**start, k: end} for k, where in plan.space.items() for end in where.ends)]
+    trials = [
+        start,
+        plan.defaults(),
+        *({**start, k: end} for k, where in plan.space.items() for end in where.ends),
+    ]
     for values in trials:
         try:
             plan.trial_config(values)

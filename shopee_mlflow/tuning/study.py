@@ -21,7 +21,7 @@ from .queue import FAILURE, PLANNED, TrialQueue
 from .sampling import make_pruner, make_sampler, suggest
 from .space import SearchPlan
 from .storage import is_database, open_storage, reachable, study_file
-from .trial_results import BASELINE, FIXED, NAMES, TrialResult, as_table, read_result
+from .trial_results import BASELINE, DEFAULT, FIXED, NAMES, TrialResult, as_table, read_result
 
 # User attributes of a study.
 _CREATOR, _PLAN, _PARENT, _DATA = "creator", "plan", "parent_run", "data_digest"
@@ -127,11 +127,15 @@ class Search:
             self._seed_sampler()
 
     def should_stop(self, trial: Trial, epoch: int, score: float) -> bool:
-        """Report an epoch; returns whether to prune the trial. Baselines are never pruned."""
+        """Report an epoch; returns whether to prune the trial.
+
+        Trials with the original's or default settings are never pruned.
+        """
         with reachable(self.study), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial.report(score, epoch)
-            return BASELINE not in trial.user_attrs and bool(trial.should_prune())
+            compared = not {BASELINE, DEFAULT}.isdisjoint(trial.user_attrs)
+            return not compared and bool(trial.should_prune())
 
     def is_best(self, score: float, val_loss: float) -> bool:
         """Whether no complete trial is better so far.
@@ -141,12 +145,14 @@ class Search:
         best = self.best()
         return best is None or (score, -val_loss) >= best.rank
 
-    def best(self, *, baseline: bool = False) -> TrialResult | None:
+    def best(self, *, baseline: bool = False, default: bool = False) -> TrialResult | None:
         """The complete trial with the highest score, then the lowest val_loss.
 
         :param baseline: look only at trials with the original's settings.
+        :param default: look only at the trial with the package's defaults.
         """
-        done = [t for t in self.results() if t.state == "complete" and t.baseline >= baseline]
+        complete = [t for t in self.results() if t.state == "complete"]
+        done = [t for t in complete if t.baseline >= baseline and t.default >= default]
         return max(done, key=lambda t: (*t.rank, -t.number), default=None)
 
     def results(self) -> list[TrialResult]:
@@ -204,15 +210,20 @@ class Search:
         return self._await(_PLAN) is not None
 
     def _begin(self) -> None:
-        """Queue the baselines, then record the plan, which marks the study as complete."""
+        """Queue the first trials, then record the plan, which marks the study as complete."""
         self._set_attr(_CREATOR, process_name())
         queued = [(t.user_attrs[PLANNED], t.user_attrs[FIXED]) for t in self.queue.all_trials()]
-        for values in self.plan.baselines():
+        baselines, defaults = self.plan.baselines(), self.plan.defaults()
+        first = baselines if defaults in baselines else [*baselines, defaults]
+        # A total of so few trials has room for the baselines alone.
+        for values in first[: max(self.plan.config.n_trials, len(baselines))]:
+            marks = {BASELINE: values in baselines, DEFAULT: values == defaults}
             inside = {k: v for k, v in values.items() if v in self.plan.space[k]}
             # The sampler knows no values outside the space.
             outside = {k: v for k, v in values.items() if k not in inside}
             if (inside, outside) not in queued:
-                self.queue.enqueue(inside, **{BASELINE: True, FIXED: outside})
+                true = {mark: True for mark, holds in marks.items() if holds}
+                self.queue.enqueue(inside, **true, **{FIXED: outside})
         self._set_attr(_PLAN, self.plan.identity())
 
     def _check_plan(self) -> None:

@@ -12,7 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .queue import FAILURE, PLANNED
 
-BASELINE, FIXED, RUN_ID = "baseline", "fixed", "run_id"
+# The trials with the original's settings, and the one with the package's defaults.
+BASELINE, DEFAULT = "baseline", "default"
+FIXED, RUN_ID = "fixed", "run_id"
 VAL_ACCURACY, VAL_LOSS, BEST_EPOCH, SECONDS = "val_accuracy", "val_loss", "best_epoch", "seconds"
 NAMES = {
     TrialState.COMPLETE: "complete",
@@ -31,6 +33,7 @@ class TrialResult:
     :ivar values: of the searched options.
     :ivar score: the monitored metric of its best epoch; of a pruned trial, of its last.
     :ivar val_accuracy: of its best epoch, like ``val_loss``.
+    :ivar baseline: whether it has the original's settings; ``default`` the package's defaults.
     """
 
     number: int
@@ -43,6 +46,7 @@ class TrialResult:
     epochs: int
     seconds: float | None
     baseline: bool
+    default: bool
     failure: str
     run_id: str | None
 
@@ -71,6 +75,7 @@ def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
         epochs=len(trial.intermediate_values),
         seconds=attrs.get(SECONDS),
         baseline=BASELINE in attrs,
+        default=DEFAULT in attrs,
         failure=attrs.get(FAILURE, ""),
         run_id=attrs.get(RUN_ID),
     )

@@ -31,8 +31,9 @@ from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
 from .storage import reachable
 from .study import Search
-from .trial_results import BASELINE, BEST_EPOCH, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
+from .trial_results import BASELINE, BEST_EPOCH, DEFAULT, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
 
+_KINDS = {BASELINE: "original", DEFAULT: "defaults"}
 _OVERTAKEN = "presumed dead and repeated by another process"
 
 
@@ -51,7 +52,8 @@ def run_trial(
     tags = {TRIAL_TAG: str(trial.number), PROCESS_TAG: attrs[OWNER]}
     if REPEATS in attrs:
         tags[REPEATS_TAG] = str(attrs[REPEATS])
-    name = f"trial {trial.number}" + (" (original)" if BASELINE in attrs else "")
+    kinds = [word for mark, word in _KINDS.items() if mark in attrs]
+    name = f"trial {trial.number}" + (f" ({', '.join(kinds)})" if kinds else "")
     with open_run(name, parent=parent, kind=TRIAL, tags=tags) as run:
         try:
             with reachable(search.study):
@@ -74,7 +76,7 @@ class _TrialProgress:
     """A bar that counts epochs."""
 
     def __init__(self, trial: Trial, epochs: int) -> None:
-        self._show, self._epochs = watch(f"trial {trial.number}, epochs"), epochs
+        self._show, self._epochs = watch(f"trial {trial.number}", "epochs"), epochs
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
         """Show nothing."""
@@ -96,10 +98,11 @@ def _train(
     session.fit(_TrialProgress(trial, config.epochs), prune)
     best = session.best.load_weights()
     kept = not session.pruned and (
-        BASELINE in trial.user_attrs or search.is_best(best[config.monitor], best["val_loss"])
+        any(mark in trial.user_attrs for mark in _KINDS)
+        or search.is_best(best[config.monitor], best["val_loss"])
     )
     if kept:
-        # The best trial and the one with the original's settings are tested at the end.
+        # The best trial and those with the original's and default settings are tested at the end.
         run.log_weights(session.model.state_dict(), TRIAL_WEIGHTS_FILE)
         run.log_table(session.history_table(), TRIAL_HISTORY_FILE)
     return session, kept

@@ -13,9 +13,7 @@ from ..config import as_params
 from ..console import duration, say, watch
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
-from ..modeling.architectures import check_architecture
 from ..modeling.device import choose_machine
-from ..modeling.freezing import split_model
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
 from ..tracking.links import view_lines
@@ -24,9 +22,9 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
-from ..training.context import TrainingContext
+from ..training.context import TrainingContext, check_model
 from ..training.results import log_data, log_results
-from ..tuning.finish import best_yaml, compare, score_trial, summarize
+from ..tuning.finish import best_yaml, score_references, score_trial, summarize
 from ..tuning.parent import lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
 from ..tuning.space import Choice, SearchPlan, plan_search
@@ -69,12 +67,13 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     config = plan.config
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
-    for name in _architectures(plan):
-        check_architecture(name)
     machine = choose_machine(config.device, config.precision)
+    say(f"checking {', '.join(_architectures(plan))} and the weights")
+    _check_models(plan)
     with stop_on_signals():
         # Read before a run is opened or resumed: a mistake leaves no failed run, and other data
         # cannot change one.
+        say(f"reading the catalogue ({config.data})")
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
         search = Search(plan, local_folder())
@@ -82,7 +81,6 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         with parent_run(search) as run:
             _log_search(search, run, dataset, str(machine))
             context = TrainingContext(dataset, machine)
-            _check_stages(plan, context)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -124,19 +122,16 @@ def _resume_hint(search: Search) -> str:
 
 
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
-    """Test the best trial and the original's settings; log the results, register the model."""
+    """Test the best trial, default and original's settings; log results, register the model."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
-    original = search.best(baseline=True)
     best = score_trial(plan, context, found)
-    same = original is not None and original.number == found.number
-    baseline = score_trial(plan, context, original) if original and not same else None
+    references = score_references(search, context, best)
     log_results(run, context.dataset, best.model, best.config, best.history, best.test)
-    if baseline:
-        accuracy = baseline.test.scores["test_accuracy"]
-        run.log_metrics({"original_test_accuracy": accuracy})
-        run.log_metrics({"mcnemar_p": compare(best, baseline)[2]})
+    for reference in references:
+        if reference.tested is not best:
+            run.log_metrics(reference.metrics)
     _log_table(search, run)
     skipped = []
     for name, plot in draw_plots(search.study, config.monitor):
@@ -146,7 +141,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
             run.log_figure(plot, f"tune/{name}.png")
     run.log_text(best_yaml(plan, best, run.run_id), BEST_FILE)
     times = search.count_tested(found.number)
-    lines = [*summarize(search, best, best if same else baseline, times), *skipped]
+    lines = [*summarize(search, best, references, times), *skipped]
     run.log_text("\n".join(lines) + "\n", "tune/summary.md")
     run.log_tags({DESCRIPTION_TAG: "\n".join(lines)})
     run.log_model(best.model, best.test.scores, config.serialization)
@@ -194,15 +189,12 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_stages(plan: SearchPlan, context: TrainingContext) -> None:
+def _check_models(plan: SearchPlan) -> None:
     """Build each architecture and split it at each frozen stage, to find errors early.
 
     :raises ModelError: if weights do not fit, or a stage does not exist.
     """
     freeze = plan.space.get("freeze")
-    stages = freeze.values if isinstance(freeze, Choice) else (plan.config.freeze,)
+    stages = [str(s) for s in freeze.values] if isinstance(freeze, Choice) else [plan.config.freeze]
     for name in _architectures(plan):
-        for stage in stages:
-            values = {**plan.baselines()[0], "freeze": stage, "model": name}
-            config = plan.trial_config(values)
-            split_model(context.new_model(config), config.freeze)
+        check_model(plan.trial_config({**plan.baselines()[0], "model": name}), stages)
