@@ -111,6 +111,7 @@ def test_the_nearest_architecture_is_proposed(
     assert sorted(error.strip().partition("Did you mean ")[2].rstrip("?").split(" or ")) == proposed
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
