@@ -87,6 +87,7 @@ def test_an_evaluation_is_a_run_of_its_own(run: SmallRun) -> None:
     assert table["label_group"].tolist() == result.predictions["label_group"].tolist()
 
 
+@pytest.mark.fault
 def test_photos_of_the_models_train_and_val_splits_are_scored_apart(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun
     assert (result["seen"] != "").any()
 
 
+@pytest.mark.fault
 def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_new_run_that_the_environment_names_is_adopted(monkeypatch: pytest.Mon
         assert run.run_id == made.info.run_id
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(("source", "stage"), [("PROJECT", "deleted"), ("LOCAL", "active")])
 def test_a_mistake_deletes_the_run_that_mlflow_run_has_created(
     source: str, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -82,6 +83,7 @@ def test_a_mistake_deletes_the_run_that_mlflow_run_has_created(
     assert "nowhere: no such file or folder" in run.data.tags["failure"]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("command", [["train"], ["tune"], ["experiments"], ["explore"]])
 def test_a_mistyped_path_leaves_no_run(
     command: list[str], capsys: pytest.CaptureFixture[str]
