@@ -57,7 +57,7 @@ def find_resume_state(
         raise ConfigError(
             [
                 f"resume={run_id}: this run has finished; there is nothing to resume. To train its "
-                "model further, save its weights in a file and start a new run with weights=FILE"
+                f"model further, start a new run with weights={run_id}"
             ]
         )
     owner = _living_owner(run)
