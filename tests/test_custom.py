@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ from torchvision.transforms import v2
 
 from shopee_mlflow import Classifier, TrainConfig, build_model, load_dataset, train
 from shopee_mlflow.data.dataset import Dataset
-from shopee_mlflow.errors import ConfigError, ModelError
-from shopee_mlflow.training.custom import CustomTransform
+from shopee_mlflow.errors import ConfigError, ModelError, TrackingError
+from shopee_mlflow.modeling.device import choose_machine
+from shopee_mlflow.tracking.run_log import NullRunLog
+from shopee_mlflow.training.checkpoints import checkpoints_of
+from shopee_mlflow.training.context import TrainingContext
+from shopee_mlflow.training.custom import CustomParts, CustomTransform
+from shopee_mlflow.training.resume import saved_on_disk
+from shopee_mlflow.training.session import TrainingSession
 
 SIZE = 32
 CONFIG = TrainConfig(model="cnn", image_size=SIZE, epochs=2, batch_size=8, cache=False)
@@ -133,6 +141,38 @@ def test_a_training_with_own_objects(dataset: Dataset, capsys: pytest.CaptureFix
     )
     again = train(CONFIG, model=net, dataset=dataset, transform=augment, optimizer=adam)
     np.testing.assert_array_equal(again.test_logits, result.test_logits)
+
+
+def test_a_module_that_the_model_needs_is_named(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import torchvision\nclass Net(torchvision.models.SqueezeNet):\n    pass\n"
+    (tmp_path / "their_net.py").write_text(source)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        net = importlib.import_module("their_net").Net("1_1", num_classes=3)
+        result = train(dataclasses.replace(CONFIG, epochs=1), model=net, dataset=dataset)
+        assert Classifier.load(result.uri).classes == dataset.classes
+    monkeypatch.delitem(sys.modules, "their_net")
+    # MLflow puts the folder of a loaded model's code on the path, and the tests run in tmp_path.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    with pytest.raises(TrackingError, match="needs the Python module their_net"):
+        Classifier.load(result.uri)
+
+
+def test_results_that_the_store_refuses_are_left_as_a_model_that_loads(
+    dataset: Dataset,
+) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1)
+    context = TrainingContext(dataset, choose_machine("cpu"), custom=CustomParts(TinyNet()))
+    session = TrainingSession(config, context, NullRunLog())
+    with (
+        pytest.raises(TrackingError, match=r"gone\n.*Classifier.load loads the folder model in it"),
+        saved_on_disk(session),
+    ):
+        raise TrackingError("gone")
+    folder = checkpoints_of("none").folder
+    assert Classifier.load(folder / "model").classes == dataset.classes
 
 
 def test_a_trained_model_is_trained_further(dataset: Dataset) -> None:

@@ -244,6 +244,11 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
         return mlflow.pytorch.load_model(str(folder)), about
     except MlflowException as error:
         raise TrackingError(f"model={uri}: may not be loaded here: {error.message}") from error
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"model={uri}: needs the Python module {error.name}, with a class of its network, and "
+            "it is not installed here. Install it or put it on the Python path."
+        ) from error
     except _DAMAGE as error:
         raise TrackingError(
             f"model={uri}: is damaged ({type(error).__name__}: {error})."
