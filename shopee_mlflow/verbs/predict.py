@@ -17,7 +17,7 @@ import numpy as np
 from filelock import Timeout
 
 from ..console import say, watch
-from ..data.array_cache import locked
+from ..data.file_locks import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor
