@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shopee_mlflow.data import array_cache
-from shopee_mlflow.data.array_cache import Window, load_or_build
+from shopee_mlflow.data import mapped_arrays
+from shopee_mlflow.data.array_cache import load_or_build
 from shopee_mlflow.data.batches import PixelSource
+from shopee_mlflow.data.mapped_arrays import Window
 
 SHAPE = (64, 16, 16, 3)
 
@@ -38,7 +39,7 @@ def held(name: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is held is read from /proc")
 def test_no_more_than_a_window_is_held(stored: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_cache, "_WINDOW", stored.nbytes + 1)
+    monkeypatch.setattr(mapped_arrays, "_WINDOW", stored.nbytes + 1)
     window = Window(stored)
     total = int(stored.sum())
     window.passed(stored.nbytes)
@@ -52,7 +53,7 @@ def test_no_more_than_a_window_is_held(stored: np.ndarray, monkeypatch: pytest.M
 def test_reading_batches_lets_go_of_what_was_read(
     stored: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(array_cache, "_WINDOW", 1)
+    monkeypatch.setattr(mapped_arrays, "_WINDOW", 1)
     source = PixelSource(stored)
     batch = source.take(np.array([3, 60]))
     assert batch[:, 0, 0, 0].tolist() == [3, 60]

@@ -10,30 +10,23 @@ that is missing or damaged.
 from __future__ import annotations
 
 import json
-import logging
 import math
-import mmap
 import os
 import shutil
 import uuid
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from filelock import FileLock, Timeout
-from torch import Tensor
+from filelock import Timeout
 
 from ..cache_folder import CACHE_VARIABLE, cache_folder
 from ..errors import CatalogError
-
-_log = logging.getLogger(__name__)
+from .file_locks import locked
 
 # Computes rows of an array in place, given the number of the first one. Returns metadata to store
 # with them: name -> mapping with string keys, since it is stored as JSON.
@@ -53,8 +46,6 @@ _DISK_RESERVE = 200 * 2**20
 # Number of attempts when files are deleted during a build.
 _TRIES = 3
 _CHUNK = 2**20
-# Most bytes of a mapped file that a process holds in memory.
-_WINDOW = 2**30
 
 _Shape = tuple[int, ...]
 _Found = tuple[np.ndarray, dict[str, Any]]
@@ -89,38 +80,6 @@ def has_room(name: str, shape: _Shape, dtype: np.typing.DTypeLike) -> bool:
     """Whether the disk of the cache folder has room for an array, or for the missing part of it."""
     needed, free = _ArrayFile(cache_folder() / name, shape, np.dtype(dtype)).room()
     return needed <= free
-
-
-def as_tensor(values: np.ndarray) -> Tensor:
-    """A tensor that shares the array's memory, for reading; a mapped array may be read-only."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
-
-
-class Window:
-    """Limits how much of a mapped file this process holds in memory.
-
-    The system keeps released pages while memory is free, so reading them again is fast.
-    """
-
-    def __init__(self, values: np.ndarray) -> None:
-        """
-        :param values: an array; one that is not mapped is left alone.
-        """
-        base: object = values
-        while isinstance(base, np.ndarray):
-            base = base.base
-        can_release = isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")
-        self._file = base if can_release else None
-        self._held = 0
-
-    def passed(self, nbytes: int) -> None:
-        """Count bytes as read or written; release all when they exceed the window."""
-        self._held += nbytes
-        if isinstance(self._file, mmap.mmap) and self._held > _WINDOW:
-            self._file.madvise(mmap.MADV_DONTNEED)
-            self._held = 0
 
 
 def clear_cache() -> int:
@@ -300,36 +259,6 @@ class _ArrayFile:
 
 def _checksum(about: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-@contextmanager
-def locked(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that is released when this process dies; yields False without lock support.
-
-    :raises Timeout: when another process holds the lock and ``wait`` is False.
-    """
-    # No soft lock: its file would outlive a killed process.
-    lock = FileLock(file, fallback_to_soft=False)
-    exclusive = True
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise
-    except (OSError, NotImplementedError) as error:
-        exclusive = False
-        _warn_no_locks(file.parent, type(error).__name__)
-    try:
-        yield exclusive
-    finally:
-        with suppress(OSError):
-            lock.release()
-
-
-@cache
-def _warn_no_locks(folder: Path, reason: str) -> None:
-    _log.warning(
-        "%s: files cannot be locked in this folder (%s), so work may be done twice", folder, reason
-    )
 
 
 @contextmanager

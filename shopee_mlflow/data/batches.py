@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .array_cache import Window, as_tensor
+from .mapped_arrays import Window, as_tensor
 from .mixing import Mix, partners_in_batch, soft_labels
 from .transforms import Draws, Transform, on_device
 

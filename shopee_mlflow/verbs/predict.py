@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from ..config import AUTO
 from ..console import say, watch
-from ..data.array_cache import locked
+from ..data.file_locks import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor
