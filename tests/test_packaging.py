@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 # Modules that need an extra of setup.cfg besides what is always installed.
-EXTRAS = {"verbs/export.py": "onnx"}
+EXTRAS = {"modeling/timm_models.py": "timm", "verbs/export.py": "onnx"}
 
 
 def setup_requirements() -> list[str]:
