@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..config import as_params
 from ..console import duration, say, watch
+from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
 from ..modeling.device import choose_machine
@@ -68,6 +69,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
     machine = choose_machine(config.device, config.precision)
+    check_paths(config)
     say(f"checking {', '.join(_architectures(plan))} and the weights")
     _check_models(plan)
     with stop_on_signals():
