@@ -179,7 +179,7 @@ def _log_table(search: Search, run: RunLog) -> None:
 
 def _opening(search: Search, run: RunLog) -> list[str]:
     done = search.finished()
-    space = ", ".join(f"{name} {where}" for name, where in search.plan.space.items())
+    space = "; ".join(f"{name} {where}" for name, where in search.plan.space.items())
     lines = [f"study {search.name} in run {run.run_id}: {space}"]
     if done:
         lines.append(f"{done} of {search.plan.config.n_trials} trials have already ended")
