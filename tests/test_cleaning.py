@@ -87,7 +87,7 @@ def test_missing_data_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_csv(folder: Path) -> None:
-    with pytest.raises(CatalogError, match=r"holds no train\.csv.*name the table itself"):
+    with pytest.raises(CatalogError, match=r"no train\.csv.*name the table itself.*folder above"):
         find_catalog(str(folder))
 
 

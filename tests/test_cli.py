@@ -173,6 +173,7 @@ def test_training_prints_what_it_did(
     assert "24 rows in the catalogue" in out
     assert "test photos have an equal copy (the same file or phash) in train" in out
     assert "epoch 2/2" in out
+    assert "(the last one marked with *): val_accuracy" in out
     assert "test accuracy" in out
     assert "95 % interval" in out
 
