@@ -316,7 +316,7 @@ class TrainConfig(DataConfig):
     )
     resume: str = option(
         NONE,
-        "run id of an interrupted training to resume, or 'last'",
+        "run id of an interrupted training to resume; last: the one interrupted last",
         Role.SETUP,
         begins=Group.RUNNING,
     )
