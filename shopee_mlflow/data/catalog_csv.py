@@ -61,9 +61,9 @@ def find_table(data: str, option: str = "data") -> Path:
         raise CatalogError(
             f"{option}={data}: the folder holds no {CSV_NAME}"
             + (f", but {', '.join(others)}" if others else "")
-            + " and no folders of photos, one for each label. If the catalogue has another name, "
-            "name the table itself in data and its photos in images. If this is the folder of one "
-            "label, name the folder above it."
+            + ". If the catalogue has another name, name the table itself in data and its photos "
+            "in images. If it has a folder of photos for each label, name the folder that holds "
+            "these folders."
         )
 
 
