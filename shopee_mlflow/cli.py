@@ -21,6 +21,8 @@ from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
 
 _INTERRUPTED = 130
+# The option that is meant by a value without a name; the first one that a command has.
+_USUAL = ("data", "runs", "run", "source", "out")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -58,11 +60,32 @@ class _Command(click.Command):
                     formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
+        ctx.allow_extra_args = True  # refused below, with a hint
         try:
-            return super().parse_args(ctx, args)
+            extra = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            names = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
-            raise ConfigError([unknown_option(error.option_name.lstrip("-"), names)]) from error
+            if error.option_name == "-P":
+                problem = "P: is an option of mlflow run; here write --name value"
+            else:
+                problem = unknown_option(error.option_name.lstrip("-"), names)
+            raise ConfigError([problem]) from error
+        except click.BadOptionUsage as error:
+            raise self._without_value(error.option_name.lstrip("-")) from error
+        for name, value in ctx.params.items():
+            if isinstance(value, str) and value.startswith("--"):  # click took the next option
+                raise self._without_value(name)
+        if extra:
+            usual = next((name for name in _USUAL if name in names), None)
+            value = ",".join(extra) if usual == "runs" else extra[0]
+            hint = f": write --{usual} {value}" if usual else ""
+            raise ConfigError([f"{' '.join(extra)}: belongs to no option{hint}"])
+        return extra
+
+    def _without_value(self, name: str) -> ConfigError:
+        yes_or_no = {p.name for p in self.params if p.metavar == "BOOL"}
+        value = "true" if name in yes_or_no else "VALUE"
+        return ConfigError([f"{name}: needs a value, as in --{name} {value}"])
 
     def invoke(self, ctx: click.Context) -> Any:
         size = os.environ.get("WORLD_SIZE", "1")

@@ -269,7 +269,7 @@ class TrainConfig(DataConfig):
     )
     monitor: str = option(
         "val_accuracy",
-        "what selects the best epoch, stops early and prunes: val_accuracy or val_macro_f1",
+        "metric that selects the best epoch, stops early and prunes",
         Role.DATA,
         choices=MONITORED,
         begins=Group.EVALUATION,
@@ -316,7 +316,7 @@ class TrainConfig(DataConfig):
     )
     resume: str = option(
         NONE,
-        "run id of an interrupted training to resume, or 'last'",
+        "run id of an interrupted training to resume; last: the one interrupted last",
         Role.SETUP,
         begins=Group.RUNNING,
     )

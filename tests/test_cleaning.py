@@ -87,7 +87,9 @@ def test_missing_data_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_csv(folder: Path) -> None:
-    with pytest.raises(CatalogError, match=r"holds no train\.csv.*name the table itself"):
+    with pytest.raises(
+        CatalogError, match=r"no train\.csv.*name the table itself.*holds these folders"
+    ):
         find_catalog(str(folder))
 
 

@@ -128,8 +128,9 @@ def test_mistakes_are_found_before_photos_are_read_and_a_run_is_opened(
     torch.save({"layer.weight": torch.zeros(2)}, "weights.pth")
     Path("space.yaml").write_text("space:\n  lr: [0.1, 0.2]\n")
     given = {"train": ["train"], "tune": ["tune", "--config", "space.yaml"]}[command]
+    Path("empty").mkdir(exist_ok=True)
     experiment = f"mistakes of {command}, {arguments}"
-    assert run(*given, "--data", "gone", "--experiment", experiment, *arguments) == 2
+    assert run(*given, "--data", "empty", "--experiment", experiment, *arguments) == 2
     assert message in capsys.readouterr().err
     assert mlflow.get_experiment_by_name(experiment) is None
 
@@ -172,6 +173,7 @@ def test_training_prints_what_it_did(
     assert "24 rows in the catalogue" in out
     assert "test photos have an equal copy (the same file or phash) in train" in out
     assert "epoch 2/2" in out
+    assert "(the last one marked with *): val_accuracy" in out
     assert "test accuracy" in out
     assert "95 % interval" in out
 
@@ -181,7 +183,7 @@ def test_training_prints_what_it_did(
     [
         (
             ["train", "--zzz", "3"],
-            "zzz: no such option. The options are: activation_dtype",
+            "zzz: no such option. The options are: accumulate",
         ),
         (["train", "--batchsize", "3"], "Did you mean batch_size?"),
         (["train", "--lr", "0", "--split", "x"], "2 problems in the options"),
@@ -190,6 +192,15 @@ def test_training_prints_what_it_did(
         (["train", "--model", "zzz"], "model=zzz: no such architecture. Use cnn, effnet"),
         (["train", "--data", "gone", "--model", "cnn"], "data=gone: no such file or folder"),
         (["train", "--device", "tpu"], "device=tpu: must be auto, cpu, cuda"),
+        (["train", "--nesterov"], "nesterov: needs a value, as in --nesterov true"),
+        (["train", "--nesterov", "--lr", "3"], "nesterov: needs a value, as in --nesterov true"),
+        (["train", "-P", "lr=3"], "P: is an option of mlflow run; here write --name value"),
+        (["train", "--epochs"], "epochs: needs a value, as in --epochs VALUE"),
+        (["predict", "--top_k"], "top_k: needs a value, as in --top_k VALUE"),
+        (["train", "shop"], "shop: belongs to no option: write --data shop"),
+        (["compare", "a,b"], "a,b: belongs to no option: write --runs a,b"),
+        (["compare", "a", "b"], "a b: belongs to no option: write --runs a,b"),
+        (["clear-cache", "now"], "now: belongs to no option\n"),
         (["trian"], "No such command"),
         (["sample", "--px", "5"], "64"),
     ],

@@ -104,6 +104,17 @@ def test_the_repr_of_a_dataset_fits_a_line(dataset: Dataset) -> None:
     )
 
 
+def test_the_repr_of_a_dataset_has_its_relative_folder(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = make_catalog()
+    monkeypatch.chdir(shop.parent)
+    dataset = load_dataset("shop", image_size=32)
+    assert repr(dataset).startswith("Dataset(shop/train.csv: ")
+    monkeypatch.chdir(shop)
+    assert repr(load_dataset("train.csv", image_size=32)).startswith("Dataset(train.csv: ")
+
+
 # --- train ---
 
 

@@ -63,7 +63,7 @@ def test_a_local_store_is_named_with_its_whole_path(
     assert view_lines(RUN, "3 s in all") == [
         "run abc, 3 s in all. See it with this command and link:",
         f"  mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/my runs.db'",
-        f"  http://127.0.0.1:5000/{PAGE}",
+        f"  this run: http://127.0.0.1:5000/{PAGE}",
     ]
 
 

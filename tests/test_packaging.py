@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 # Modules that need an extra of setup.cfg besides what is always installed.
-EXTRAS = {"verbs/export.py": "onnx"}
+EXTRAS = {"modeling/timm_models.py": "timm", "verbs/export.py": "onnx"}
 
 
 def setup_requirements() -> list[str]:
@@ -105,6 +110,23 @@ def test_readme_and_ci_install_what_is_known_to_work() -> None:
     assert "pip install -c constraints.txt -e . &&" in (ROOT / "README.md").read_text("utf-8")
     # CI takes the commands from the README.
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_found_from_the_folder_above_the_clone(tmp_path: Path) -> None:
+    """There, a folder shopee_mlflow without __init__.py is in the way: the clone itself."""
+    clone = tmp_path / "shopee_mlflow"
+    package = clone / "shopee_mlflow"
+    package.mkdir(parents=True)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    shutil.copy(ROOT / "shopee_mlflow" / "__init__.py", package)
+    build = "from setuptools import build_meta; build_meta.build_editable('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=clone, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        (pth,) = (name for name in files.namelist() if name.endswith(".pth"))
+        assert Path(files.read(pth).decode().strip()).resolve() == clone.resolve()
 
 
 def test_each_module_of_the_tests_is_held_to_its_warnings() -> None:

@@ -124,7 +124,7 @@ def test_a_run_without_a_model_and_an_unknown_run_are_refused(name: str) -> None
         pass
     with pytest.raises(TrackingError, match=f"run {log.run_id} has logged no model"):
         register_model(log.run_id, name)
-    with pytest.raises(TrackingError, match="^run=0000: no such run in sqlite:.*not found"):
+    with pytest.raises(TrackingError, match="^run=0000: no such run in sqlite:.*not found.*32 hex"):
         register_model("0000", name)
     with pytest.raises(MlflowException, match="not found"):
         MlflowClient().get_registered_model(name)
@@ -164,6 +164,12 @@ def test_an_unknown_model_is_an_error_that_names_it(run: SmallRun, name: str, ur
         load_classifier(asked)
     assert f"model={asked}:" in str(caught.value)
     assert "models:/shopee-classifier@champion" in str(caught.value)
+
+
+def test_the_id_of_a_run_is_no_model_and_its_model_is_named(run: SmallRun) -> None:
+    run_id = run.result.run_id
+    with pytest.raises(TrackingError, match=f"the model of this run is runs:/{run_id}/model"):
+        load_classifier(run_id)
 
 
 def test_a_damaged_model_is_an_error(run: SmallRun, tmp_path: Path) -> None:

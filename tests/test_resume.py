@@ -345,7 +345,8 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
         [*command, "--resume", "last"], env=env, cwd=ROOT, capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
-    assert f"resuming run {run_id}" in again.stdout
+    assert f"resuming run {run_id} after epoch " in again.stdout
+    assert " of 30\n" in again.stdout
     client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     assert client.get_run(run_id).info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run_id, "val_loss")]

@@ -95,6 +95,22 @@ def test_a_mistyped_path_leaves_no_run(
     assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == before
 
 
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_a_mistyped_path_is_named_before_weights_are_downloaded(
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def download(*_args: object, **_settings: object) -> None:
+        raise AssertionError("weights were downloaded")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    with pytest.raises(SystemExit):
+        main([command, "--data", "nowhere", "--model", "effnet_pretrained"])
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+
+
 def test_a_training_within_a_run_of_the_caller_is_its_child(make_catalog: MakeCatalog) -> None:
     mlflow.set_experiment("the caller's")
     with mlflow.start_run(run_name="outer") as outer:

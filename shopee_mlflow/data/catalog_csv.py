@@ -50,14 +50,8 @@ def find_table(data: str, option: str = "data") -> Path:
     :param option: name of the option, for messages.
     :raises CatalogError: when there is none, or several.
     """
+    path = existing_path(data, option)
     with looking_for(data, option):
-        path = Path(data).expanduser()
-        if not path.exists():
-            raise CatalogError(
-                f"{option}={data}: no such file or folder, relative to {Path.cwd()}. Name a folder "
-                f"with {CSV_NAME} and {IMAGES_NAME}/, a folder with a folder of photos for each "
-                "label, or a table (CSV, Parquet, JSON lines)."
-            )
         if not path.is_dir():
             return path
         found = tables_in(path)
@@ -68,8 +62,25 @@ def find_table(data: str, option: str = "data") -> Path:
             f"{option}={data}: the folder holds no {CSV_NAME}"
             + (f", but {', '.join(others)}" if others else "")
             + ". If the catalogue has another name, name the table itself in data and its photos "
-            "in images."
+            "in images. If it has a folder of photos for each label, name the folder that holds "
+            "these folders."
         )
+
+
+def existing_path(data: str, option: str = "data") -> Path:
+    """The file or folder that an option names.
+
+    :raises CatalogError: when it does not exist.
+    """
+    with looking_for(data, option):
+        path = Path(data).expanduser()
+        if not path.exists():
+            raise CatalogError(
+                f"{option}={data}: no such file or folder, relative to {Path.cwd()}. Name a folder "
+                f"with {CSV_NAME} and {IMAGES_NAME}/, a folder with a folder of photos for each "
+                "label, or a table (CSV, Parquet, JSON lines)."
+            )
+    return path
 
 
 def tables_in(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from ..errors import CatalogError
 from ..sample import sample_catalog
 from .catalog_csv import (
     CatalogTable,
+    existing_path,
     find_images,
     find_table,
     looking_for,
@@ -49,6 +50,18 @@ class Catalog:
     folder: Path | None
     source: Path
     remarks: list[str] = field(default_factory=list)
+
+
+def check_paths(config: DataConfig) -> None:
+    """Check that the files and folders of the catalogue exist, before anything that takes time.
+
+    :raises CatalogError: otherwise.
+    """
+    if config.data != SAMPLE:
+        existing_path(config.data)
+    for option in ("val_csv", "test_csv"):
+        if (file := getattr(config, option)) != NONE:
+            existing_path(file, option)
 
 
 def load_catalog(

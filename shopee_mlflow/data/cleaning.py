@@ -257,7 +257,7 @@ def _keep_largest(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) 
     words = (
         f"outside the {len(chosen):,} largest label groups"
         if largest_groups
-        else "outside (all kept)"
+        else "outside the label groups, which are all kept"
     )
     inside = frame["label_group"].isin(chosen)
     kept = cleaning.keep(frame, inside, "outside_largest_groups", words)

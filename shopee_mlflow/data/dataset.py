@@ -81,7 +81,7 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = "/".join(str(len(self.rows(name))) for name in splits.SPLITS)
         return (
-            f"Dataset({self.source.parent.name}/{self.source.name}: {len(self)} photos, "
+            f"Dataset({'/'.join(self.source.parts[-2:])}: {len(self)} photos, "
             f"{len(self.classes)} label groups, {'/'.join(splits.SPLITS)} {sizes})"
         )
 

@@ -36,7 +36,7 @@ def view_lines(run: RunLog, took: str, *, beside: bool = False) -> list[str]:
     if uri.startswith("databricks"):
         return [title]
     start = f"{mask_passwords(uri).rstrip('/') if served else _LOCAL_UI}/#"
-    links = [f"  {start}{run_page(run.experiment_id, run.run_id)}"]
+    links = [f"  this run: {start}{run_page(run.experiment_id, run.run_id)}"]
     if beside:
         links.insert(0, f"  all runs: {start}{table_page(run.experiment_id)}")
     if served:

@@ -23,7 +23,7 @@ from ..errors import TrackingError
 from .flavor import check_probe, load_folder
 from .model_card import model_card, version_card
 from .names import REGISTERED_MODEL, SEEN_TEST_TAG, WEIGHTS_RUN_TAG
-from .runs import find_run
+from .runs import RUN_ID, find_run
 from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
@@ -52,6 +52,12 @@ class LoadedModel:
     label_names: list[str] = field(default_factory=list)
 
 
+def _hint(uri: str) -> str:
+    if RUN_ID.fullmatch(uri):
+        return f"the model of this run is runs:/{uri}/model"
+    return f"models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model"
+
+
 def load_classifier(uri: str) -> LoadedModel:
     """Load a model by any MLflow URI: ``models:/name@alias``, ``models:/name/3``, ``models:/id``,
     ``runs:/id/model``, or a folder.
@@ -67,7 +73,7 @@ def load_classifier(uri: str) -> LoadedModel:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
             f"model={uri}: cannot be loaded from {mlflow.get_tracking_uri()}: {message} "
-            f"(models are named like models:/{REGISTERED_NAME}@{CHAMPION} or runs:/RUN_ID/model)"
+            f"({_hint(uri)})"
         ) from error
     return LoadedModel(
         module,

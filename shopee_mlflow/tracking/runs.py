@@ -38,6 +38,7 @@ from .views import save_view
 _log = logging.getLogger(__name__)
 
 LONGEST_REASON = 5000
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
@@ -388,8 +389,9 @@ def find_run(run_id: str) -> Run:
     try:
         return mlflow.get_run(run_id)
     except STORE_ERRORS as error:
+        short = "" if RUN_ID.fullmatch(run_id) else "; run ids have 32 hexadecimal digits"
         raise TrackingError(
-            f"run={run_id}: no such run in {mlflow.get_tracking_uri()} ({error})"
+            f"run={run_id}: no such run in {mlflow.get_tracking_uri()} ({error}){short}"
         ) from error
 
 

@@ -225,6 +225,7 @@ class TrainingContext:
         if key not in self._activations:
             # Only one set of activations is kept in memory. Memory-mapped ones are all kept.
             self._activations = {k: s for k, s in self._activations.items() if s.mapped}
+            unit = "photos and their augmentations" if len(train) else "photos"
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
                     prefix.fused(),
@@ -235,7 +236,7 @@ class TrainingContext:
                     # Nothing identifies what a network of the caller computes.
                     name=key if config.cache and self.custom.model is None else None,
                     dtype=config.activation_dtype,
-                    progress=watch("computing activations of the frozen layers"),
+                    progress=watch("computing activations of the frozen layers", unit),
                 )
             where = "the cache folder" if source.mapped else "memory"
             say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB in {where}")

@@ -14,6 +14,7 @@ import psutil
 
 from ..config import NONE, TrainConfig, as_params
 from ..console import mute, say, watch
+from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..data.splits import TEST
 from ..errors import CheckpointError, ConfigError, TrainingError
@@ -134,6 +135,9 @@ def training_job(
         config = state.config if state else config
         machine = choose_machine(config.device, config.precision, group.local_rank)
         check_group(config, group, machine)
+        if dataset is None:
+            # Before the check of the model, which may download weights.
+            check_paths(config)
         if custom.model is None:
             say(f"checking {config.model} and its weights")
             check_model(config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..options import Role, with_role
 from ..tracking.flavor import save_in_folder
 from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STUDY_TAG, TRIAL_TAG
 from ..tracking.processes import is_gone, process_name
-from ..tracking.runs import Run, close_run, experiment_in_use, find_run, running_runs
+from ..tracking.runs import RUN_ID, Run, close_run, experiment_in_use, find_run, running_runs
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession
@@ -31,7 +30,6 @@ _log = logging.getLogger(__name__)
 LATEST = "last"
 # Lock file in a run's checkpoint folder, held by the process that resumes the run.
 _LOCK = "resume.lock"
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Tags of searches and their trials. The command tune ends their stale runs.
 _SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
@@ -47,7 +45,7 @@ def find_resume_state(
     """
     quieten()
     run_id = _latest() if config.resume == LATEST else config.resume
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise ConfigError([f"resume={run_id}: must be a run id (32 hexadecimal digits) or last"])
     checkpoints = checkpoints_of(run_id)
     if checkpoints.is_there():
@@ -142,7 +140,7 @@ def _latest() -> str:
 
 def _run_in_store(run_id: str) -> Run | None:
     """The run of a checkpoint; None, with a warning, if it was deleted or is not in the store."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         return None
     try:
         run = find_run(run_id)

@@ -154,7 +154,8 @@ class TrainingSession:
             self.best.restore_state(resume.best)
         for epoch in resume.history:
             self.run.log_metrics(epoch.metrics, step=epoch.number)
-        say(f"resuming run {resume.run_id} after epoch {len(resume.history)}")
+        done, epochs = len(resume.history), resume.config.epochs
+        say(f"resuming run {resume.run_id} after epoch {done} of {epochs}")
 
     def _out_of_patience(self) -> bool:
         patience, monitor = self.config.patience, self.config.monitor

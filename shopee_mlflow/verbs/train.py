@@ -143,7 +143,7 @@ def summary(scores: Mapping[str, float], photos: int) -> list[str]:
         if name.startswith("best_val_")
     )
     return [
-        f"best epoch {scores['best_epoch']:.0f}: {best}",
+        f"best epoch {scores['best_epoch']:.0f} (the last one marked with *): {best}",
         f"test accuracy {scores['test_accuracy']:.1%} of {photos} photos, 95 % interval "
         f"{scores['test_accuracy_low']:.1%} to {scores['test_accuracy_high']:.1%}",
     ]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..config import as_params
 from ..console import duration, say, watch
+from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
 from ..modeling.device import choose_machine
@@ -68,6 +69,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     started = time.time()
     deadline = started + config.timeout if config.timeout else None
     machine = choose_machine(config.device, config.precision)
+    check_paths(config)
     say(f"checking {', '.join(_architectures(plan))} and the weights")
     _check_models(plan)
     with stop_on_signals():
@@ -177,7 +179,7 @@ def _log_table(search: Search, run: RunLog) -> None:
 
 def _opening(search: Search, run: RunLog) -> list[str]:
     done = search.finished()
-    space = ", ".join(f"{name} {where}" for name, where in search.plan.space.items())
+    space = "; ".join(f"{name} {where}" for name, where in search.plan.space.items())
     lines = [f"study {search.name} in run {run.run_id}: {space}"]
     if done:
         lines.append(f"{done} of {search.plan.config.n_trials} trials have already ended")
