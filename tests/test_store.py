@@ -144,6 +144,23 @@ def test_an_evaluation_needs_no_right_to_write(
         pass
 
 
+@pytest.mark.fault
+def test_the_artifact_store_is_named_when_it_fails_and_not_the_tracking_store() -> None:
+    class ExpiredToken(Exception):
+        """As of a package of an artifact store."""
+
+    ExpiredToken.__module__ = "boto3.exceptions"
+    with (
+        pytest.raises(MlflowException) as caught,
+        store.artifact_errors("a.csv could not be stored"),
+    ):
+        raise ExpiredToken("the token has expired\nof the bucket")
+    message = str(store.store_error(caught.value))
+    assert message == (
+        "The artifact store failed: a.csv could not be stored: ExpiredToken: the token has expired"
+    )
+
+
 def test_a_store_that_fails_in_another_way_is_no_read_only_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
