@@ -13,8 +13,10 @@ import pytest
 from conftest import MakeCatalog, draw_photo
 
 from shopee_mlflow.config import DataConfig
+from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.catalog_csv import read_catalog, read_table
 from shopee_mlflow.data.catalog_forms import load_catalog
+from shopee_mlflow.data.class_folders import read_class_folders
 from shopee_mlflow.data.columns import ColumnChoice
 from shopee_mlflow.data.dataset import Dataset, load_dataset
 from shopee_mlflow.data.photo_sources import find_photos
@@ -447,3 +449,37 @@ def test_a_packed_table_reads_like_the_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         read_catalog(tmp_path / "a.csv"), read_catalog(tmp_path / "b.csv")
     )
+
+
+@pytest.mark.fault
+def test_a_home_folder_is_refused_before_its_files_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_sources, "MANY_FILES", 200)
+    opened: list[Path] = []
+    monkeypatch.setattr(photo_sources, "open_photo", opened.append)
+    for folder, suffix, count in (("code", ".py", 300), ("papers", ".pdf", 100), (".git", "", 90)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            (tmp_path / folder / f"{number}{suffix}").touch()
+    draw_photo(0, 0).save(tmp_path / "papers" / "me.png")
+    with pytest.raises(
+        CatalogError, match=r"first 401 files .* only 1 may be photos. Name the fold"
+    ):
+        read_class_folders(tmp_path)
+    assert opened == []
+
+
+def test_a_file_of_notes_beside_each_photo_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_sources, "MANY_FILES", 10)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            draw_photo(0, number).save(tmp_path / label / f"{number}.png")
+            for note in range(6):
+                (tmp_path / label / f"{number}.{note}.xml").write_text("<a/>")
+    found = read_class_folders(tmp_path)
+    assert found is not None
+    assert found.rows["label_group"].tolist() == ["cat"] * 4 + ["dog"] * 4

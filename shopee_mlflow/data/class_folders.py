@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..config import AUTO
 from ..errors import CatalogError
-from .photo_sources import PhotoSource, photos_below
+from .photo_sources import PhotoSource, check_photo_folder, photos_below
 from .splits import TRAIN, split_named
 
 FIRST, PATH = "first", "path"
@@ -43,11 +43,12 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     :param label_folder: ``first``: the label is the first folder on a photo's path; ``path``: the
         whole path, such as ``food/rice``; ``auto``: either, if they are the same for all photos.
     :returns: None if there are no class folders.
-    :raises CatalogError: when the label is ambiguous.
+    :raises CatalogError: when the label is ambiguous, or the folder was named by mistake.
     """
     folder = _without_wrappers(data)
     if len(_folders_of(folder)) < 2:
         return None
+    check_photo_folder(folder, f"data={data}")
     found = photos_below(folder)
     parts = [photo.name.split("/") for photo in found.photos]
     kept = [not any(_is_other(part) for part in path[:-1]) for path in parts]
