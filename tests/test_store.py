@@ -25,11 +25,11 @@ from shopee_mlflow.tracking.runs import open_run, open_run_if_writable, read_man
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
-class ExpiredTokenError(Exception):
+class ExpiredTokenErrorError(Exception):
     """An error of an artifact store's own package."""
 
 
-ExpiredTokenError.__module__ = "botocore.exceptions"
+ExpiredTokenErrorError.__module__ = "botocore.exceptions"
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_timeout_set_by_the_user_holds_for_transfers(
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    "error", [ExpiredTokenError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
+    "error", [ExpiredTokenErrorError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
 )
 def test_errors_of_other_packages_become_one_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -146,18 +146,18 @@ def test_an_evaluation_needs_no_right_to_write(
 
 @pytest.mark.fault
 def test_the_artifact_store_is_named_when_it_fails_and_not_the_tracking_store() -> None:
-    class ExpiredToken(Exception):
+    class ExpiredTokenError(Exception):
         """As of a package of an artifact store."""
 
-    ExpiredToken.__module__ = "boto3.exceptions"
+    ExpiredTokenError.__module__ = "boto3.exceptions"
     with (
         pytest.raises(MlflowException) as caught,
         store.artifact_errors("a.csv could not be stored"),
     ):
-        raise ExpiredToken("the token has expired\nof the bucket")
-    message = str(store.store_error(caught.value))
-    assert message == (
-        "The artifact store failed: a.csv could not be stored: ExpiredToken: the token has expired"
+        raise ExpiredTokenError("the token has expired\nof the bucket")
+    assert str(store.store_error(caught.value)) == (
+        "The artifact store failed: a.csv could not be stored: "
+        "ExpiredTokenError: the token has expired"
     )
 
 
