@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -483,3 +484,29 @@ def test_a_file_of_notes_beside_each_photo_does_not_matter(
     found = read_class_folders(tmp_path)
     assert found is not None
     assert found.rows["label_group"].tolist() == ["cat"] * 4 + ["dog"] * 4
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("option", ["data", "val_csv", "test_csv", "exclude"])
+@pytest.mark.parametrize("name", ["pipe.csv", "device.csv"])
+def test_a_pipe_or_a_device_in_place_of_a_table_is_not_opened(
+    shop: Path, option: str, name: str
+) -> None:
+    os.mkfifo(shop / "pipe.csv")
+    (shop / "device.csv").symlink_to("/dev/zero")
+    options = {"images": str(shop / "train_images"), option: str(shop / name)}
+    with pytest.raises(CatalogError, match=rf"{name}.* is a pipe or a device"):
+        load(**{"data": shop / "train.csv", **options})
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["a\nb/0.png", "a\rb/0.png", "a\x1b[31m/0.png", "a/\n.png"])
+def test_class_folders_with_control_characters_in_names_are_refused(
+    tmp_path: Path, name: str
+) -> None:
+    for photo in (name, "c/0.png", "c/1.png"):
+        (tmp_path / photo).parent.mkdir(exist_ok=True)
+        draw_photo(0, 0).save(tmp_path / photo)
+    with pytest.raises(CatalogError, match="1 photos have a control character") as caught:
+        read_class_folders(tmp_path)
+    assert repr(name) in str(caught.value)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..config import AUTO
 from ..errors import CatalogError
+from .catalog_csv import CONTROLS
 from .photo_sources import PhotoSource, check_photo_folder, photos_below
 from .splits import TRAIN, split_named
 
@@ -62,6 +63,11 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     if len(named) < 2 or all(_is_image_folder(label) for label in named):
         return None
     rows = {"image": ["/".join(path) for path in parts], "label_group": labels}
+    if broken := [name for name in rows["image"] if CONTROLS.search(name)]:
+        raise CatalogError(
+            f"data={data}: {len(broken):,} photos have a control character in their name or that "
+            f"of a folder, such as {broken[0]!r}. Rename them."
+        )
     if split:
         rows["split"] = [splits[path[0]] if len(path) > 1 else "" for path in parts]
     return ClassFolders(folder, pd.DataFrame(rows, dtype=str), _remarks(found, kept))
