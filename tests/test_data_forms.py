@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from conftest import MakeCatalog, draw_photo
 
 from shopee_mlflow.config import DataConfig
+from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.catalog_csv import read_catalog, read_table
 from shopee_mlflow.data.catalog_forms import load_catalog
+from shopee_mlflow.data.class_folders import read_class_folders
 from shopee_mlflow.data.columns import ColumnChoice
 from shopee_mlflow.data.dataset import Dataset, load_dataset
 from shopee_mlflow.data.photo_sources import find_photos
@@ -447,3 +450,63 @@ def test_a_packed_table_reads_like_the_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         read_catalog(tmp_path / "a.csv"), read_catalog(tmp_path / "b.csv")
     )
+
+
+@pytest.mark.fault
+def test_a_home_folder_is_refused_before_its_files_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_sources, "MANY_FILES", 200)
+    opened: list[Path] = []
+    monkeypatch.setattr(photo_sources, "open_photo", opened.append)
+    for folder, suffix, count in (("code", ".py", 300), ("papers", ".pdf", 100), (".git", "", 90)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            (tmp_path / folder / f"{number}{suffix}").touch()
+    draw_photo(0, 0).save(tmp_path / "papers" / "me.png")
+    with pytest.raises(
+        CatalogError, match=r"first 401 files .* only 1 may be photos. Name the fold"
+    ):
+        read_class_folders(tmp_path)
+    assert opened == []
+
+
+def test_a_file_of_notes_beside_each_photo_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_sources, "MANY_FILES", 10)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            draw_photo(0, number).save(tmp_path / label / f"{number}.png")
+            for note in range(6):
+                (tmp_path / label / f"{number}.{note}.xml").write_text("<a/>")
+    found = read_class_folders(tmp_path)
+    assert found is not None
+    assert found.rows["label_group"].tolist() == ["cat"] * 4 + ["dog"] * 4
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("option", ["data", "val_csv", "test_csv", "exclude"])
+@pytest.mark.parametrize("name", ["pipe.csv", "device.csv"])
+def test_a_pipe_or_a_device_in_place_of_a_table_is_not_opened(
+    shop: Path, option: str, name: str
+) -> None:
+    os.mkfifo(shop / "pipe.csv")
+    (shop / "device.csv").symlink_to("/dev/zero")
+    options = {"images": str(shop / "train_images"), option: str(shop / name)}
+    with pytest.raises(CatalogError, match=rf"{name}.* is a pipe or a device"):
+        load(**{"data": shop / "train.csv", **options})
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["a\nb/0.png", "a\rb/0.png", "a\x1b[31m/0.png", "a/\n.png"])
+def test_class_folders_with_control_characters_in_names_are_refused(
+    tmp_path: Path, name: str
+) -> None:
+    for photo in (name, "c/0.png", "c/1.png"):
+        (tmp_path / photo).parent.mkdir(exist_ok=True)
+        draw_photo(0, 0).save(tmp_path / photo)
+    with pytest.raises(CatalogError, match="1 photos have a control character") as caught:
+        read_class_folders(tmp_path)
+    assert repr(name) in str(caught.value)

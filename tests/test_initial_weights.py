@@ -170,3 +170,20 @@ def test_test_photos_that_the_weights_have_seen_are_counted_over_all_earlier_run
     alias, reason = decide({**candidate, "test_photos_seen_by_weights": "3"}, champion, False)
     assert alias == CHALLENGER
     assert "have seen 3 of the test photos" in reason
+
+
+@pytest.mark.parametrize("name", ["uri", "run"])
+def test_a_model_to_start_from_is_loaded_once(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Loading may download gigabytes."""
+    loaded, load = [], mlflow.pytorch.load_model
+
+    def count(uri: str, *args: object, **kwargs: object) -> torch.nn.Module:
+        loaded.append(uri)
+        return load(uri, *args, **kwargs)
+
+    weights = run.uri if name == "uri" else run.result.run_id
+    monkeypatch.setattr(mlflow.pytorch, "load_model", count)
+    train(resolve(TrainConfig, options_of(run, weights=weights, register="false")))
+    assert len(loaded) == 1

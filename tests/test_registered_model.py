@@ -248,8 +248,20 @@ def test_a_served_model_reads_no_paths(
         ask(run.uri, there[0])
 
 
+@pytest.mark.fault
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
-def test_mlflows_own_evaluation_scores_the_model(run: SmallRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"predictions": "label_group"},
+        {"model_config": {"output": "label_group"}},
+    ],
+    ids=str,
+)
+def test_mlflows_own_evaluation_scores_the_model(
+    run: SmallRun, tmp_path: Path, options: dict[str, Any]
+) -> None:
     (tmp_path / "torn.png").write_bytes(run.photos[0].read_bytes()[:300])
     photos = [*run.photos[::4], tmp_path / "torn.png"]
     frame = pd.DataFrame({"image": [str(photo) for photo in photos]})
@@ -264,10 +276,12 @@ def test_mlflows_own_evaluation_scores_the_model(run: SmallRun, tmp_path: Path) 
             frame,
             targets="label_group",
             model_type="classifier",
-            model_config={"output": "label_group"},
             evaluator_config={"log_model_explainability": False},
+            **options,
         )
     mlflow.clear_active_model()
+    # Only the evaluator gets the column alone.
+    assert "probability" in ask(run.uri, str(run.photos[0]))
     assert result.metrics["accuracy_score"] == pytest.approx(8 / 10)
     assert result.metrics["example_count"] == 10
 

@@ -138,6 +138,27 @@ def test_compare_passes_over_runs_of_other_tools(
     assert again.run_id
 
 
+@pytest.mark.fault
+def test_compare_in_a_store_that_was_moved_names_the_cause(
+    tmp_path: Path,
+    make_catalog: MakeCatalog,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/one/mlflow.db")
+    run_id = train(config(make_catalog())).run_id
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").rename(tmp_path / "two")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/two/mlflow.db")
+    with pytest.raises(TrackingError, match="none of its finished runs can be compared"):
+        compare([], experiment="shopee", best=2, out=tmp_path / "comparison")
+    assert f"looked for in {tmp_path}/one/" in caplog.text
+    assert run_id in caplog.text
+    assert "move it back" in caplog.text
+
+
 def test_resume_last_passes_over_deleted_and_unknown_runs(
     make_catalog: MakeCatalog,
     monkeypatch: pytest.MonkeyPatch,

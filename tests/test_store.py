@@ -25,11 +25,11 @@ from shopee_mlflow.tracking.runs import open_run, open_run_if_writable, read_man
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
-class ExpiredTokenError(Exception):
+class ExpiredTokenErrorError(Exception):
     """An error of an artifact store's own package."""
 
 
-ExpiredTokenError.__module__ = "botocore.exceptions"
+ExpiredTokenErrorError.__module__ = "botocore.exceptions"
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_timeout_set_by_the_user_holds_for_transfers(
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    "error", [ExpiredTokenError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
+    "error", [ExpiredTokenErrorError("The token has expired.\nmore"), ModuleNotFoundError("boto3")]
 )
 def test_errors_of_other_packages_become_one_sentence(
     error: Exception, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +142,23 @@ def test_an_evaluation_needs_no_right_to_write(
     assert "not logged" in caplog.text
     with pytest.raises(ReadOnlyStoreError), open_run("trains"):
         pass
+
+
+@pytest.mark.fault
+def test_the_artifact_store_is_named_when_it_fails_and_not_the_tracking_store() -> None:
+    class ExpiredTokenError(Exception):
+        """As of a package of an artifact store."""
+
+    ExpiredTokenError.__module__ = "boto3.exceptions"
+    with (
+        pytest.raises(MlflowException) as caught,
+        store.artifact_errors("a.csv could not be stored"),
+    ):
+        raise ExpiredTokenError("the token has expired\nof the bucket")
+    assert str(store.store_error(caught.value)) == (
+        "The artifact store failed: a.csv could not be stored: "
+        "ExpiredTokenError: the token has expired"
+    )
 
 
 def test_a_store_that_fails_in_another_way_is_no_read_only_store(

@@ -22,7 +22,7 @@ IMAGES_NAME = "train_images"
 _PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
 # C0 except the tab, DEL, and C1. They would break rows of tables or control a terminal.
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 _ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
 # Usual names of a folder of photos beside a table.
 _IMAGE_FOLDERS = ("images", "photos", "imgs", "img", "pictures")
@@ -188,7 +188,7 @@ def _as_frame(
     columns = {}
     for position, name in enumerate(names):
         values = [row.values[position].strip() for row in rows]
-        if name == "title" and _CONTROLS.search("".join(values)):
+        if name == "title" and CONTROLS.search("".join(values)):
             values = [_plain_title(value) for value in values]
         columns[name] = pd.Series(values, dtype=str)
         if name in required and columns[name].str.contains(_UNDECODABLE, regex=False).any():
@@ -201,14 +201,14 @@ def _as_frame(
 def _plain_title(title: str) -> str:
     """A title with one kind of line break and no other control characters except tabs."""
     lines = title.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join(_CONTROLS.sub(_UNDECODABLE, line) for line in lines)
+    return "\n".join(CONTROLS.sub(_UNDECODABLE, line) for line in lines)
 
 
 def _check_controls(path: Path, name: str, rows: list[Row], values: list[str], unit: str) -> None:
     """Refuse control characters except tabs, naming their lines."""
-    if not _CONTROLS.search("".join(values)):
+    if not CONTROLS.search("".join(values)):
         return
-    lines = [row.line for row, value in zip(rows, values, strict=True) if _CONTROLS.search(value)]
+    lines = [row.line for row, value in zip(rows, values, strict=True) if CONTROLS.search(value)]
     few = ", ".join(f"{line:,}" for line in lines[:10]) + (", ..." if len(lines) > 10 else "")
     plural = "row" if len(lines) == 1 else "rows"
     where = f"the {plural} of line {few}" if unit == "line" else f"{plural} {few}"

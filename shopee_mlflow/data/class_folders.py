@@ -10,7 +10,8 @@ import pandas as pd
 
 from ..config import AUTO
 from ..errors import CatalogError
-from .photo_sources import PhotoSource, photos_below
+from .catalog_csv import CONTROLS
+from .photo_sources import PhotoSource, check_photo_folder, photos_below
 from .splits import TRAIN, split_named
 
 FIRST, PATH = "first", "path"
@@ -43,11 +44,12 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     :param label_folder: ``first``: the label is the first folder on a photo's path; ``path``: the
         whole path, such as ``food/rice``; ``auto``: either, if they are the same for all photos.
     :returns: None if there are no class folders.
-    :raises CatalogError: when the label is ambiguous.
+    :raises CatalogError: when the label is ambiguous, or the folder was named by mistake.
     """
     folder = _without_wrappers(data)
     if len(_folders_of(folder)) < 2:
         return None
+    check_photo_folder(folder, f"data={data}")
     found = photos_below(folder)
     parts = [photo.name.split("/") for photo in found.photos]
     kept = [not any(_is_other(part) for part in path[:-1]) for path in parts]
@@ -61,6 +63,11 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     if len(named) < 2 or all(_is_image_folder(label) for label in named):
         return None
     rows = {"image": ["/".join(path) for path in parts], "label_group": labels}
+    if broken := [name for name in rows["image"] if CONTROLS.search(name)]:
+        raise CatalogError(
+            f"data={data}: {len(broken):,} photos have a control character in their name or that "
+            f"of a folder, such as {broken[0]!r}. Rename them."
+        )
     if split:
         rows["split"] = [splits[path[0]] if len(path) > 1 else "" for path in parts]
     return ClassFolders(folder, pd.DataFrame(rows, dtype=str), _remarks(found, kept))

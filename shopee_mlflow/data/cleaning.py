@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pandas as pd
 from ..config import NONE
 from ..errors import CatalogError
 from .label_checks import label_remarks
-from .photo_files import NO_FILE, find_photo_files
+from .photo_files import NO_FILE, SPECIAL_FILE, file_problem, find_photo_files
 
 PHASH = re.compile(r"[0-9a-f]{16}")
 # The most reasons listed for a step, and the most examples listed for a reason.
@@ -200,7 +201,10 @@ def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.Data
 def _read_names(file: str) -> list[str]:
     """The distinct lines of a text file without blank lines."""
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig")
+        path = Path(file).expanduser()
+        if file_problem(path) == SPECIAL_FILE:
+            raise OSError(errno.EINVAL, f"it is {SPECIAL_FILE}")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise CatalogError(

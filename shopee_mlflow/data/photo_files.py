@@ -16,6 +16,8 @@ from ..console import printable
 from .near_names import Reading, find_reading
 
 NO_FILE = "no such file"
+# Opening one may wait forever, and it cannot be read twice.
+SPECIAL_FILE = "a pipe or a device"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def file_problem(path: Path) -> str:
         return str(getattr(error, "strerror", None) or error).lower()
     if stat.S_ISREG(mode):
         return ""
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    return "a folder" if stat.S_ISDIR(mode) else SPECIAL_FILE
 
 
 def _dead_link(path: Path) -> str:

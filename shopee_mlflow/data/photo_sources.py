@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ _PHOTO_SUFFIXES = {*SUFFIXES, ".jfif", ".jpe", ".apng", ".mpo", ".avif", ".heic"
 # macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that cannot store it.
 _METADATA_PREFIX = "._"
 _KINDS_NAMED = 8
+# Less than one photo in so many files, among at least so many, looking at no more than so many: a
+# folder that was named by mistake.
+FILES_PER_PHOTO, MANY_FILES, MOST_FILES = 50, 20_000, 200_000
 # How many names of a table are looked for to find the folder of its photos.
 _NAMES_TRIED = 50
 
@@ -130,6 +134,28 @@ def photos_below(folder: Path) -> PhotoSource:
     return PhotoSource(
         sorted(photos, key=lambda photo: photo.name.split("/")), "image", folder, passed_over
     )
+
+
+def check_photo_folder(folder: Path, source: str) -> None:
+    """Check by names alone that a folder may be one of photos: a home folder or a disk is none.
+
+    A file may be a photo if its suffix is that of one, or if it has none. Hidden folders do not
+    count. Names are looked at up to a limit, so the check takes seconds.
+
+    :param source: how the folder was named, for the error.
+    :raises CatalogError: when there are many files, and hardly any of them may be a photo.
+    """
+    count = likely = 0
+    for file in islice(_files_below(folder, Counter()), MOST_FILES):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        count += 1
+        likely += not file.suffix or file.suffix.lower() in _PHOTO_SUFFIXES
+    if count > MANY_FILES and likely * FILES_PER_PHOTO < count:
+        raise CatalogError(
+            f"{source}: is no folder of photos: of the first {count:,} files in it and below, only "
+            f"{likely:,} may be photos. Name the folder with the table or the class folders."
+        )
 
 
 def _from_pattern(place: Path) -> PhotoSource:

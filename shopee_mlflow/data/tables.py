@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TextIO
 from ..errors import CatalogError
 from .csv_rows import SEPARATORS, Row, read_rows
 from .file_kinds import not_csv
+from .photo_files import SPECIAL_FILE, file_problem
 
 # Endings of the names of tables that can be read.
 TABLE_NAME = re.compile(r"\.(csv|tsv|jsonl?|ndjson)(\.gz)?$|\.(parquet|pq)$", re.IGNORECASE)
@@ -55,6 +56,8 @@ def open_table(path: Path, known: Collection[str] = ()) -> Table:
     :raises CatalogError: when it is another kind of file, or cannot be read as a table.
     :raises OSError: when it cannot be read at all.
     """
+    if file_problem(path) == SPECIAL_FILE:
+        raise CatalogError(f"{path}: is {SPECIAL_FILE}; a table must be a file.")
     with path.open("rb") as file:
         if file.read(len(_PARQUET)) == _PARQUET:
             return _open_parquet(path)

@@ -6,11 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from ..config import TrainConfig, read_yaml
 from ..errors import TrackingError
@@ -100,14 +103,13 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
         try:
             trainings.append(_read(run))
         except TrackingError as error:
-            _log.warning(
-                "%s (run %s) is left out: no training of this project, or its artifacts are gone "
-                "(%s)",
-                run.info.run_name,
-                run.info.run_id,
-                error,
-            )
+            _log.warning("%s (run %s) is left out: %s", run.info.run_name, run.info.run_id, error)
     if not trainings:
+        if runs:
+            raise TrackingError(
+                f"experiment={experiment}: none of its finished runs can be compared; the reasons "
+                "are above."
+            )
         raise TrackingError(
             f"experiment={experiment}: has no training run that has finished; train first, or "
             "name another experiment."
@@ -136,7 +138,7 @@ def _read(run: MlflowRun) -> PastRun:
             metrics,
             options,
             _epochs(run_id),
-            None if is_trial else _predictions(run_id, what),
+            None if is_trial else _predictions(run, what),
         )
     except STORE_ERRORS as error:
         raise store_error(error) from error
@@ -170,10 +172,18 @@ def _epochs(run_id: str) -> pd.DataFrame:
     return read_table(run_id, HISTORY_FILE)[["epoch", *names]].apply(pd.to_numeric)
 
 
-def _predictions(run_id: str, what: str) -> pd.DataFrame:
+def _predictions(run: MlflowRun, what: str) -> pd.DataFrame:
     try:
-        return read_table(run_id, PREDICTIONS_FILE)
+        return read_table(run.info.run_id, PREDICTIONS_FILE)
     except TrackingError as error:
+        place = run.info.artifact_uri
+        # A run without artifacts may have no folder; its experiment has one.
+        if is_local_uri(place) and not Path(local_file_uri_to_path(place)).parents[1].exists():
+            raise TrackingError(
+                f"{what}: its artifacts are looked for in {place}, which does not exist. If the "
+                "store's folder was moved or copied, move it back: MLflow stores absolute paths of "
+                "artifacts. Otherwise the artifacts were deleted."
+            ) from error
         raise TrackingError(
             f"{what}: has no test predictions ({PREDICTIONS_FILE}), so it is not compared. "
             "Choose trainings that have ended well."

@@ -43,6 +43,10 @@ _PACKAGES = {
 _OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
 
+class ArtifactStoreError(MlflowException):
+    """An artifact store other than the tracking store has failed."""
+
+
 def store_error(error: BaseException) -> TrackingError:
     """The error for people about a store that has failed, in one sentence."""
     kind = TrackingError
@@ -53,6 +57,8 @@ def store_error(error: BaseException) -> TrackingError:
     elif getattr(error, "error_code", "") == "PERMISSION_DENIED":
         kind = ReadOnlyStoreError
     lines = [line for line in message.splitlines() if line and not line.startswith("[SQL")]
+    if isinstance(error, ArtifactStoreError):
+        return TrackingError(f"The artifact store failed: {lines[0]}")
     return kind(f"The tracking store {mlflow.get_tracking_uri()} failed: {lines[0]}")
 
 
@@ -63,7 +69,7 @@ def artifact_errors(where: str) -> Iterator[None]:
     Each kind of store raises errors of its own package (an expired token, a missing package).
 
     :param where: shown in the error.
-    :raises MlflowException: in place of all of them.
+    :raises ArtifactStoreError: in place of all of them.
     """
     bound = os.environ.get(_TIMEOUT)
     if bound == _BOUNDS[_TIMEOUT]:
@@ -76,7 +82,7 @@ def artifact_errors(where: str) -> Iterator[None]:
             raise
         first = (str(error).strip() or "no reason given").splitlines()[0]
         reason = f"{type(error).__name__}: {first}"
-        raise MlflowException(f"{where}: {reason}") from error
+        raise ArtifactStoreError(f"{where}: {reason}") from error
     finally:
         if bound is not None:
             os.environ[_TIMEOUT] = bound

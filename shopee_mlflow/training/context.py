@@ -41,11 +41,14 @@ _CACHED_MODELS = 8
 _RECIPE = "activations-1"
 
 
-def check_model(config: TrainConfig, stages: Sequence[str] = ()) -> None:
+def check_model(
+    config: TrainConfig, start: InitialWeights | None, stages: Sequence[str] = ()
+) -> None:
     """Build the model for two label groups and split it where it is frozen.
 
     This finds mistakes in model, weights and freeze before any photo is decoded.
 
+    :param start: the weights that the option ``weights`` names.
     :param stages: the stages to split at; by default the option freeze.
     :raises ModelError: if weights do not fit or cannot be downloaded, or a stage does not exist.
     """
@@ -53,7 +56,7 @@ def check_model(config: TrainConfig, stages: Sequence[str] = ()) -> None:
     # The training builds the model again, and logs the remarks on its weights then.
     logging.disable(logging.WARNING)
     try:
-        model = _build(config, ("0", "1"), initial_weights(config.weights))
+        model = _build(config, ("0", "1"), start)
         for stage in stages or (config.freeze,):
             split_model(copy.deepcopy(model), stage)
     finally:
@@ -90,16 +93,18 @@ class TrainingContext:
     where other processes and later runs find them.
 
     :ivar custom: objects of the caller that replace what options name.
+    :ivar weights: initial weights by the option ``weights``, each loaded once; those that are
+        missing are loaded when they are needed.
     """
 
     dataset: Dataset
     machine: Machine
     group: Group = ALONE
     custom: CustomParts = OPTIONS_ONLY
+    weights: dict[str, InitialWeights | None] = field(default_factory=dict)
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
-    _weights: dict[str, InitialWeights | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.machine.device.type == "cpu":
@@ -131,9 +136,9 @@ class TrainingContext:
 
     def initial_weights(self, config: TrainConfig) -> InitialWeights | None:
         """The weights that the option ``weights`` names, loaded once; None for ``auto``."""
-        if config.weights not in self._weights:
-            self._weights[config.weights] = initial_weights(config.weights)
-        return self._weights[config.weights]
+        if config.weights not in self.weights:
+            self.weights[config.weights] = initial_weights(config.weights)
+        return self.weights[config.weights]
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> TrainingInputs:
         """Split the model at ``freeze`` and make the batches of each split."""

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from ..errors import CheckpointError, ConfigError, TrainingError
 from ..modeling.device import Machine, choose_machine
 from ..modeling.distributed import Group, backend_for, joined_group
 from ..modeling.epochs import EPOCH_METRICS
+from ..modeling.initial_weights import InitialWeights
 from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
@@ -38,6 +39,7 @@ from .results import log_data
 from .resume import close_stale_runs, find_resume_state, resume_hint
 from .seen_photos import find_seen
 from .session import TrainingSession
+from .weights_source import initial_weights
 
 # Prefix of the files in the checkpoint folder that store the run id of a process group.
 _GROUP_PREFIX = "group-"
@@ -50,6 +52,7 @@ class TrainingJob:
     :ivar config: its options; for a resumed training, see :class:`ResumeState`.
     :ivar run: its MLflow run; in all processes but the first one, a log that stores nothing.
     :ivar dataset: the data, loaded before the run was opened.
+    :ivar weights: initial weights that are loaded already, by the option ``weights``.
     :ivar leads: whether this is the first process, which tracks, prints and saves.
     """
 
@@ -60,6 +63,7 @@ class TrainingJob:
     dataset: Dataset
     resume: ResumeState | None
     custom: CustomParts = OPTIONS_ONLY
+    weights: Mapping[str, InitialWeights | None] = field(default_factory=dict)
 
     @property
     def leads(self) -> bool:
@@ -69,7 +73,9 @@ class TrainingJob:
         """Log the dataset, unless the run is resumed, and create the training session."""
         if self.resume is None:
             log_data(self.run, self.dataset, self.config)
-        context = TrainingContext(self.dataset, self.machine, self.group, self.custom)
+        context = TrainingContext(
+            self.dataset, self.machine, self.group, self.custom, {**self.weights}
+        )
         session = TrainingSession(
             self.config,
             context,
@@ -138,9 +144,11 @@ def training_job(
         if dataset is None:
             # Before the check of the model, which may download weights.
             check_paths(config)
+        weights = {}
         if custom.model is None:
             say(f"checking {config.model} and its weights")
-            check_model(config)
+            weights[config.weights] = initial_weights(config.weights)
+            check_model(config, weights[config.weights])
         if dataset is None:
             say(f"reading the catalogue ({config.data})")
             dataset = load_dataset(config, watch)
@@ -152,7 +160,7 @@ def training_job(
                 run.skip_logged_metrics([*EPOCH_METRICS, *FINAL_METRICS])
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
-            yield TrainingJob(config, run, machine, group, dataset, state, custom)
+            yield TrainingJob(config, run, machine, group, dataset, state, custom, weights)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..errors import TrainingError
 from ..modeling.device import choose_machine
+from ..modeling.initial_weights import InitialWeights
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
 from ..tracking.links import view_lines
@@ -25,6 +26,7 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext, check_model
 from ..training.results import log_data, log_results
+from ..training.weights_source import initial_weights
 from ..tuning.finish import best_yaml, score_references, score_trial, summarize
 from ..tuning.parent import lost_runs_closed, parent_run
 from ..tuning.plots import draw_plots
@@ -71,7 +73,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     check_paths(config)
     say(f"checking {', '.join(_architectures(plan))} and the weights")
-    _check_models(plan)
+    weights = _check_models(plan)
     with stop_on_signals():
         # Read before a run is opened or resumed: a mistake leaves no failed run, and other data
         # cannot change one.
@@ -82,7 +84,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         search.check_data(dataset.digest)
         with parent_run(search) as run:
             _log_search(search, run, dataset, str(machine))
-            context = TrainingContext(dataset, machine)
+            context = TrainingContext(dataset, machine, weights=weights)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -191,12 +193,18 @@ def _architectures(plan: SearchPlan) -> list[str]:
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
 
 
-def _check_models(plan: SearchPlan) -> None:
+def _check_models(plan: SearchPlan) -> dict[str, InitialWeights | None]:
     """Build each architecture and split it at each frozen stage, to find errors early.
 
+    :returns: the initial weights, by the option ``weights``.
     :raises ModelError: if weights do not fit, or a stage does not exist.
     """
     freeze = plan.space.get("freeze")
     stages = [str(s) for s in freeze.values] if isinstance(freeze, Choice) else [plan.config.freeze]
+    weights: dict[str, InitialWeights | None] = {}
     for name in _architectures(plan):
-        check_model(plan.trial_config({**plan.baselines()[0], "model": name}), stages)
+        config = plan.trial_config({**plan.baselines()[0], "model": name})
+        if config.weights not in weights:
+            weights[config.weights] = initial_weights(config.weights)
+        check_model(config, weights[config.weights], stages)
+    return weights
