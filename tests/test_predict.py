@@ -302,7 +302,7 @@ def test_files_passed_over_are_counted_by_kind(
     for name in ("notes.txt", "more.TXT", "LICENSE"):
         (folder / name).write_text("no photo")
     assert predict(run.uri, f"{folder}/*", tmp_path / "out.csv") == 0
-    words = "3 files were skipped, not being photos: 2 .txt, 1 without suffix"
+    words = "3 files were skipped as not photos: 2 .txt, 1 without suffix"
     assert words in capsys.readouterr().out
 
 
