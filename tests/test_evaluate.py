@@ -135,7 +135,7 @@ def test_without_an_unseen_photo_there_is_no_accuracy(
     table = write_csv(tmp_path / "seen.csv", ("image", "label_group"), rows)
     result = evaluate(run.uri, data=str(table), images=str(run.shop / "train_images"))
     assert set(result.scores) == {"eval_seen_accuracy"}
-    assert "No photo is left that measures accuracy on new photos" in capsys.readouterr().out
+    assert "There are no photos to measure the accuracy on new photos" in capsys.readouterr().out
 
 
 def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun) -> None:
@@ -156,7 +156,10 @@ def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
     result = evaluate(str(tmp_path / "model"), data=str(run.shop))
     assert len(result.predictions) == 36
     assert "eval_accuracy" in result.scores
-    assert "this cannot be checked: the model does not name the run" in capsys.readouterr().out
+    assert (
+        "would make the accuracy too high: the model does not record the run"
+        in capsys.readouterr().out
+    )
     assert mlflow.get_run(result.run_id).data.tags["seen_photos"] == "unknown"
 
 
