@@ -194,7 +194,7 @@ def test_labels_that_the_model_does_not_know_are_counted_and_not_scored(
     (shop / "train.csv").write_text(table)
     result = evaluate(run.uri, data=str(shop))
     assert set(result.predictions["label_group"]) == {"$group0$", "$group1$"}
-    words = "1 label groups are unknown to the model, which knows 3: a new one"
+    words = "1 label groups are unknown to the model, which has 3: a new one"
     assert f"12 of 36 photos are not scored: {words}" in capsys.readouterr().out
     (shop / "train.csv").write_text(table.replace("$group", "new "))
     with pytest.raises(CatalogError, match="All 3 label groups are unknown to the model"):
