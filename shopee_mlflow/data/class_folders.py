@@ -1,4 +1,4 @@
-"""Read a catalogue without a table: one folder of photos per label, optionally below splits."""
+"""Read a catalogue without a table: a folder of photos per label, optionally in split folders."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
         passed_over[f"folder that cannot be opened ({error.strerror})"] += 1
 
     while pending:
-        # Linked folders are last, so that the names of photos have the folders that contain them.
+        # Linked folders are visited last, so that photos are named by their real folders.
         links: list[Path] = []
         for start in pending:
             for path, folders, files in os.walk(start, onerror=note):

@@ -24,8 +24,8 @@ class TimmBackbone:
 
     :ivar network: normalised photos (N, 3, S, S) -> (N, features).
     :ivar features: number of features.
-    :ivar mean: means of the channels, for photos in 0..1, by which to normalise them.
-    :ivar std: standard deviations of the channels.
+    :ivar mean: channel means for the normalisation of photos in 0..1.
+    :ivar std: channel standard deviations for the normalisation.
     """
 
     network: nn.Module

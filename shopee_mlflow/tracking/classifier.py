@@ -36,7 +36,7 @@ class Classifier:
 
     def __init__(self, loaded: LoadedModel, *, device: str = "cpu", name: str = "") -> None:
         """
-        :param loaded: what :func:`load_classifier` returns.
+        :param loaded: a model from :func:`load_classifier`.
         :param name: shown by ``repr``.
         :raises ConfigError: for a device on which this model cannot run.
         """

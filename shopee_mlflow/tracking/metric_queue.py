@@ -1,4 +1,4 @@
-"""Metrics sent to the store in the background, and buffered while it is not available."""
+"""Send metrics to the store in the background, and buffer them while it is not available."""
 
 from __future__ import annotations
 
