@@ -54,13 +54,13 @@ def section(measured: list[Measured], day: date, machine: str, command: str) -> 
 
 
 def _busy(measured: list[Measured]) -> str:
-    """How busy other work kept the cores."""
+    """A sentence with the load of other processes before the measurements."""
     shares = [one.result["busy_before"] for one in measured if "busy_before" in one.result]
     if not shares:
         return ""
     return (
-        f" Other work kept the cores {min(shares):.0f} to {max(shares):.0f} % busy in the seconds "
-        "before the measurements."
+        f" In the seconds before each measurement, other processes used {min(shares):.0f} to "
+        f"{max(shares):.0f} % of the cores."
     )
 
 
@@ -78,10 +78,10 @@ def _trainings(trainings: list[Measured]) -> Iterable[str]:
     job = trainings[0].job
     yield (
         f"{job.epochs} epochs of EfficientNet-B0 at {job.image_size} px, batches of "
-        f"{job.batch_size}, JPEG files of 1024 px. Seconds, but where it says otherwise. A figure "
-        "with ~ is scaled: from measured batches to the epoch, or from measured epochs to the job. "
-        "Memory is the peak over the process and its workers with shared pages counted once; in "
-        "brackets their resident sizes summed, where such pages count in each."
+        f"{job.batch_size}, JPEG files of 1024 px. Times are in seconds. A figure with ~ is "
+        "scaled: from measured batches to the epoch, or from measured epochs to the job. Memory is "
+        "the peak over the process and its workers, with shared pages counted once; the sum of "
+        "their resident sizes is in brackets."
     )
     yield ""
     heads = (

@@ -169,7 +169,7 @@ def test_a_program_has_predictions_and_no_embeddings(
     classifier = Classifier.load(program.uri)
     assert "program" in repr(classifier)
     assert classifier.predict(program.photos[:2])["error"].isna().all()
-    with pytest.raises(ModelError, match="Embeddings need a model of serialization=pickle"):
+    with pytest.raises(ModelError, match="Embeddings need a model saved with serialization=pickle"):
         classifier.embed(program.photos[:2])
     with pytest.raises(ConfigError, match="device=cuda: .* runs on the CPU only"):
         Classifier.load(program.uri, device="cuda")

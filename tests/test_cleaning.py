@@ -192,7 +192,7 @@ def test_empty_file(write: Write, content: str) -> None:
 
 
 def test_header_without_rows(write: Write) -> None:
-    with pytest.raises(CatalogError, match=r"has a header and no row; a catalogue is"):
+    with pytest.raises(CatalogError, match=r"has a header but no rows; a catalogue is"):
         read_catalog(write("image,label_group\n"))
 
 
@@ -488,8 +488,8 @@ def test_columns_that_people_expect_to_matter_are_named() -> None:
     assert column_remarks(["Split", "price", "sample_weight", "fold"]) == [
         "column Split, fold of the table is not used: photos are split by it if split_column names "
         "it",
-        "column sample_weight of the table is not used: all photos count the same unless "
-        "class_weights says otherwise",
+        "column sample_weight of the table is not used: all photos have the same weight "
+        "unless class_weights is set",
         "columns of the table that are not used: price",
     ]
     assert column_remarks([]) == []
@@ -589,7 +589,7 @@ def test_missing_column_of_phashes_is_computed_and_not_noted() -> None:
 
 def test_invalid_phashes_are_a_line_for_people() -> None:
     cleaning = Cleaning(rows=1, notes={"invalid_phashes": 1234})
-    assert "1,234 entries of image_phash are invalid" in cleaning.lines()[-1]
+    assert "1,234 values of image_phash are invalid" in cleaning.lines()[-1]
 
 
 def test_frames_of_the_caller_are_never_changed(folder: Path) -> None:

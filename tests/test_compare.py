@@ -280,9 +280,9 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=f"run={UNKNOWN}: no such run"):
         compare([good, UNKNOWN], out=tmp_path / "out")
     evaluation = made_run("errors", "evaluate", metrics={"test_accuracy": 1.0})
-    with pytest.raises(TrackingError, match=r"\(evaluate, FINISHED\): is no training that has"):
+    with pytest.raises(TrackingError, match=r"\(evaluate, FINISHED\): is not a finished training"):
         compare([good, evaluation], out=tmp_path / "out")
-    with pytest.raises(TrackingError, match="was made by compare and is no training"):
+    with pytest.raises(TrackingError, match="is a run of compare, not a training"):
         compare([good, compare([good, good_too], out=tmp_path / "out").run_id])
     with mlflow.start_run(run_name="untested") as run:
         mlflow.log_metrics({"best_val_accuracy": 0.5, "best_epoch": 1})
@@ -308,8 +308,8 @@ def test_calls_that_make_no_sense(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             compare(**{"out": empty, **call})
     for experiment, message in (
-        ("nowhere", "experiment=nowhere: no such experiment in .*; there are: .*lonely"),
-        ("empty", "experiment=empty: has no training run that has finished"),
+        ("nowhere", "experiment=nowhere: no such experiment in .*; its experiments are: .*lonely"),
+        ("empty", "experiment=empty: has no finished training"),
         ("lonely", "experiment=lonely: has 1 training run .* a comparison needs two"),
     ):
         with pytest.raises(TrackingError, match=message):

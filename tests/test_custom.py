@@ -219,11 +219,11 @@ def test_a_model_that_does_not_fit_is_refused_in_words(dataset: Dataset) -> None
     other = build_model("cnn", ["a", "b", "c"], SIZE)
     larger = build_model("cnn", dataset.classes, 64)
     refusals: list[tuple[nn.Module, str]] = [
-        (TinyNet(21), "TinyNet returns .2, 21. for 2 photos, and the data have 3 label groups"),
+        (TinyNet(21), "TinyNet returns .2, 21. for 2 photos, but the data have 3 label groups"),
         (Pair(), "Pair must return a tensor of logits, not tuple"),
         (Narrow(), r"Narrow fails on photos \(2, 3, 32, 32\) \(mat1 and mat2 shapes"),
-        (other, r"label groups are a, b, c \(3\), and the data have group0, group1, group2"),
-        (larger, "its image_size are 64, and the data have 32"),
+        (other, r"label groups a, b, c \(3\), and the data group0, group1, group2"),
+        (larger, "the model has image_size 64, and the data 32"),
     ]
     for model, words in refusals:
         with pytest.raises(ModelError, match=words):
@@ -239,7 +239,10 @@ def test_what_cannot_be_combined_is_refused_before_anything_is_read() -> None:
     words = [problem.split(":")[0] for problem in caught.value.problems]
     assert words == ["resume=last", "freeze=backbone", "model", "transform", "optimizer"]
     for given, message in (
-        ({"model": "resnet50"}, "must be a torch.nn.Module, not 'resnet50'; an architecture is na"),
+        (
+            {"model": "resnet50"},
+            "must be a torch.nn.Module, not 'resnet50'; to use an architecture",
+        ),
         ({"transform": "flip"}, "transform: must be a function of photos, not 'flip'"),
         ({"optimizer": "adam"}, "optimizer: must be a function, such as optimizer=lambda"),
         ({"optimizer": list}, "must return a torch.optim.Optimizer, not"),
@@ -252,7 +255,7 @@ def test_what_cannot_be_combined_is_refused_before_anything_is_read() -> None:
 def test_weights_are_not_loaded_into_a_model_of_the_caller(tmp_path: Path) -> None:
     torch.save(TinyNet().state_dict(), tmp_path / "w.pth")
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "w.pth"))
-    with pytest.raises(ConfigError, match="w.pth: a model of your own has its weights already"):
+    with pytest.raises(ConfigError, match="w.pth: has no effect on your own model"):
         train(config, model=TinyNet())
 
 
@@ -261,13 +264,13 @@ def test_options_of_the_data_are_those_of_the_dataset(dataset: Dataset) -> None:
     with pytest.raises(ConfigError, match="image_size=64: the dataset was loaded with image_size="):
         train(config, dataset=dataset)
     dataset.frame.loc[0, "split"] = "test"
-    with pytest.raises(ConfigError, match="have changed since it was loaded; load it anew"):
+    with pytest.raises(ConfigError, match="were modified after loading; load it again"):
         train(CONFIG, dataset=dataset)
 
 
 def test_an_optimizer_of_other_parameters_is_refused(dataset: Dataset) -> None:
     net = TinyNet()
-    with pytest.raises(ConfigError, match="other parameters than those given"):
+    with pytest.raises(ConfigError, match="only the parameters in its argument"):
         train(
             CONFIG,
             model=net,
@@ -306,7 +309,7 @@ def test_torchvisions_transforms_draw_for_each_photo_and_functions_get_batches()
         (v2.Resize(16), r"Resize must return photos of \(3, 32, 32\), not \(3, 16, 16\)"),
         (lambda images: images.numpy(), "<lambda> must return photos of .*, not ndarray"),
         (lambda images: images.long(), "must return uint8 or float photos, not torch.int64"),
-        (lambda images: images.float() / 255 - 0.5, "floats must be 0..1, since the model norm"),
+        (lambda images: images.float() / 255 - 0.5, "floats must be 0..1, since the model itself"),
     ],
 )
 def test_a_transform_that_returns_no_photos_is_refused(

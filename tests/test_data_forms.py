@@ -223,7 +223,7 @@ def test_class_folders(shop: Path, table: pd.DataFrame, pattern: str) -> None:
     assert len(dataset.frame) == 30
     assert dataset.frame["image"][0] == "group0/g0n0.png"
     assert sorted(dataset.frame["content"]) == sorted(load(shop).frame["content"])
-    assert "skipped, not being photos" in said(dataset)
+    assert "skipped as not photos" in said(dataset)
     assert len(find_photos(str(place)).photos) == 30
 
 
@@ -235,7 +235,7 @@ def test_class_folders_with_a_split(shop: Path, table: pd.DataFrame) -> None:
     held = dataset.frame.set_index("image")["split"]
     assert held["test/group1/g1n9.png"] == "test"
     assert held["valid/group1/g1n8.png"] == "val"
-    assert "the split is that of the folders train, val and test" in said(dataset)
+    assert "the split is taken from the folders train, val and test" in said(dataset)
     assert sorted(rows_of(place, split_column="none")) == ["image", "label_group"]
 
 
@@ -251,7 +251,7 @@ def test_nested_class_folders_are_asked_about(shop: Path, table: pd.DataFrame) -
     for name, aisle in (("group0", "food"), ("group1", "food"), ("group2", "home")):
         (place / aisle).mkdir(exist_ok=True)
         (place / name).rename(place / aisle / name)
-    with pytest.raises(CatalogError, match="may be 'food' or 'food/group0'. Say which with label"):
+    with pytest.raises(CatalogError, match="may be 'food' or 'food/group0'. Choose one with label"):
         load(place)
     assert load(place, label_folder="first").classes == ["food", "home"]
     assert load(place, label_folder="path").classes == [
@@ -309,7 +309,7 @@ def test_a_split_column_is_the_split(
         f"g{g}n8.png" for g in (0, 1, 2)
     }
     assert len(dataset.rows("train")) == 24
-    assert f"the split is that of column '{column}'" in said(dataset)
+    assert f"the split is taken from column '{column}'" in said(dataset)
     assert dataset.digest != drawn.digest
     assert load(shop, split_column="none").digest == drawn.digest
 
@@ -391,7 +391,7 @@ def test_separate_tables_are_the_split(shop: Path, table: pd.DataFrame) -> None:
         part.to_csv(shop / f"{name}.csv", index=False)
     after = load(shop, val_csv=str(shop / "val.csv"), test_csv=str(shop / "test.csv"))
     assert after.digest == before.digest
-    assert "the split is that of train.csv, val.csv, test.csv" in said(after)
+    assert "the split is taken from train.csv, val.csv, test.csv" in said(after)
     only = load(shop, test_csv=str(shop / "test.csv"))
     assert len(only.rows("test")) == 3
     assert "val is not given" in said(only)
@@ -426,7 +426,7 @@ def test_a_list_of_photos_is_left_out(shop: Path, table: pd.DataFrame) -> None:
     assert {"g0n1.png", "g1n2.png"}.isdisjoint(dataset.frame["image"])
     assert "28 left: 2 in the list" in said(dataset)
     assert "1 of 3 names in" in said(dataset)
-    assert "no image or posting_id of the catalogue: nobody.png" in said(dataset)
+    assert "not an image or posting_id of the catalogue: nobody.png" in said(dataset)
     assert dataset.digest != whole.digest
     assert len(dataset.cleaning.left_out) == 2
     file.write_text("\n")

@@ -137,7 +137,7 @@ def test_without_an_unseen_photo_there_is_no_accuracy(
     table = write_csv(tmp_path / "seen.csv", ("image", "label_group"), rows)
     result = evaluate(run.uri, data=str(table), images=str(run.shop / "train_images"))
     assert set(result.scores) == {"eval_seen_accuracy"}
-    assert "No photo is left that measures accuracy on new photos" in capsys.readouterr().out
+    assert "There are no photos to measure the accuracy on new photos" in capsys.readouterr().out
 
 
 def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun) -> None:
@@ -158,7 +158,7 @@ def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
     result = evaluate(str(tmp_path / "model"), data=str(run.shop))
     assert len(result.predictions) == 36
     assert "eval_accuracy" in result.scores
-    assert "this cannot be checked: the model does not name the run" in capsys.readouterr().out
+    assert "too high: the model does not record the run" in capsys.readouterr().out
     assert mlflow.get_run(result.run_id).data.tags["seen_photos"] == "unknown"
 
 
@@ -196,7 +196,7 @@ def test_labels_that_the_model_does_not_know_are_counted_and_not_scored(
     (shop / "train.csv").write_text(table)
     result = evaluate(run.uri, data=str(shop))
     assert set(result.predictions["label_group"]) == {"$group0$", "$group1$"}
-    words = "1 label groups are unknown to the model, which knows 3: a new one"
+    words = "1 label groups are unknown to the model, which has 3: a new one"
     assert f"12 of 36 photos are not scored: {words}" in capsys.readouterr().out
     (shop / "train.csv").write_text(table.replace("$group", "new "))
     with pytest.raises(CatalogError, match="All 3 label groups are unknown to the model"):

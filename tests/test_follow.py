@@ -63,7 +63,9 @@ def test_a_leader_on_another_machine_is_given_time_to_end_its_run(
         assert "elsewhere:1:1.00 (lost)" in last_run().data.tags["failure"]
         # As where the group was started again meanwhile.
         monkeypatch.setattr(
-            follow, "_is_ending", lambda _: mlflow.set_tag(PROCESS_TAG, "elsewhere:2:2.00") is None
+            follow,
+            "_wait_until_gone",
+            lambda _: mlflow.set_tag(PROCESS_TAG, "elsewhere:2:2.00") is None,
         )
         mlflow.MlflowClient().update_run(run.run_id, status="RUNNING")
         with pytest.raises(GroupLostError), follow_run(run.run_id):

@@ -491,8 +491,8 @@ CPU = Machine(torch.device("cpu"), "fp32")
     [
         ({"batch_size": "3"}, 4, "batch_size=3: must be at least .* processes, 4"),
         ({"nproc": "2"}, 1, "nproc=2: this training has 1 process"),
-        ({"compile": "true"}, 2, "compile=true: several processes train uncompiled"),
-        ({"device": "cuda:0"}, 2, "device=cuda:0: 2 processes need the CPU, or a GPU each"),
+        ({"compile": "true"}, 2, "compile=true: is not supported with several processes"),
+        ({"device": "cuda:0"}, 2, "device=cuda:0: 2 processes need the CPU, or one GPU each"),
     ],
 )
 def test_options_and_processes_must_go_together(

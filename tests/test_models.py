@@ -179,7 +179,7 @@ def test_local_weights_are_loaded_and_a_head_of_another_size_is_left_out(
     file = save_state(tmp_path)
     with caplog.at_level(logging.WARNING):
         model = build_model(f"{SMALL}_pretrained", CLASSES, 64, file)
-    assert "its head has 7 classes and is left out" in caplog.text
+    assert "the head has 7 classes and is not loaded" in caplog.text
     state = torch.load(file, weights_only=True)
     torch.testing.assert_close(
         model.backbone.state_dict()["features.0.0.weight"], state["features.0.0.weight"]
@@ -198,7 +198,7 @@ def test_keys_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "missing: features.0.1.bias" in text
     assert "unknown: features.1.extra" in text
-    assert "shape: features.0.0.weight is (1,), wanted (16, 3, 3, 3)" in text
+    assert "shape: features.0.0.weight is (1,), expected (16, 3, 3, 3)" in text
 
 
 def test_weights_of_our_own_cnn(tmp_path: Path, small: ProductClassifier) -> None:
@@ -394,7 +394,7 @@ def test_downloaded_weights_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_trained_backbone(shared_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model = build_model("effnet_pretrained", CLASSES, 64, shared_weights)
-    assert "its head has 7 classes" in caplog.text
+    assert "the head has 7 classes" in caplog.text
     state = read_weights(shared_weights).state
     torch.testing.assert_close(
         model.backbone.state_dict()["features.8.0.weight"], state["features.8.0.weight"]

@@ -302,7 +302,7 @@ def test_files_passed_over_are_counted_by_kind(
     for name in ("notes.txt", "more.TXT", "LICENSE"):
         (folder / name).write_text("no photo")
     assert predict(run.uri, f"{folder}/*", tmp_path / "out.csv") == 0
-    words = "3 files were skipped, not being photos: 2 .txt, 1 without suffix"
+    words = "3 files were skipped as not photos: 2 .txt, 1 without suffix"
     assert words in capsys.readouterr().out
 
 
@@ -324,7 +324,7 @@ def test_nothing_read_is_an_error(run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(CatalogError, match="None of the 2 photos .* No such file") as caught:
         predict(run.uri, str(table), tmp_path / "out.csv", images=str(tmp_path / "photos"))
-    assert f"looked for in {tmp_path / 'photos'}" in str(caught.value)
+    assert f"expected in {tmp_path / 'photos'}" in str(caught.value)
     assert [row[0] for row in rows_of(tmp_path / "out.csv")[1:]] == ["a.jpg", "../b.jpg"]
     (tmp_path / "bad.png").write_text("no photo")
     with pytest.raises(CatalogError, match="None of the 1 photos could be read"):
@@ -418,7 +418,7 @@ def test_exit_codes(run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--source", photo, "--model", "models:/none@champion"], "model=models:/none@champion"),
         (["--source", photo, "--out", str(tmp_path)], "is a folder; name a file"),
         (["--source", photo, "--out", f"{photo}/deep/out.csv"], "cannot be written"),
-        (["--source", "list.csv", "--images", images, "--out", "list.csv"], "the source itself"),
+        (["--source", "list.csv", "--images", images, "--out", "list.csv"], "is the source"),
         (["--source", photo, "--top-k", "0"], "top-k"),
     ):
         assert code(*arguments) == 2

@@ -81,7 +81,7 @@ def test_the_champion_moves_for_a_better_one_only(run: SmallRun, name: str) -> N
     register_model(logged(run, 0.80), name)
     better = register_model(logged(run, 0.85), name)
     assert better.alias == "champion"
-    assert "test accuracy 85.0%, before 80.0% of version 1" in better.reason
+    assert "test accuracy 85.0% is higher than 80.0% of version 1" in better.reason
     assert aliases(name) == {"champion": "2"}
     for accuracy in (0.85, 0.7):
         result = register_model(logged(run, accuracy), name)
@@ -114,7 +114,8 @@ def test_a_person_may_insist(run: SmallRun, name: str, capsys: pytest.CaptureFix
     worse = logged(run, 0.1, "d2")
     cli.main(["register", "--run", worse, "--name", name, "--promote", "true"])
     out = capsys.readouterr().out
-    assert f"registered {name} version 2 as champion: promote=true, before version 1" in out
+    reason = "promote=true; the champion was version 1"
+    assert f"registered {name} version 2 as champion: {reason}" in out
     assert f"mlflow.pytorch.load_model('models:/{name}@champion')" in out
     assert aliases(name) == {"champion": "2"}
 
@@ -138,9 +139,9 @@ def test_a_model_of_another_kind_is_refused(name: str) -> None:
             serialization_format="pickle",
             pip_requirements=["torch"],
         )
-    with pytest.raises(TrackingError, match="is no model of this project"):
+    with pytest.raises(TrackingError, match="not a model of this project"):
         load_classifier(info.model_uri)
-    with pytest.raises(TrackingError, match="is no model of this project"):
+    with pytest.raises(TrackingError, match="not a model of this project"):
         register_model(other.info.run_id, name)
     assert not MlflowClient().search_registered_models(f"name = '{name}'")
 
@@ -187,7 +188,7 @@ def test_pickle_forbidden_is_an_error_that_says_so(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    with pytest.raises(TrackingError, match="may not be loaded here.*pickle"):
+    with pytest.raises(TrackingError, match="MLflow refuses to load it.*pickle"):
         load_classifier(run.uri)
 
 
@@ -200,7 +201,7 @@ def test_a_model_that_changed_on_its_way_never_becomes_champion(
     # The model in the run is as it was; what the registry gives back is not.
     answers = iter([right, lambda model, side: [[9.0] * 3] * 2])
     monkeypatch.setattr(flavor, "_probe_logits", lambda model, side: next(answers)(model, side))
-    with pytest.raises(TrackingError, match="gives other logits than when it was saved"):
+    with pytest.raises(TrackingError, match="computes other logits than before it was saved"):
         register_model(better, name)
     assert aliases(name) == {"champion": "1"}
     refused = MlflowClient().get_model_version(name, "2")

@@ -198,10 +198,10 @@ def test_checkpoints_outlive_a_temporary_clone(
 
 
 def test_a_model_whose_files_are_gone_is_not_called_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="no files where the store says .*was moved or copied"):
+    with pytest.raises(TrackingError, match="not at the path that the store .*was moved or copied"):
         load_folder(tmp_path, "models:/m-1")
     (tmp_path / "MLmodel").write_text("")
-    with pytest.raises(TrackingError, match="is no model of this project"):
+    with pytest.raises(TrackingError, match="not a model of this project"):
         load_folder(tmp_path, "models:/m-1")
 
 

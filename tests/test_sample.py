@@ -222,7 +222,7 @@ def test_files_that_appear_while_drawing_are_kept(tmp_path):
         target.mkdir(exist_ok=True)
         (target / "notes.txt").write_text("mine")
 
-    with pytest.raises(CatalogError, match="cannot be put"):
+    with pytest.raises(CatalogError, match="cannot be moved"):
         sample.sample_catalog(PX, target, progress=write_meanwhile)
     assert [file.name for file in target.iterdir()] == ["notes.txt"]
 

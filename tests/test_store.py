@@ -121,7 +121,7 @@ def test_a_missing_package_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPa
 def test_a_read_only_store_is_one_sentence() -> None:
     text = "(sqlite3.OperationalError) attempt to write a readonly database\n[SQL: INSERT ...]"
     message = str(store.store_error(MlflowException(text)))
-    assert message.endswith("may read it, but not write to it")
+    assert message.endswith("can read it, but not write to it")
     assert "\n" not in message
 
 

@@ -1,4 +1,4 @@
-"""Find the table of a catalogue and its photos, and read it as text, or say why that fails."""
+"""Find the table of a catalogue and the folder of its photos, and read the table as text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ IMAGES_NAME = "train_images"
 
 _PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
-# C0 except the tab, DEL, and C1. They would break rows of tables or control a terminal.
+# The C0 and C1 control characters except the tab, and DEL. They break rows of tables and control
+# terminals.
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 _ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
-# Usual names of a folder of photos beside a table.
+# Common names of a folder of photos beside a table.
 _IMAGE_FOLDERS = ("images", "photos", "imgs", "img", "pictures")
 
 
@@ -32,8 +33,9 @@ _IMAGE_FOLDERS = ("images", "photos", "imgs", "img", "pictures")
 class CatalogTable:
     """A table, read as text.
 
-    :ivar rows: the columns that it has of :data:`COLUMNS` and :data:`OPTIONAL`, under these names.
-    :ivar guessed: column -> its name in the table, where it has another name.
+    :ivar rows: the columns of :data:`COLUMNS` and :data:`OPTIONAL` that the table has, with these
+        names.
+    :ivar guessed: column -> its name in the table, for columns with another name.
     :ivar unused: names of the columns that are not read.
     """
 
@@ -43,12 +45,12 @@ class CatalogTable:
 
 
 def find_table(data: str, option: str = "data") -> Path:
-    """The table that ``data`` names: a file, or the table in a folder.
+    """Find the table that ``data`` names: a file, or the table in a folder.
 
-    In a folder it is train.csv, else train with another ending, else the only table.
+    In a folder, train.csv is preferred, then train with another suffix, then the only table.
 
     :param option: name of the option, for messages.
-    :raises CatalogError: when there is none, or several.
+    :raises CatalogError: when there is no table, or several.
     """
     path = existing_path(data, option)
     with looking_for(data, option):
@@ -61,9 +63,9 @@ def find_table(data: str, option: str = "data") -> Path:
         raise CatalogError(
             f"{option}={data}: the folder holds no {CSV_NAME}"
             + (f", but {', '.join(others)}" if others else "")
-            + ". If the catalogue has another name, name the table itself in data and its photos "
-            "in images. If it has a folder of photos for each label, name the folder that holds "
-            "these folders."
+            + ". If the catalogue has another name, name the table itself in data and the folder "
+            "of its photos in images. If it has a folder of photos for each label, name the folder "
+            "that holds these folders."
         )
 
 
@@ -84,7 +86,7 @@ def existing_path(data: str, option: str = "data") -> Path:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The tables in a folder; train.csv alone, or train with another ending, if it is there."""
+    """The tables in a folder: only train.csv if it exists, else only train with another suffix."""
     if (folder / CSV_NAME).is_file():
         return [folder / CSV_NAME]
     found = sorted(
@@ -95,13 +97,13 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def find_images(table: Path, images: str | None = None, names: Sequence[str] = ()) -> Path:
-    """The folder of a table's photos.
+    """Find the folder of a table's photos.
 
-    :param images: the folder; None: the one named after the table, as ``test_images`` for test.csv,
-        else train_images, else the only one with a usual name, else the folder of the table if it
-        holds photos.
-    :param names: some of the table's file names.
-    :raises CatalogError: when there is none.
+    :param images: the folder. With None, the first that exists: the folder named after the table,
+        such as ``test_images`` for test.csv; ``train_images``; the only folder with a common name;
+        the folder of the table, if it holds photos.
+    :param names: some file names of the table.
+    :raises CatalogError: when there is no such folder.
     """
     with looking_for(images or str(table.parent), "images"):
         folder = Path(images).expanduser() if images else _images_beside(table, names)
@@ -130,7 +132,7 @@ def _images_beside(table: Path, names: Sequence[str]) -> Path:
 
 @contextmanager
 def looking_for(data: str, option: str = "data") -> Iterator[None]:
-    """Report a missing permission, a name that is too long, or the home of an unknown user."""
+    """Raise errors of the file system as CatalogError, such as a missing permission."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -149,15 +151,15 @@ def read_table(
 ) -> CatalogTable:
     """Read a catalogue's table as text.
 
-    CSV with commas, semicolons, tabs or vertical bars, and JSON lines may be gzipped; Parquet is
-    read as well. In a CSV, a byte-order mark, all kinds of line ends and quoted separators are
-    supported. Values are stripped; labels stay text, so ``007`` and ``7`` are two groups. Titles
-    may hold line breaks, which become ``\\n``; their other control characters become U+FFFD. In all
-    other values, control characters except tabs are refused, since manifests, tables and logs must
-    read back equal.
+    The table may be CSV with commas, semicolons, tabs or vertical bars, JSON lines, or Parquet; CSV
+    and JSON lines may be gzipped. In a CSV, a byte-order mark, all kinds of line ends and quoted
+    separators are supported. Values are stripped. Labels stay text, so ``007`` and ``7`` are two
+    groups. Titles may hold line breaks, which become ``\\n``; their other control characters become
+    U+FFFD. In all other values, control characters except tabs are refused, so that manifests,
+    tables and logs are read back unchanged.
 
-    :param choice: names of columns; by default the usual ones, see :func:`find_columns`.
-    :raises CatalogError: when it cannot be read, is empty, lacks a required column, or has
+    :param choice: names of columns; by default the common ones, see :func:`find_columns`.
+    :raises CatalogError: when the table cannot be read, is empty, lacks a required column, or has
         ambiguous rows, with their line numbers.
     """
     path, choice = Path(path), choice or ColumnChoice()
@@ -172,7 +174,7 @@ def read_table(
     except OSError as error:
         raise CatalogError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if not parts:
-        raise CatalogError(f"{path}: has a header and no row; {wanted()}")
+        raise CatalogError(f"{path}: has a header but no rows; {wanted()}")
     return CatalogTable(pd.concat(parts, ignore_index=True), found.guessed, found.unused)
 
 

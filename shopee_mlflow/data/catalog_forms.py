@@ -1,4 +1,4 @@
-"""Read a catalogue in any of its forms: a table, a folder with one, or class folders."""
+"""Read a catalogue in any of its forms: a table, a folder with a table, or class folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .photo_files import inside_folder
 from .pixel_cache import Progress
 from .splits import TEST, TRAIN, VAL, parse_splits
 
-# How many names of a table are looked for to find the folder of its photos.
+# How many file names of a table are tried to find the folder of its photos.
 _NAMES_TRIED = 50
 
 # Title of a long step -> callback(done, total) for its progress.
@@ -37,13 +37,13 @@ Watch = Callable[[str], Progress | None]
 
 @dataclass(frozen=True)
 class Catalog:
-    """The rows of a catalogue and the place of its photos.
+    """The rows of a catalogue and the folder of its photos.
 
-    :ivar rows: text columns, those of :data:`~.columns.COLUMNS` and label_name that there are, and
-        split (train, val, test, or "" for a row that has none) where the catalogue gives it.
+    :ivar rows: columns of text: those of :data:`~.columns.COLUMNS` and ``label_name`` that the
+        catalogue has, and ``split`` if it has one (train, val, test, or "" for a row without one).
     :ivar folder: the folder to which file names are relative; None without photos.
     :ivar source: the table, or the folder with the class folders.
-    :ivar remarks: how it was read, as lines of text.
+    :ivar remarks: lines of text about how the catalogue was read.
     """
 
     rows: pd.DataFrame
@@ -71,7 +71,7 @@ def load_catalog(
     required: Sequence[str] = REQUIRED,
     photos: bool = True,
 ) -> Catalog:
-    """Read the catalogue that the options name; the sample is drawn if needed.
+    """Read the catalogue that the options name; draw the sample if it does not exist yet.
 
     :param required: columns that a table must have.
     :param photos: whether a folder of photos must exist.
@@ -95,13 +95,16 @@ def load_catalog(
 
 
 def folder_name(source: Path) -> str:
-    """The name of the folder that a catalogue is in, by :attr:`Catalog.source`."""
-    place = source.absolute()
-    return place.name if place.is_dir() else place.parent.name
+    """The name of the folder of a catalogue.
+
+    :param source: see :attr:`Catalog.source`.
+    """
+    path = source.absolute()
+    return path.name if path.is_dir() else path.parent.name
 
 
 def _class_folders(config: DataConfig) -> Catalog | None:
-    """The catalogue of class folders; None if ``data`` is none, or has a table named train."""
+    """Read class folders; None if ``data`` has none, or has a table named train."""
     with looking_for(config.data):
         folder = Path(config.data).expanduser()
         if not folder.is_dir() or config.images != AUTO:
@@ -114,12 +117,12 @@ def _class_folders(config: DataConfig) -> Catalog | None:
         return None
     if config.val_csv != NONE or config.test_csv != NONE:
         raise CatalogError(
-            f"data={config.data}: has class folders, with which val_csv and test_csv cannot be "
-            "combined; put the photos into train, val and test folders, or name a table in data."
+            f"data={config.data}: has class folders, which cannot be combined with val_csv and "
+            "test_csv; move the photos to folders train, val and test, or name a table in data."
         )
     rows, remarks = found.rows, list(found.remarks)
     remarks += [
-        f"{table.name} in the folder is not used: labels come from folders" for table in tables
+        f"{table.name} in the folder is not used: the folders are the labels" for table in tables
     ]
     if "split" in rows:
         if config.split_column == NONE:
@@ -130,7 +133,7 @@ def _class_folders(config: DataConfig) -> Catalog | None:
 
 
 def _split_remark(where: str) -> str:
-    return f"the split is that of {where}"
+    return f"the split is taken from {where}"
 
 
 def _read(
@@ -145,7 +148,7 @@ def _read(
             raise
         folder = None
     rows, remarks = _with_split(table, choice)
-    # split_column=none is known to the one who chose it.
+    # With split_column=none, the user knows that the column split is not used.
     unused = [n for n in table.unused if choice.split != NONE or n.lower() != "split"]
     remarks = [*_guess_remarks(table), *remarks, *column_remarks(unused)]
     return Catalog(rows, folder, path, remarks)
@@ -160,9 +163,9 @@ def _guess_remarks(table: CatalogTable) -> list[str]:
 
 
 def _with_split(table: CatalogTable, choice: ColumnChoice) -> tuple[pd.DataFrame, list[str]]:
-    """The rows with their split as train, val or test.
+    """The rows with their splits, named train, val and test.
 
-    A column that is merely called split and holds nothing of the kind is left out, with a remark.
+    A column named split that holds no splits is left out, with a remark.
     """
     rows = table.rows
     if "split" not in rows:
@@ -171,13 +174,17 @@ def _with_split(table: CatalogTable, choice: ColumnChoice) -> tuple[pd.DataFrame
     splits = parse_splits(rows["split"], name, certain=choice.split != AUTO)
     if splits is None:
         few = ", ".join(sorted(set(rows["split"]))[:3])
-        words = f"column {name!r} is not used: its values ({few}, ...) are no train, val or test"
+        words = f"column {name!r} is not used: its values ({few}, ...) are not train, val or test"
         return rows.drop(columns="split"), [words]
     return rows.assign(split=splits), [_split_remark(f"column {name!r}")]
 
 
 def _joined(parts: Sequence[Catalog], splits: Sequence[str]) -> Catalog:
-    """Several tables as one catalogue; rows of a table without a column split are its split."""
+    """Join several tables to one catalogue.
+
+    Rows of val_csv and test_csv are val and test. Rows of the first table are train, unless it has
+    a split of its own.
+    """
     first = parts[0]
     folders = [part.folder for part in parts if part.folder is not None]
     folder = Path(os.path.commonpath([each.absolute() for each in folders])) if folders else None
@@ -199,6 +206,6 @@ def _joined(parts: Sequence[Catalog], splits: Sequence[str]) -> Catalog:
 
 
 def _below(root: Path, folder: Path, names: pd.Series) -> list[str]:
-    """Names relative to a folder further up; names that leave their own folder stay as they are."""
+    """Make names relative to a parent folder; names that leave their own folder are unchanged."""
     start = folder.relative_to(root).as_posix()
     return [f"{start}/{name}" if inside_folder(folder, name) else name for name in names]

@@ -1,4 +1,4 @@
-"""A catalogue without a table: photos in a folder for each label, and a split if there is one."""
+"""Read a catalogue without a table: a folder of photos per label, optionally in split folders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .photo_sources import PhotoSource, check_photo_folder, photos_below
 from .splits import TRAIN, split_named
 
 FIRST, PATH = "first", "path"
-# Folders that programs add.
+# Folders that programs create.
 _OTHERS = ("__macosx", "__pycache__")
-# Folders that hold the photos of a table; they are no labels.
+# Common names of folders that hold the photos of a table. They are not labels.
 _IMAGE_FOLDERS = ("images", "image", "photos", "photo", "imgs", "img", "pictures")
 
 
@@ -27,8 +27,8 @@ class ClassFolders:
 
     :ivar folder: the folder that holds the class folders.
     :ivar rows: columns image (path relative to ``folder``), label_group ("" for a photo beside the
-        class folders), and split where the folders name one.
-    :ivar remarks: lines about what was skipped.
+        class folders), and split if there are folders of splits.
+    :ivar remarks: lines of text about what was skipped.
     """
 
     folder: Path
@@ -39,9 +39,9 @@ class ClassFolders:
 def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | None:
     """Read ``data/LABEL/photo.jpg``, or ``data/train/LABEL/photo.jpg`` beside val and test.
 
-    A folder whose only content is another folder stands for that one.
+    A folder that contains only another folder is replaced by that folder.
 
-    :param label_folder: ``first``: the label is the first folder on a photo's path; ``path``: the
+    :param label_folder: ``first``: the label is the first folder of a photo's path; ``path``: the
         whole path, such as ``food/rice``; ``auto``: either, if they are the same for all photos.
     :returns: None if there are no class folders.
     :raises CatalogError: when the label is ambiguous, or the folder was named by mistake.
@@ -55,7 +55,7 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     kept = [not any(_is_other(part) for part in path[:-1]) for path in parts]
     parts = [path for path, keep in zip(parts, kept, strict=True) if keep]
     splits = {path[0]: split_named(path[0]) for path in parts if len(path) > 1}
-    # A label may be called "test"; a split needs train, and nothing else beside it.
+    # A label may be called "test". Folders are splits only if one is train and all name splits.
     split = len(splits) > 1 and all(splits.values()) and TRAIN in splits.values()
     below = [path[split:-1] for path in parts]
     labels = _labels(data, below, label_folder)
@@ -80,7 +80,7 @@ def _remarks(found: PhotoSource, kept: Sequence[bool]) -> list[str]:
 
 
 def _without_wrappers(folder: Path) -> Path:
-    """The folder, or the one inside that holds all of its content, as in unpacked archives."""
+    """The folder, or the single folder inside that holds everything, as in unpacked archives."""
     while True:
         inside = [path for path in folder.iterdir() if not _is_other(path.name)]
         if len(inside) != 1 or not inside[0].is_dir():
@@ -101,7 +101,7 @@ def _is_image_folder(name: str) -> bool:
 
 
 def _labels(data: Path, below: Sequence[list[str]], label_folder: str) -> list[str]:
-    """The label of each photo; "" for one that is in no class folder."""
+    """The label of each photo; "" for a photo outside of class folders."""
     if label_folder == PATH:
         return ["/".join(folders) for folders in below]
     labels = [folders[0] if folders else "" for folders in below]
@@ -112,6 +112,6 @@ def _labels(data: Path, below: Sequence[list[str]], label_folder: str) -> list[s
     if deep:
         raise CatalogError(
             f"data={data}: the label of photos in {'/'.join(deep)} may be {deep[0]!r} or "
-            f"{'/'.join(deep)!r}. Say which with label_folder=first or label_folder=path."
+            f"{'/'.join(deep)!r}. Choose one with label_folder=first or label_folder=path."
         )
     return labels

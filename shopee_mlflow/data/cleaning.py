@@ -1,4 +1,4 @@
-"""Clean the rows of a catalogue to a table of photos and labels, and record every step."""
+"""Clean the rows of a catalogue, which gives a table of photos and labels, and record each step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _MOST_REASONS, _MOST_EXAMPLES = 6, 3
 class Step:
     """One step of cleaning: how many rows (or photos) it removed, and how many are left.
 
-    :ivar reasons: reason -> number of photos and the names of some; empty if all have the same.
+    :ivar reasons: reason -> number of photos and names of some of them; empty if the step has only
+        one reason.
     """
 
     name: str
@@ -49,10 +50,10 @@ class LeftOut(NamedTuple):
 class Cleaning:
     """The record of all steps, in order, with notes and remarks about rows that were kept.
 
-    :ivar notes: name -> number of rows or photos; logged as metrics.
+    :ivar notes: name -> number of rows or photos.
     :ivar remarks: lines of text.
     :ivar left_out: every row that a step removed, except those outside the largest label groups,
-        which an option excludes.
+        which the option ``largest_groups`` excludes.
     """
 
     rows: int
@@ -130,7 +131,7 @@ def _count_reasons(
 
 
 def _reason_lines(step: Step) -> Iterator[str]:
-    """Lines with the reasons of a step, if they say more than its own words."""
+    """Lines with the reasons of a step, if they add information to the step's own line."""
     if not set(step.reasons) - {NO_FILE}:
         return
     for reason, (count, examples) in list(step.reasons.items())[:_MOST_REASONS]:
@@ -146,11 +147,11 @@ _NOTES = {
     "val_leaks": "{:,} val photos have a copy in train",
     "val_leaks_into_test": "{:,} test photos have a copy in val",
     "noisy_files": "{:,} of the kept photos also have a label group that is not kept",
-    "invalid_phashes": "{:,} entries of image_phash are invalid and were computed again",
+    "invalid_phashes": "{:,} values of image_phash are invalid and were computed again",
 }
 
 
-# Common names of columns for choices that are made by options here.
+# Common names of columns whose purpose is served by options here.
 _SPLIT_COLUMNS = (
     *("split", "fold", "folds", "kfold", "subset", "set", "partition", "usage"),
     *("dataset_split", "data_split", "is_train", "is_test", "is_valid", "is_val"),
@@ -166,7 +167,7 @@ def column_remarks(unused: Sequence[str]) -> list[str]:
     lines = []
     for names, words in (
         (_SPLIT_COLUMNS, "photos are split by it if split_column names it"),
-        (_WEIGHT_COLUMNS, "all photos count the same unless class_weights says otherwise"),
+        (_WEIGHT_COLUMNS, "all photos have the same weight unless class_weights is set"),
     ):
         if found := [name for name in unused if name.lower() in names]:
             lines.append(f"column {', '.join(found)} of the table is not used: {words}")
@@ -180,8 +181,8 @@ def column_remarks(unused: Sequence[str]) -> list[str]:
 def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.DataFrame:
     """Leave out the rows whose file name or posting id is in a list.
 
-    :param file: a text file with one of them in each line; ``none``: no list.
-    :raises CatalogError: when it cannot be read or is empty.
+    :param file: a text file with one name or id per line; ``none``: no list.
+    :raises CatalogError: when the file cannot be read or is empty.
     """
     if file == NONE:
         return frame
@@ -192,24 +193,24 @@ def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.Data
     if unknown := [name for name in names if name not in known]:
         few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         cleaning.remarks.append(
-            f"{len(unknown):,} of {len(names):,} names in {file} are no image or posting_id of the "
-            f"catalogue: {few}"
+            f"{len(unknown):,} of {len(names):,} names in {file} are not an image or posting_id of "
+            f"the catalogue: {few}"
         )
     return cleaning.keep(frame, ~listed, "excluded", f"in the list {file}")
 
 
 def _read_names(file: str) -> list[str]:
-    """The distinct lines of a text file without blank lines."""
+    """The distinct lines of a text file, without blank lines."""
     try:
         path = Path(file).expanduser()
         if file_problem(path) == SPECIAL_FILE:
             raise OSError(errno.EINVAL, f"it is {SPECIAL_FILE}")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CatalogError(
             f"exclude={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a text "
-            "file with a file name or a posting id in each line."
+            "file with one file name or posting id per line."
         ) from error
     names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not names:
@@ -254,7 +255,7 @@ def select_rows(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) ->
 
 
 def _keep_largest(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) -> pd.DataFrame:
-    """Keep the largest label groups, and say what that leaves out."""
+    """Keep the largest label groups, and add a remark on what is left out."""
     sizes = frame["label_group"].value_counts()
     ranked = sorted(sizes.index, key=lambda label: (-sizes[label], label))
     chosen = ranked[:largest_groups] if largest_groups else ranked
@@ -275,7 +276,7 @@ def _keep_largest(frame: pd.DataFrame, largest_groups: int, cleaning: Cleaning) 
 
 
 def _test_first(column: pd.Series) -> pd.Series:
-    """A sort key: test before val before train, any other column as it is."""
+    """A sort key: test before val before train; other columns are sorted by their values."""
     return column.map({"test": "0", "val": "1"}).fillna("2") if column.name == "split" else column
 
 
@@ -311,7 +312,7 @@ def drop_bad_images(
 ) -> pd.DataFrame:
     """Leave out photos that do not decode, or raise an error with ``policy="error"``.
 
-    The frame keeps its index, which holds the rows of the decoded pixels.
+    The index of the frame is unchanged: it has the row numbers of the decoded pixels.
     """
     if reasons and policy == "error":
         few = [f"{frame['image'][row]}: {reasons[row]}" for row in list(reasons)[:10]]
@@ -325,7 +326,7 @@ def drop_bad_images(
 
 
 def drop_conflicting_contents(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
-    """Leave out photos whose bytes occur with more than one label, in files of other names."""
+    """Leave out photos whose bytes occur in several files with different labels."""
     labels = frame.groupby("content")["label_group"].transform("nunique")
     return cleaning.keep(
         frame,
@@ -354,7 +355,7 @@ def drop_small_groups(frame: pd.DataFrame, minimum: int, cleaning: Cleaning) -> 
 
 
 def drop_untrained_groups(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFrame:
-    """Leave out label groups without a photo in train, if the catalogue gives the split.
+    """Leave out label groups without a photo in train, if the catalogue has a split.
 
     :raises CatalogError: when fewer than two groups are left.
     """
@@ -373,9 +374,9 @@ def drop_untrained_groups(frame: pd.DataFrame, cleaning: Cleaning) -> pd.DataFra
 def fill_phashes(
     frame: pd.DataFrame, compute: Callable[[list[Path]], list[str]], cleaning: Cleaning
 ) -> pd.DataFrame:
-    """A column ``image_phash`` of 16 hexadecimal digits, computed where it is missing or invalid.
+    """Add ``image_phash``, 16 hexadecimal digits, and compute missing and invalid values.
 
-    :param compute: files -> phashes.
+    :param compute: takes files, returns their phashes.
     """
     if "image_phash" in frame:
         phashes = frame["image_phash"].str.lower()

@@ -15,7 +15,8 @@ COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
 # Columns that few catalogues have.
 OPTIONAL = ("label_name", "split")
 
-# Other names of columns, in lower case with underscores, which are read if exactly one is there.
+# Other common names of columns, in lower case with underscores. They are read if the table has
+# exactly one of them.
 _OTHER_NAMES = {
     "image": (
         *("images", "image_path", "image_file", "image_name", "image_filename", "image_id"),
@@ -41,13 +42,13 @@ KNOWN = frozenset(
 _WHAT = {"image": "file names of the photos", "label_group": "labels"}
 _FILE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 _MOST_COLUMNS = 1000
-# What marks an encoding other than UTF-8; UTF-16 has zeros in every other byte.
+# Characters that show an encoding other than UTF-8. UTF-16 has zeros in every other byte.
 _NOT_UTF8 = ("\ufffd", "\0")
 
 
 @dataclass(frozen=True)
 class ColumnChoice:
-    """The names of columns that options give; ``auto``: the usual names, ``none``: no column."""
+    """Names of columns, as set by options; ``auto``: the common names, ``none``: no column."""
 
     image: str = AUTO
     label_group: str = AUTO
@@ -56,24 +57,24 @@ class ColumnChoice:
 
     @classmethod
     def of(cls, config: DataConfig) -> ColumnChoice:
-        """The choice that a configuration makes."""
+        """The columns that a configuration names."""
         return cls(
             config.image_column, config.label_column, config.title_column, config.split_column
         )
 
     def names(self) -> set[str]:
-        """The columns that are named, in lower case."""
+        """The names that are set explicitly, in lower case."""
         chosen = (self.image, self.label_group, self.title, self.split)
         return {name.lower() for name in chosen if name not in (AUTO, NONE)}
 
 
 @dataclass(frozen=True)
 class FoundColumns:
-    """Where a table holds what.
+    """The columns of a table.
 
-    :ivar positions: one of :data:`COLUMNS` and :data:`OPTIONAL` -> position in the header.
-    :ivar guessed: the same -> name in the header, for columns with another name that no option has
-        named.
+    :ivar positions: column of :data:`COLUMNS` or :data:`OPTIONAL` -> its position in the header.
+    :ivar guessed: column -> its name in the header, for columns that were found by another common
+        name.
     :ivar unused: names of all other columns.
     """
 
@@ -87,10 +88,11 @@ def find_columns(
 ) -> FoundColumns:
     """Find the columns of a table by its header.
 
-    A column is the one that an option names, else the one with its own name, else the only one with
-    a usual other name, such as ``filename``.
+    A column is found by the name that an option sets, else by its own name, else by another common
+    name, such as ``filename``, if only one column has such a name.
 
-    :raises CatalogError: when a required column is missing or ambiguous, naming the option.
+    :raises CatalogError: when a required column is missing or ambiguous; the message names the
+        option.
     """
     if len(names) > _MOST_COLUMNS:
         raise CatalogError(
@@ -119,7 +121,7 @@ def find_columns(
 
 
 def _find(path: Path, names: Sequence[str], column: str, chosen: str, required: bool) -> str | None:
-    """The name of a column in the header; None if there is none, or none that is certain."""
+    """The name of a column in the header; None if there is no such column or it is ambiguous."""
     if chosen != AUTO:
         if chosen in names:
             return chosen
@@ -160,7 +162,7 @@ def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
     """Advice for a header that lacks required columns."""
     quoted = [name.strip("'\"` ").lower() for name in names]
     if any(name.startswith("'") for name in names) and set(missing) <= set(quoted):
-        return "Its values are in single quotes; a CSV has double quotes or none."
+        return "Its values are in single quotes; use double quotes or none."
     if names[0].startswith("#"):
         return "Remove the comment: the first line must name the columns."
     if any(_FILE_NAME.search(name) for name in names):
@@ -170,7 +172,7 @@ def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
 
 
 def wanted() -> str:
-    """What a catalogue is, in words."""
+    """A description of a catalogue, for messages."""
     return (
         f"a catalogue is a table with the columns {', '.join(COLUMNS)}, of which "
         f"{' and '.join(REQUIRED)} are required."

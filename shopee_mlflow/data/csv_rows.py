@@ -1,4 +1,4 @@
-"""Read the rows of a CSV file with their line numbers. Quotes that swallow rows are refused."""
+"""Read the rows of a CSV file with their line numbers, and refuse quotes that merge rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from ..errors import CatalogError
 
-# In characters. Titles and descriptions are shorter.
+# In characters. Real titles and descriptions are shorter.
 _LONGEST_VALUE = 2**20
-# Separators of fields -> their names in messages; the comma comes first.
+# Separators of fields, and their names in messages. The comma is the first.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-# A field that ends like the name of a file: 15_red.jpg
+# A field that ends like a file name, such as 15_red.jpg.
 _FILE_NAME = r"\.[A-Za-z]\w{{1,4}}[\"']?\s*(?:{separator}|$)"
 
 
@@ -28,18 +28,17 @@ class Row(NamedTuple):
 def read_rows(
     file: Iterable[str], path: Path, separator: str = ",", skip: int = 0
 ) -> Iterator[Row]:
-    """Read a CSV file row by row, the header included; blank lines are left out.
+    """Read a CSV file row by row, including the header; skip blank lines.
 
-    Undecodable bytes become U+FFFD. A quoted value may hold line breaks unless the row is
-    ambiguous: if several of its lines look like rows of their own, the quote was probably not meant
-    to open a value, and rows would be lost.
+    A quoted value may hold line breaks. If several lines of such a row look like rows of their own,
+    the row is refused: the quote was probably not meant to start a value, and rows would be lost.
 
-    :param file: its text, opened with ``newline=""``.
+    :param file: the text of the file, opened with ``newline=""``.
     :param path: its path, for messages.
     :param separator: one of :data:`SEPARATORS`.
     :param skip: number of lines before the header.
-    :raises CatalogError: naming the line, when quotes are invalid or a row has more fields than the
-        header.
+    :raises CatalogError: when quotes are invalid, or a row has more fields than the header; the
+        message has the line number.
     """
     # The limit applies to the whole process, so it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
@@ -93,7 +92,7 @@ class _Lines:
 def _read_leniently(
     path: Path, lines: _Lines, width: int, separator: str, problem: str
 ) -> list[str]:
-    """Read a row with stray quotes, if it is a single line and has the header's width.
+    """Read a row with misplaced quotes, if it is a single line with as many fields as the header.
 
     :raises CatalogError: for any other row.
     """
@@ -125,17 +124,17 @@ def _check_row(path: Path, lines: _Lines, values: list[str], width: int, separat
                 else f"remove the last {SEPARATORS[separator][:-1]}, or end the header with one"
             ),
         )
-    if len(lines.taken) > 1 and _swallows_rows(lines.taken, width, separator):
+    if len(lines.taken) > 1 and _merges_rows(lines.taken, width, separator):
         raise _invalid(
             path,
             lines.first,
-            f"a quote opens a value that reaches to line {lines.number}, and these lines look like "
+            f"a quote opens a value that ends in line {lines.number}, and these lines look like "
             f"rows of their own{_QUOTES}",
         )
 
 
-def _swallows_rows(lines: list[str], width: int, separator: str) -> bool:
-    """Whether several lines of one row look like rows: enough fields, and the name of a file."""
+def _merges_rows(lines: list[str], width: int, separator: str) -> bool:
+    """Whether several lines of a row look like rows: enough fields, and a file name."""
     enough = [line.count(separator) >= width - 1 for line in lines]
     file_name = _FILE_NAME.format(separator=re.escape(separator))
     named = [bool(re.search(file_name, line)) for line in lines]
@@ -144,7 +143,7 @@ def _swallows_rows(lines: list[str], width: int, separator: str) -> bool:
     return sum(enough) > 1
 
 
-_QUOTES = "; put such a value in quotes and write each quote in it twice"
+_QUOTES = "; put the value in quotes and double each quote in it"
 
 
 def _invalid(path: Path, line: int, problem: str) -> CatalogError:

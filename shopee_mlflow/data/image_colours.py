@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from ..errors import ImageError
 
-# Images above this size are converted in strips, so that no second full-size copy is made.
+# Larger images are converted in strips, so that no second full-size copy is made.
 LARGE_PIXELS = 16_000_000
 _STRIP_PIXELS = 4_000_000
 
@@ -22,20 +22,20 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 # The largest value of each bit depth of cameras and scanners.
 _DEPTHS = (255, 1023, 4095, 16383, 65535)
 _SIGNED_DEPTHS = (255, 1023, 4095, 16383, 32767, 65535)
-# The share of pixels that may lie outside the range of values: hot and dead pixels of a sensor.
+# The share of pixels that may be outside the range of values, such as hot pixels of a sensor.
 _DEFECTS = 0.001
-# Values of larger images are sampled evenly to find their range.
+# In larger images, the range of values is found from an even sample of this many pixels.
 _SAMPLED_PIXELS = 4_000_000
 
-# TIFF 6.0, section 8 and 19.
+# Tags of TIFF 6.0, sections 8 and 19.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _MAX_SAMPLE, _SMAX_SAMPLE = 281, 341
 _WHITE_IS_ZERO = 0
 _UNSIGNED, _SIGNED = 1, 2
 
-# Colour spaces of ICC profiles (ICC.1:2022, 7.2.6), and the modes that hold their values.
+# Colour spaces of ICC profiles (ICC.1:2022, 7.2.6), and the Pillow modes of their values.
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-# Far above the size of any profile of a display or a printer.
+# Much larger than any profile of a display or a printer.
 _MAX_PROFILE_BYTES = 8 * 1024 * 1024
 # A profile that changes no colour by more than this is treated as sRGB.
 _SAME_COLOR = 3
@@ -45,12 +45,12 @@ def flatten(image: Image.Image, side: int = 0) -> Image.Image:
     """Convert a loaded image to 8 bits per channel without transparency, in its own colour space.
 
     Transparent pixels become white. Values of 16-bit, 32-bit and float images are scaled to
-    0..255, see :func:`value_range`. Large images are reduced while they are converted.
+    0..255, see :func:`value_range`.
 
-    :param side: reduce a large image, its sides in proportion, to no less than twice this many
-        pixels a side; 0 keeps the size.
-    :returns: mode L or RGB, or CMYK if the image has a CMYK profile; :func:`to_srgb` completes the
-        conversion.
+    :param side: reduce a large image during the conversion, with the same aspect ratio, so that its
+        shorter side has at least twice this many pixels; 0 keeps the size.
+    :returns: an image of mode L or RGB, or CMYK if it has a CMYK profile; :func:`to_srgb` completes
+        the conversion.
     """
     convert = _deep_to_grey(image) if _is_deep(image) else _shallow_to_flat
     if image.width * image.height <= LARGE_PIXELS or _is_flat(image):
@@ -65,12 +65,12 @@ def flatten(image: Image.Image, side: int = 0) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert a flattened image to sRGB by its ICC profile.
+    """Convert a flattened image to sRGB with its ICC profile.
 
-    A profile that is broken, or belongs to another kind of image, is ignored: the values are
-    assumed to be sRGB, as without a profile.
+    Without a profile, or with a broken one or one for another mode, the values are assumed to be
+    sRGB.
 
-    :returns: mode RGB.
+    :returns: an image of mode RGB.
     """
     found = _profile_transform(profile) if profile else None
     if found is None:
@@ -81,23 +81,23 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode != mode:
         return image
     converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # None is for conversion in place
+    assert converted is not None  # only a conversion in place returns None
     return converted
 
 
 def value_range(image: Image.Image) -> tuple[float, float]:
     """The values of black and white in a 16-bit, 32-bit or float image.
 
-    The lowest and the highest 0.1 % of the pixels (at least one) do not count, so that a hot pixel
-    does not darken the photo; they are clipped.
+    The lowest and the highest 0.1 % of the pixels (at least one) are ignored and later clipped, so
+    that a hot pixel does not darken the photo. The first rule that applies is used:
 
-    - A TIFF file's MaxSampleValue, SMaxSampleValue or BitsPerSample below 16, if no value is
-      above it.
-    - Integers up to 65535: the smallest depth of 8, 10, 12, 14 and 16 bits that holds all values.
-      Cameras and scanners store 10 to 14 bits in 16 without saying so. Signed values may also
-      end at 32767.
-    - Floats: 0..1 or 0..255, if they hold all values.
-    - Otherwise the smallest (for integers at most 0) and the largest finite value.
+    - A TIFF file has SMaxSampleValue, MaxSampleValue or BitsPerSample below 16, and no value is
+      above it: 0 to that value.
+    - Integers of 0 to 65535: 0 to the maximum of the smallest depth of 8, 10, 12, 14 and 16 bits
+      that holds all values. Cameras and scanners store 10 to 14 bits in 16-bit files without a tag.
+      Signed integers may also have 15 bits.
+    - Floats of 0 to 255: 0..1 if that range holds all values, otherwise 0..255.
+    - Any other image: the smallest (for integers at most 0) and the largest finite value.
     """
     low, high = _extremes(image)
     stated = _stated_maximum(image)
@@ -116,9 +116,12 @@ def value_range(image: Image.Image) -> tuple[float, float]:
 
 
 def check_deep_colour(image: Image.Image) -> None:
-    """Refuse 16-bit colour whose values use 14 bits or fewer: Pillow keeps the upper 8 of 16.
+    """Refuse 16-bit colour images whose values use 14 bits or fewer.
 
-    :raises ImageError: for such an image, once decoded.
+    Pillow keeps only the upper 8 of 16 bits, so such an image would be dark or black.
+
+    :param image: the decoded image.
+    :raises ImageError: for such an image.
     """
     colours = image.getbands()[
         : 4 if image.mode == "CMYK" else 3 if len(image.getbands()) > 2 else 1
@@ -163,7 +166,7 @@ def _over_white(rgba: Image.Image) -> Image.Image:
 
 
 def _deep_to_grey(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """A function that scales parts of the image to mode L, all by the same range."""
+    """A function that converts parts of the image to mode L, all with the same range of values."""
     low, high = value_range(image)
     scale = 255.0 / (high - low) if high > low else 0.0
     inverted = _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -221,7 +224,7 @@ def _is_unsigned(image: Image.Image) -> bool:
 
 
 def _stated_maximum(image: Image.Image) -> float:
-    """The largest possible value that a TIFF file's tags name; 0 where they name none."""
+    """The largest possible value according to a TIFF file's tags; 0 without such a tag."""
     tags = _tags(image)
     for tag in (_SMAX_SAMPLE, _MAX_SAMPLE):
         if value := _first_number(tags.get(tag)):
@@ -241,7 +244,10 @@ def _first_number(value: object) -> float:
 
 
 def _strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Yield horizontal strips and their first rows; heights are multiples of ``multiple``."""
+    """Yield the first row and the content of horizontal strips.
+
+    :param multiple: the heights of all strips but the last are multiples of this.
+    """
     if image.width * image.height <= _STRIP_PIXELS:
         yield 0, image
         return
@@ -252,9 +258,10 @@ def _strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.
 
 @lru_cache(maxsize=16)
 def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
-    """The mode that a profile describes and its conversion to sRGB; None if it is not needed.
+    """The mode of a profile and its conversion to sRGB.
 
-    Black point compensation, as in image editors, preserves black.
+    None if the profile cannot be used or hardly changes colours. As in image editors, black point
+    compensation keeps black as black.
     """
     if len(profile) > _MAX_PROFILE_BYTES:
         return None

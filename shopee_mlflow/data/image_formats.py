@@ -1,4 +1,4 @@
-"""The file formats that are read, and limits of decoders that are slow or open nested files."""
+"""Supported image formats, and limits for decoders that are slow or open nested files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from PIL import Image, ImageFile
 
 from ..errors import ImageError
 
-# Raster formats of single images. Not read are documents whose decoders run other programs (EPS,
-# PDF, WMF), documents with layers (PSD), scientific data, and textures and animations of games.
-# Pillow recognizes TGA files by no signature, so they come last.
+# Raster formats of single images. Not supported are documents whose decoders run other programs
+# (EPS, PDF, WMF), documents with layers (PSD), scientific data, and textures and animations of
+# games. TGA is last, since Pillow cannot recognize it by a signature.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"),
     *("PPM", "PCX", "ICO", "CUR", "ICNS", "DIB", "DDS", "SGI", "SUN", "QOI", "XBM", "XPM", "MSP"),
     "TGA",
 )
 
-# Most pixels for decoders that Pillow has in Python: each takes about ten seconds.
+# The most pixels for decoders that Pillow implements in Python. At its limit, each takes about ten
+# seconds.
 _SLOW_PIXELS = {
     "ppm": 500_000,
     "ppm_plain": 1_000_000,
@@ -29,7 +30,7 @@ _SLOW_PIXELS = {
     "xpm": 8_000_000,
 }
 _OTHER_SLOW_PIXELS = 8_000_000
-# Icons hold PNG files; the largest that operating systems use has 1024 x 1024 pixels.
+# Icons may hold PNG files. The largest that operating systems use have 1024 x 1024 pixels.
 _ICON_STARTS = (b"\0\0\1\0", b"\0\0\2\0", b"icns")
 _ICON_SIDE = 4096
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -38,7 +39,7 @@ _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """The formats that this Pillow reads, and HEIF if the package pillow-heif is installed."""
+    """The formats that the installed Pillow reads, and HEIF if pillow-heif is installed."""
     Image.init()
     formats = tuple(name for name in FORMATS if name in Image.OPEN)
     if find_spec("pillow_heif") is None:
@@ -54,7 +55,7 @@ def is_icon(head: bytes) -> bool:
 
 
 def check_icon(content: bytes) -> None:
-    """Refuse an icon that holds a large image: Pillow decodes it while the file is opened.
+    """Refuse an icon that holds a large image, which Pillow would decode when opening the file.
 
     :raises ImageError: above 4096 pixels a side.
     """
@@ -69,9 +70,9 @@ def check_icon(content: bytes) -> None:
 
 
 def check_slow_decoder(image: Image.Image) -> None:
-    """Refuse an opened image that a decoder written in Python would decode for minutes.
+    """Refuse an opened image that a decoder written in Python would take minutes to decode.
 
-    :raises ImageError: when it has more pixels than the decoder may have.
+    :raises ImageError: when it has more pixels than the limit of its decoder.
     """
     for tile in getattr(image, "tile", []):
         decoder = Image.DECODERS.get(tile[0])
@@ -81,5 +82,5 @@ def check_slow_decoder(image: Image.Image) -> None:
         if image.width * image.height > limit:
             raise ImageError(
                 f"{image.width} x {image.height} px is too large for this kind of {image.format} "
-                f"file, which is decoded slowly: more than {limit:,} pixels. Save it as PNG"
+                f"file, which is slow to decode: the limit is {limit:,} pixels. Save it as PNG"
             )

@@ -1,8 +1,8 @@
-"""Mixing of two training photos and their labels: mixup and cutmix.
+"""Mix pairs of training photos and their labels: mixup and cutmix.
 
-The formulas are those of ``torchvision.transforms.v2.MixUp`` and ``CutMix``, which draw once for a
-whole batch. Here each photo has a draw of its own, which depends only on the seed and the epoch.
-The partner of a photo is the one before it in its batch; that of the first is the last.
+The formulas are those of ``torchvision.transforms.v2.MixUp`` and ``CutMix``. These draw random
+values once per batch. Here they are drawn for each photo, from the seed and the epoch. Each photo
+is mixed with the previous photo of its batch, and the first photo with the last one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .transforms import on_device
 
 
 class Mix(Protocol):
-    """A way to mix two photos."""
+    """Mixes photos with their partners."""
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the values of ``count`` photos: an array with one row per photo."""
+        """Draw random values for ``count`` photos: an array with one row per photo."""
 
     def shares(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """(n,) float64, 0..1: the weight of each photo's own label.
@@ -36,11 +36,11 @@ class Mix(Protocol):
 
 @dataclass(frozen=True)
 class MixUp:
-    """A weighted mean of both photos.
+    """The weighted mean of a photo and its partner.
 
     Source: H. Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018.
 
-    :ivar alpha: the weight is drawn from Beta(alpha, alpha).
+    :ivar alpha: weights are drawn from Beta(alpha, alpha).
     """
 
     alpha: float
@@ -61,13 +61,13 @@ class MixUp:
 
 @dataclass(frozen=True)
 class CutMix:
-    """The photo with a rectangle of its partner in the same place.
+    """The photo with a rectangle replaced by that of its partner.
 
     Source: S. Yun et al., "CutMix: Regularization strategy to train strong classifiers with
     localizable features", ICCV 2019.
 
-    :ivar alpha: the share of the photo's area that is kept is drawn from Beta(alpha, alpha); a
-        rectangle that leaves the photo is cut off, and the share is larger.
+    :ivar alpha: the share of the photo's area that is kept is drawn from Beta(alpha, alpha). It is
+        larger than drawn if the rectangle extends beyond the photo, where it is clipped.
     """
 
     alpha: float
@@ -105,19 +105,22 @@ class CutMix:
 
 
 def training_mix(config: TrainConfig) -> Mix | None:
-    """The mixing of a training that the option ``mix`` names; None for ``none``."""
+    """The mixing that the option ``mix`` names; None for ``none``."""
     kinds: dict[str, type[MixUp | CutMix]] = {"mixup": MixUp, "cutmix": CutMix}
     return None if config.mix == NONE else kinds[config.mix](config.mix_alpha)
 
 
 def partners_in_batch(positions: np.ndarray, start: int, end: int) -> np.ndarray:
-    """The positions of the partners of photos in a batch that spans [start, end)."""
+    """Positions of the partners of photos in a batch, which has the positions [start, end)."""
     partners: np.ndarray = start + (positions - start - 1) % (end - start)
     return partners
 
 
 def soft_labels(labels: np.ndarray, others: np.ndarray, shares: np.ndarray, classes: int) -> Tensor:
-    """(n, classes) float32 on the CPU: ``shares`` for own labels, the rest for the partners'."""
+    """Label probabilities, (n, classes) float32 on the CPU.
+
+    :param shares: weights of the photos' own labels; the partners' labels have the rest.
+    """
     soft, rows = np.zeros((len(labels), classes), np.float32), np.arange(len(labels))
     soft[rows, labels] = shares
     soft[rows, others] += (1 - shares).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Find photos to classify, in a fixed order: a photo, a folder, a pattern or a table."""
+"""Find photos to classify in a file, a folder, a pattern or a table, in a fixed order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .images import SUFFIXES, open_photo, read_pixels
 from .photo_files import find_photo_files
 from .tables import TABLE_NAME
 
-# Files with these suffixes count as photos: one that does not decode has an error in its row. Any
-# other file is a photo if it can be opened as one.
+# Files with these suffixes are photos; if one does not decode, its row has an error. Any other file
+# is a photo if it can be opened as one.
 _PHOTO_SUFFIXES = {*SUFFIXES, ".jfif", ".jpe", ".apng", ".mpo", ".avif", ".heic", ".heif"}
 # macOS writes the metadata of photo.jpg into ._photo.jpg on file systems that cannot store it.
 _METADATA_PREFIX = "._"
 _KINDS_NAMED = 8
-# Less than one photo in so many files, among at least so many, looking at no more than so many: a
-# folder that was named by mistake.
+# A folder was named by mistake if fewer than one of so many files is a photo. It is judged with at
+# least MANY_FILES files; no more than MOST_FILES are looked at.
 FILES_PER_PHOTO, MANY_FILES, MOST_FILES = 50, 20_000, 200_000
-# How many names of a table are looked for to find the folder of its photos.
+# How many file names of a table are tried to find the folder of its photos.
 _NAMES_TRIED = 50
 
 
@@ -39,16 +39,16 @@ class Photo:
     """A photo to classify.
 
     :ivar name: its name in the output.
-    :ivar file: its path; None if the name in a table leaves the folder of photos.
+    :ivar file: its path; None if the path in a table leads out of the folder of photos.
     """
 
     name: str
     file: Path | None
 
     def read(self, size: int, resize: str) -> np.ndarray:
-        """Pixels, see :func:`~shopee_mlflow.data.images.read_pixels`.
+        """Read the pixels, see :func:`~shopee_mlflow.data.images.read_pixels`.
 
-        :raises ImageError: with the reason why it cannot be read.
+        :raises ImageError: when the photo cannot be read.
         """
         if self.file is None:
             raise ImageError("its path leaves the folder of photos")
@@ -57,7 +57,7 @@ class Photo:
         return read_pixels(self.file, size, resize)
 
     def state(self) -> str:
-        """A text that changes when the file is written to or replaced; empty without a file."""
+        """A string that changes when the file is modified or replaced; empty without a file."""
         if self.file is None:
             return ""
         try:
@@ -71,11 +71,11 @@ class Photo:
 class PhotoSource:
     """The photos of a source.
 
-    :ivar photos: in a fixed order.
-    :ivar key: name of the output's first column.
-    :ivar place: the folder in which photos were looked for.
-    :ivar passed_over: kind of file that is not a photo -> number of such files.
-    :ivar note: how names in a table were matched, if they differ from file names.
+    :ivar photos: the photos, in a fixed order.
+    :ivar key: name of the first column of the output.
+    :ivar place: the folder that was searched for photos.
+    :ivar passed_over: kind of skipped file -> number of such files.
+    :ivar note: how names in the table were matched, if they differ from file names.
     """
 
     photos: list[Photo]
@@ -85,14 +85,14 @@ class PhotoSource:
     note: str = ""
 
     def passed_over_in_words(self) -> str:
-        """A sentence about files that are not photos, by kind; empty if there are none."""
+        """A sentence with the numbers of skipped files by kind; empty if there are none."""
         count = self.passed_over.total()
         if not count:
             return ""
         kinds = [f"{number:,} {kind}" for kind, number in self.passed_over.most_common()]
         more = [f"{len(kinds) - _KINDS_NAMED} more kinds"] if len(kinds) > _KINDS_NAMED else []
         words = "1 file was" if count == 1 else f"{count:,} files were"
-        return f"{words} skipped, not being photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
+        return f"{words} skipped as not photos: {', '.join(kinds[:_KINDS_NAMED] + more)}"
 
 
 def find_photos(source: str, images: str | None = None, image_column: str = AUTO) -> PhotoSource:
@@ -102,8 +102,8 @@ def find_photos(source: str, images: str | None = None, image_column: str = AUTO
         Parquet, JSON lines) with a column of file names.
     :param images: the folder of a table's photos; None: see
         :func:`~shopee_mlflow.data.catalog_csv.find_images`.
-    :param image_column: the column of file names; auto: ``image`` or another usual name.
-    :raises CatalogError: when there are none.
+    :param image_column: the column of file names; auto: ``image`` or another common name.
+    :raises CatalogError: when there are no photos.
     """
     place = Path(source).expanduser()
     if _is_special(place):
@@ -125,7 +125,7 @@ def find_photos(source: str, images: str | None = None, image_column: str = AUTO
 
 
 def photos_below(folder: Path) -> PhotoSource:
-    """All photos in a folder and those below, by their paths relative to it, sorted."""
+    """All photos in a folder and its subfolders, named and sorted by their relative paths."""
     passed_over: Counter[str] = Counter()
     named = (
         (_text(f.relative_to(folder).as_posix()), f) for f in _files_below(folder, passed_over)
@@ -186,7 +186,7 @@ def _only_photos(named: Iterable[tuple[str, Path]], passed_over: Counter[str]) -
 
 
 def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """All files of a folder and those below; linked folders are followed, each once."""
+    """All files in a folder and its subfolders; linked folders are followed, each once."""
     seen: set[tuple[int, int]] = set()
     pending = [folder]
 
@@ -194,7 +194,7 @@ def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
         passed_over[f"folder that cannot be opened ({error.strerror})"] += 1
 
     while pending:
-        # Linked folders come last, so that photos are named by the folder that really holds them.
+        # Linked folders are visited last, so that photos are named by their real folders.
         links: list[Path] = []
         for start in pending:
             for path, folders, files in os.walk(start, onerror=note):
@@ -213,7 +213,7 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def _kind_of_other(file: Path) -> str | None:
-    """None for a photo; else what kind of file it is, in words."""
+    """None for a photo, otherwise a description of the kind of file."""
     suffix = file.suffix.lower()
     if file.name.startswith(_METADATA_PREFIX):
         return "macOS metadata"
@@ -242,5 +242,5 @@ def _is_special(path: Path) -> bool:
 
 
 def _text(name: str) -> str:
-    """Escape bytes of a file name that are not UTF-8, since the output is UTF-8."""
+    """A file name as valid UTF-8 for the output, with other bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

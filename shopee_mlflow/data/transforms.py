@@ -1,8 +1,8 @@
-"""Augmentations: each training photo is transformed by values drawn for it in each epoch.
+"""Augmentations: random values are drawn for each training photo in each epoch.
 
-A finite augmentation chooses one of a few fixed variants of a photo, so activations of frozen
-layers can be cached for each variant. A random one has infinitely many; behind frozen layers it is
-limited to a few fixed draws for each photo.
+A finite augmentation has a few fixed variants of each photo, so activations of frozen layers can be
+cached for each variant. A random augmentation has infinitely many variants. With frozen layers it
+is limited to a few fixed draws per photo.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROBABILITY = 0.5
 class Transform(Protocol):
     """An augmentation of training photos.
 
-    :ivar variants: number of fixed variants of a photo, the plain one first; None if there are
+    :ivar variants: number of fixed variants of a photo, including the original; None if there are
         infinitely many.
     """
 
@@ -34,7 +34,7 @@ class Transform(Protocol):
     def variants(self) -> int | None: ...
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the values of ``count`` photos: an array with one row per photo."""
+        """Draw random values for ``count`` photos: an array with one row per photo."""
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
         """Transform a batch, (n, 3, H, W) uint8, by n rows of drawn values; may work in place."""
@@ -42,16 +42,17 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class FiniteTransform:
-    """With probability 0.5 one of several fixed operations, all equally likely.
+    """Apply one of several fixed operations, all equally likely, with probability 0.5.
 
-    :ivar operations: (n, 3, H, W) uint8 -> the same; variant k is made by operation k - 1.
+    :ivar operations: functions of (n, 3, H, W) uint8 photos that return the same shape and dtype.
+        Operation k - 1 makes variant k.
     """
 
     operations: Sequence[Callable[[Tensor], Tensor]]
 
     @property
     def variants(self) -> int:
-        """The plain photo, and one variant for each operation."""
+        """The original photo, and one variant for each operation."""
         return 1 + len(self.operations)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -60,7 +61,7 @@ class FiniteTransform:
         return np.where(rng.random(count) < _PROBABILITY, chosen, PLAIN)
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
-        """Make each photo the variant drawn for it, in place; each operation runs once."""
+        """Replace each photo by its variant, in place; each operation runs once per batch."""
         for variant, operation in enumerate(self.operations, start=1):
             chosen = np.flatnonzero(values == variant)
             if len(chosen):
@@ -75,12 +76,13 @@ class FiniteTransform:
 
 @dataclass(frozen=True)
 class Policy:
-    """A random transform of torchvision; each photo gets a draw of its own.
+    """A random transform of torchvision, applied to each photo separately.
 
-    torchvision draws from torch's global generator, once a call. So each photo is transformed by a
-    call of its own, with the generator seeded by the number drawn for the photo.
+    torchvision draws from torch's global generator once per call. So there is one call per photo,
+    and the generator is seeded with the number drawn for that photo.
 
-    :ivar make: (height, width) of the photos -> transform of one photo, (3, H, W) uint8.
+    :ivar make: takes (height, width) of the photos, returns a transform of one photo,
+        (3, H, W) uint8.
     """
 
     make: Callable[[tuple[int, int]], Callable[[Tensor], Tensor]]
@@ -95,12 +97,12 @@ class Policy:
         return rng.integers(1, 2**63, size=count)
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
-        """Transform each photo by its seed; the seed 0 leaves it as it is."""
+        """Transform each photo with its seed; the seed 0 leaves it unchanged."""
         transform = self.make((images.shape[-2], images.shape[-1]))
         parts = []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images, values.tolist(), strict=True):
-                # Only the CPU's generator: torchvision draws from no other.
+                # torchvision draws only from the CPU's generator.
                 torch.default_generator.manual_seed(seed)
                 parts.append(image if seed == PLAIN else transform(image))
         return torch.stack(parts).contiguous(memory_format=torch.channels_last)
@@ -108,11 +110,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class FixedDraws(Policy):
-    """A policy with a fixed number of draws for each photo, whose activations can be cached.
+    """A policy with a fixed number of draws per photo, so that activations can be cached.
 
     Draw k of a photo depends only on the seed, the photo's row and k.
 
-    :ivar count: number of draws for each photo, all equally likely in each epoch.
+    :ivar count: number of draws per photo, all equally likely in each epoch.
     """
 
     count: int
@@ -120,11 +122,11 @@ class FixedDraws(Policy):
 
     @property
     def variants(self) -> int:
-        """The plain photo, which is for evaluation only, and one variant for each draw."""
+        """The original photo, used for evaluation only, and one variant for each draw."""
         return 1 + self.count
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count,) int64, the number of a draw for each photo, from 1."""
+        """(count,) int64, the number of a draw for each photo, starting at 1."""
         return rng.integers(1, self.variants, size=count)
 
     def at(self, rows: np.ndarray, variants: np.ndarray) -> Draws:
@@ -177,7 +179,7 @@ def transform_named(name: str) -> Transform | None:
 
 
 def training_transform(config: TrainConfig) -> Transform | None:
-    """The augmentation of a training; behind frozen layers, policies have ``variants`` draws."""
+    """The augmentation of a training; with frozen layers, policies have ``variants`` draws."""
     transform = transform_named(config.augment)
     if isinstance(transform, Policy) and config.freeze != NONE:
         return FixedDraws(transform.make, config.variants, config.seed)
@@ -186,7 +188,7 @@ def training_transform(config: TrainConfig) -> Transform | None:
 
 @dataclass(frozen=True)
 class Draws:
-    """Values drawn for some photos, one row per photo."""
+    """A transform and the values drawn for some photos, one row per photo."""
 
     transform: Transform
     values: np.ndarray
@@ -195,14 +197,14 @@ class Draws:
         return Draws(self.transform, self.values[index])
 
     def apply(self, images: Tensor) -> Tensor:
-        """Transform the photos by their values."""
+        """Transform the photos with their values."""
         return self.transform.apply(images, self.values)
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Values as a tensor on a device.
+    """Copy values to a tensor on a device.
 
-    Copies to a GPU use pinned memory, since other copies would wait for all queued work.
+    Copies to a GPU use pinned memory; other copies would wait for all queued work.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Initial weights: read them from a file, and fit them to a network and its label groups."""
+"""Read initial weights from a file, and load them into a network with other label groups."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _OWN_PREFIXES = ("backbone.", "head.")
 class InitialWeights:
     """Weights that a training starts from.
 
-    :ivar state: name -> tensor, in the layout of a :class:`ProductClassifier` or of its backbone's
-        library.
-    :ivar source: where they are from, as the option ``weights`` names it.
-    :ivar classes: label groups of the head's rows, in order; empty where they are not known.
-    :ivar architecture: name of the architecture; empty where it is not known.
-    :ivar run_id: the run that trained them; None where it is not known.
+    :ivar state: name -> tensor, with the names of a :class:`ProductClassifier` or of the library of
+        its backbone.
+    :ivar source: the value of the option ``weights``.
+    :ivar classes: label groups of the rows of the head, in order; empty if unknown.
+    :ivar architecture: name of the architecture; empty if unknown.
+    :ivar run_id: the run that has trained the weights; None if unknown.
     """
 
     state: Mapping[str, Tensor] = field(repr=False)
@@ -39,7 +39,7 @@ class InitialWeights:
     run_id: str | None = None
 
     def digest(self) -> str:
-        """A fingerprint of all values."""
+        """A digest of all values."""
         return state_digest(self.state, 8)
 
     @property
@@ -56,10 +56,10 @@ def weights_of_model(
 
 
 def read_weights(path: Path | str) -> InitialWeights:
-    """Read a state dict without executing code from the pickle (``weights_only=True``).
+    """Read a state dict without executing code in the file (``weights_only=True``).
 
     Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
-    unwrapped; a log message says how.
+    unwrapped, and the changes are logged.
 
     :raises ModelError: when the file is not a state dict, or loading it would run code.
     """
@@ -84,14 +84,14 @@ def read_weights(path: Path | str) -> InitialWeights:
 def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
     """Load the weights of another :class:`ProductClassifier` of the same architecture.
 
-    Label groups that both models have keep their rows of the head. The others start from random
-    values.
+    Label groups that both models have keep their rows of the head. The rows of other label groups
+    keep their random values.
 
-    :raises ModelError: when the architecture is another one, or shapes differ.
+    :raises ModelError: when the architectures or shapes differ.
     """
     if weights.architecture and _base(weights.architecture) != _base(model.architecture):
         raise ModelError(
-            f"weights={weights.source}: is a model of the architecture {weights.architecture}, not "
+            f"weights={weights.source}: has the architecture {weights.architecture}, not "
             f"{model.architecture}. Set model={_base(weights.architecture)}."
         )
     state = dict(weights.state)
@@ -108,7 +108,7 @@ def _base(architecture: str) -> str:
 def _reorder_head(
     state: dict[str, Tensor], model: ProductClassifier, weights: InitialWeights
 ) -> None:
-    """Put the rows of known label groups where the model has them."""
+    """Move the rows of the head to the positions of their label groups in the model."""
     rows = {name: row for row, name in enumerate(weights.classes)}
     known = [(new, rows[name]) for new, name in enumerate(model.classes) if name in rows]
     here, there = ([pair[side] for pair in known] for side in (0, 1))
@@ -139,9 +139,9 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights in the network's own layout.
+    """Load a state dict with the network's own names.
 
-    If its size differs, the last layer is left out, with a warning.
+    If the size of the last layer differs, it is not loaded, and a warning is logged.
 
     :raises ModelError: listing keys that are missing, unknown or of another shape.
     """
@@ -152,8 +152,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     left_out = {k for k in head_keys if k in state and state[k].shape != wanted[k].shape}
     if left_out:
         _log.warning(
-            "weights=%s: its head has %d classes and is left out; the new head starts from random "
-            "values.",
+            "weights=%s: the head has %d classes and is not loaded; the new head starts from "
+            "random values.",
             source,
             len(state[f"{head}.weight"]),
         )
@@ -162,7 +162,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         *(f"missing: {key}" for key in wanted if key not in kept and key not in head_keys),
         *(f"unknown: {key}" for key in kept if key not in wanted),
         *(
-            f"shape: {key} is {tuple(value.shape)}, wanted {tuple(wanted[key].shape)}"
+            f"shape: {key} is {tuple(value.shape)}, expected {tuple(wanted[key].shape)}"
             for key, value in kept.items()
             if key in wanted and value.shape != wanted[key].shape
         ),
@@ -178,7 +178,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
 
 def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """A hint for weights of another library, of which almost no name matches."""
+    """A hint for weights of another library, whose names hardly match; otherwise empty."""
     unknown, missing = state.keys() - wanted.keys(), wanted.keys() - state.keys()
     if not unknown or len(missing) < 0.9 * len(wanted):
         return ""
@@ -188,5 +188,5 @@ def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
 
 
 def _is_auxiliary(key: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether a key belongs to a head that GoogLeNet and Inception use in training only."""
+    """Whether a key belongs to an auxiliary head, which GoogLeNet and Inception use in training."""
     return key.startswith(("aux1.", "aux2.", "AuxLogits.")) and key not in wanted

@@ -18,10 +18,10 @@ _WORD = r"\w+"
 def label_names(frame: pd.DataFrame, classes: Sequence[str]) -> list[str]:
     """A name of at most 60 characters for each label group.
 
-    It is the most frequent value of ``label_name``, else the title nearest to the mean of the
+    A name is the most frequent value of ``label_name``, else the title nearest to the mean of the
     group's titles, else the label group itself.
 
-    :param frame: column label_group, and label_name and title where the catalogue has them.
+    :param frame: column label_group, and label_name and title if the catalogue has them.
     :param classes: label groups.
     :returns: their names, in the same order.
     """
@@ -34,7 +34,7 @@ def label_names(frame: pd.DataFrame, classes: Sequence[str]) -> list[str]:
 
 
 def _most_frequent(frame: pd.DataFrame) -> dict[str, str]:
-    """Label group -> its most frequent label_name; ties go to the first in order."""
+    """Label group -> its most frequent label_name; of several, the first in alphabetical order."""
     filled = frame[frame["label_name"] != ""]
     counts = filled.groupby(["label_group", "label_name"]).size().rename("rows").reset_index()
     order = ["label_group", "rows", "label_name"]
@@ -53,7 +53,7 @@ def _typical_titles(frame: pd.DataFrame) -> dict[str, str]:
         return {}
     vectors = TfidfVectorizer(token_pattern=_WORD).fit_transform(table["title"]).tocoo()
     group, _ = pd.factorize(table["label_group"])
-    # The sum of a group's vectors stands for their mean: its length changes no order in the group.
+    # The sum of a group's vectors ranks its titles in the same order as their mean.
     cells = group[vectors.row] * vectors.shape[1] + vectors.col
     _, cell = np.unique(cells, return_inverse=True)
     sums = np.bincount(cell, vectors.data)[cell]
@@ -66,7 +66,7 @@ def _typical_titles(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _plain(title: str) -> str:
-    """A title in one line, with byte escapes decoded and without what is no text."""
+    """A title in one line, with decoded byte escapes and without control characters."""
     return " ".join(re.sub("[\ufffd\x00-\x1f\x7f-\x9f]", " ", decode_escapes(title)).split())
 
 

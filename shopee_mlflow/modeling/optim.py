@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate schedule."""
+"""Optimizers by name, learning rates and their schedule, and the average of weights."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], tuple[str, ...]]] = {
     "sgd": (SGD, ("momentum", "nesterov")),
     "adamw": (AdamW, ()),
 }
-# Learning rates of lr=auto: for training on from pretrained weights.
+# Learning rates of lr=auto, for fine-tuning pretrained weights.
 AUTO_LR = {"sgd": 0.01, "adamw": 0.001}
-# Number of learning rates into which layerwise_lr divides a backbone.
+# Number of different learning rates that layerwise_lr uses in a backbone.
 _STEPS = 10
 
 
 def learning_rate(config: TrainConfig) -> float:
-    """The option ``lr``, or the rate that ``auto`` stands for."""
+    """The option ``lr``, or the optimizer's rate for ``auto``."""
     return AUTO_LR[config.optimizer] if config.lr == AUTO else float(config.lr)
 
 
 def make_optimizer(
     module: nn.Module, config: TrainConfig, backbone: nn.Module | None = None
 ) -> Optimizer:
-    """Create the optimizer that the options describe, for the parameters with gradients.
+    """Create the optimizer that the options name, for the parameters that require gradients.
 
     :param backbone: the part of the module to which ``backbone_lr_factor`` applies.
     """
@@ -66,7 +66,7 @@ def weight_average(module: nn.Module, config: TrainConfig, steps: int) -> Averag
     if span > steps:
         _log.warning(
             "ema=%g averages about %.0f steps, but the training has %d: the average will be close "
-            "to the initial weights. Lower ema, or raise epochs.",
+            "to the initial weights. Use a lower ema or more epochs.",
             *(config.ema, span, steps),
         )
     average = get_ema_multi_avg_fn(config.ema)
@@ -76,7 +76,7 @@ def weight_average(module: nn.Module, config: TrainConfig, steps: int) -> Averag
 def _backbone_factors(backbone: nn.Module | None, config: TrainConfig) -> dict[nn.Parameter, float]:
     """Factors of the learning rate, in [backbone_lr_factor, 1].
 
-    With ``layerwise_lr`` they fall geometrically from the last layer to the first, in steps.
+    With ``layerwise_lr`` they decrease geometrically, in steps, from the last layer to the first.
     """
     if backbone is None:
         return {}
@@ -91,7 +91,10 @@ def _backbone_factors(backbone: nn.Module | None, config: TrainConfig) -> dict[n
 
 
 def learning_rate_curve(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """Step number -> factor of all rates: a linear warm-up, then constant or half a cosine to 0."""
+    """The learning rate schedule: a linear warm-up, then constant or half a cosine down to 0.
+
+    :returns: a function that takes the step number and returns the factor of all learning rates.
+    """
     total = max(config.epochs * steps_per_epoch, 1)
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
 

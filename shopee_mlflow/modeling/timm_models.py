@@ -24,8 +24,8 @@ class TimmBackbone:
 
     :ivar network: normalised photos (N, 3, S, S) -> (N, features).
     :ivar features: number of features.
-    :ivar mean: mean of each channel that the network expects, of photos in 0..1.
-    :ivar std: standard deviation of each channel.
+    :ivar mean: channel means for the normalisation of photos in 0..1.
+    :ivar std: channel standard deviations for the normalisation.
     """
 
     network: nn.Module
@@ -38,7 +38,7 @@ def check_timm_name(name: str) -> None:
     """Check that timm is installed and has an architecture of this name.
 
     :param name: ``timm/NAME`` or ``timm/NAME_pretrained``.
-    :raises ModelError: otherwise, with the closest names.
+    :raises ModelError: if not; the message has the closest names.
     """
     timm = _timm(name)
     wanted, pretrained = _parse(name)
@@ -52,7 +52,7 @@ def check_timm_name(name: str) -> None:
     if tag and tag not in tags:
         raise ModelError(
             f"model={name}: timm has no weights {tag!r} for {base}. "
-            + (f"Available: {', '.join(tags)}." if tags else "It has none at all.")
+            + (f"Available: {', '.join(tags)}." if tags else "No others are available.")
         )
     if pretrained and not tags:
         raise ModelError(
@@ -95,10 +95,11 @@ def timm_backbone(
 def _with_weights(
     timm: Any, architecture: str, settings: Mapping[str, Any], weights: InitialWeights
 ) -> Any:
-    """Build a network with weights, and check that each layer has got its own.
+    """Build a network with weights, and check that all layers were loaded.
 
-    timm's own loader also resizes position embeddings and renames old layers, but it passes over
-    names that are missing. Their layers keep the random values of a new network.
+    timm's own loader resizes position embeddings and renames layers of old versions. It ignores
+    missing names, and their layers keep random values. So the layers are compared with those of
+    another network that has the same random values.
     """
     given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.state)}}
     with torch.random.fork_rng(devices=[]):
@@ -111,14 +112,14 @@ def _with_weights(
     missing = [name for name, value in drawn.items() if torch.equal(value, loaded[name])]
     if missing:
         raise ModelError(
-            f"weights={weights.source}: does not fit model={PREFIX}{architecture}: it has no "
-            f"weights for {len(missing)} of {len(drawn)} layers, such as {missing[0]}."
+            f"weights={weights.source}: does not fit model={PREFIX}{architecture}: "
+            f"{len(missing)} of {len(drawn)} weights are missing, such as {missing[0]}."
         )
     return network
 
 
 def _parse(name: str) -> tuple[str, bool]:
-    """timm's name of an architecture, and whether pretrained weights are wanted."""
+    """timm's name of an architecture, and whether to download pretrained weights."""
     return name.removeprefix(PREFIX).removesuffix(PRETRAINED), name.endswith(PRETRAINED)
 
 

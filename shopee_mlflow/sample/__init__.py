@@ -1,4 +1,4 @@
-"""The built-in sample catalogue, drawn with Pillow: plan, designs, scenes, files."""
+"""The built-in sample catalogue, drawn with Pillow."""
 
 from .catalog import sample_catalog
 

@@ -1,7 +1,7 @@
-"""The built-in sample catalogue: drawn product photos in the layout of the Kaggle Shopee set.
+"""Create the built-in sample catalogue: drawn product photos in the layout of the Kaggle data.
 
-Its largest groups, repeated files, near-copies and label conflicts have the sizes of the real
-data, so that everything can be tried and tested without a download.
+The numbers of photos in its largest groups, of repeated files, near copies and label conflicts are
+those of the real data, so that all commands can be tried and tested without a download.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIN_PX, MAX_PX = 64, 4096
 COLUMNS = ("posting_id", "image", "image_phash", "title", "label_group")
 MARKER = "sample.json"
 JPEG_QUALITY = 88
-# Photos per task. All photos of a task show one product, which the task draws once.
+# Photos per task. All photos of a task show the same product, which is drawn once per task.
 BATCH = 14
 
 
@@ -43,17 +43,17 @@ def sample_catalog(
 ) -> Path:
     """Draw the sample's ``train.csv`` and ``train_images/``, unless they exist.
 
-    The catalogue is created atomically: an interrupted call leaves none.
+    The catalogue is created atomically: an interrupted call leaves no files.
 
-    :param px: side of the square photos in pixels, 64 to 4096. With one version of Pillow, equal
-        values give equal bytes.
-    :param folder: folder of the catalogue; by default one in this project's cache.
-    :param workers: number of threads, by default one per processor, at most 8. The result does not
+    :param px: side of the square photos in pixels, 64 to 4096. With the same version of Pillow,
+        equal values produce identical files.
+    :param folder: folder of the catalogue; by default a folder in this project's cache.
+    :param workers: number of threads; by default one per processor, at most 8. The result does not
         depend on it.
     :param progress: called as ``progress(done, total)`` with numbers of photos.
     :returns: the folder of the catalogue.
-    :raises CatalogError: for a ``px`` out of range, for a ``folder`` that holds other files, and
-        when the folder cannot be written to.
+    :raises CatalogError: when ``px`` is out of range, ``folder`` holds other files, or the folder
+        cannot be written to.
     """
     if isinstance(px, bool) or not isinstance(px, int) or not MIN_PX <= px <= MAX_PX:
         raise CatalogError(f"sample_px={px!r}: a whole number from {MIN_PX} to {MAX_PX} is allowed")
@@ -76,8 +76,8 @@ def sample_catalog(
             _move_in(fresh, target, plan, px, replace=in_cache)
     except OSError as error:
         raise CatalogError(
-            f"The sample cannot be written to {target.parent} ({error.strerror or error}). Name "
-            f"another folder, for the cache with {CACHE_VARIABLE}."
+            f"The sample cannot be written to {target.parent} ({error.strerror or error}). "
+            f"Choose another folder; {CACHE_VARIABLE} sets the folder of the cache."
         ) from error
     return target
 
@@ -116,7 +116,7 @@ def _move_in(fresh: Path, target: Path, plan: Plan, px: int, replace: bool) -> N
         fresh.rename(target)
     except OSError as error:
         if not _is_complete(target, plan, px):
-            raise CatalogError(f"the sample cannot be put at {target}: {error}") from error
+            raise CatalogError(f"The sample cannot be moved to {target}: {error}") from error
 
 
 def _write_catalog(
@@ -155,7 +155,7 @@ def _draw_all(
                 if progress:
                     progress(len(hashes), total)
         except BaseException:
-            # Also on Ctrl-C: tasks that have not started must not delay the exit.
+            # Tasks that have not started must not delay the exit, for instance after Ctrl-C.
             pool.shutdown(cancel_futures=True)
             raise
     return hashes
@@ -170,7 +170,7 @@ def _batches(photos: list[Photo]) -> Iterator[list[Photo]]:
 def draw_batch(photos: list[Photo], folder: Path, px: int) -> dict[str, str]:
     """Draw photos of one group and their near copies; returns file name -> perceptual hash."""
     design = DESIGNS[photos[0].group]
-    # Supersampling smooths the edges of small photos; large ones need less of it.
+    # Supersampling smooths the edges of small photos. Large photos need less supersampling.
     product = draw_product(design, min(2 * px, px + 256))
     hashes = {}
     for photo in photos:
@@ -206,5 +206,5 @@ def _near_copy(picture: Image.Image, phash: str, rng: random.Random) -> bytes:
             content = _encoded(restored, quality=quality)
             if _phash(content) == phash:
                 return content
-    # Every change alters the hash: fall back to the same pixels in another encoding.
+    # Each of these changes alters the hash, so only the encoding is changed.
     return _encoded(picture, quality=JPEG_QUALITY, progressive=True)

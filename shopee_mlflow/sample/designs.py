@@ -1,4 +1,4 @@
-"""Tables of the sample catalogue: how its products look and what they are called."""
+"""Designs and names of the products in the sample catalogue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Design(NamedTuple):
-    """What distinguishes a label group: shape, three colours, pattern, word, proportion."""
+    """The look of a label group: shape, three colours, pattern, printed word, relative width."""
 
     shape: str
     body: str
@@ -18,10 +18,13 @@ class Design(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Parts from back to front, the area of the printed label, and whether to shade as round.
+    """The shape of a product.
 
-    A part is "kind role size x y x y ...", all in percent of the picture's side; ``size`` is the
-    corner radius of a box or the width of a line.
+    :ivar parts: parts from back to front, each as "kind role size x y x y ...", where ``size`` is
+        the corner radius of a box or the width of a line. Numbers are percents of the picture's
+        side.
+    :ivar label: the area of the printed label, in the same unit.
+    :ivar is_round: whether to shade the product as a round one.
     """
 
     parts: tuple[str, ...]
@@ -177,7 +180,7 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
-# One per label group, the large groups first. Some designs are similar on purpose.
+# One design per label group, the largest groups first. Some designs are similar on purpose.
 DESIGNS = tuple(
     Design(*fields)
     for fields in (

@@ -43,7 +43,7 @@ def draw_thick(draw: ImageDraw.ImageDraw, points: list[Point], width: int, fill:
 
 
 def fitted_font(text: str, width: float, height: float) -> Font:
-    """Pillow's own font in the largest size at which ``text`` fits in a box, in pixels."""
+    """Pillow's default font in the largest size at which ``text`` fits into a box, in pixels."""
     probe = ImageFont.load_default(100)
     left, top, right, bottom = probe.getbbox(text)
     size = 100 * min(width / max(right - left, 1), height / max(bottom - top, 1))
@@ -137,7 +137,7 @@ def _motif(draw: ImageDraw.ImageDraw, kind: str, centre: Point, radius: float, i
 
 
 def _label(design: Design, width: int, height: int, roles: dict[str, Colour]) -> Image.Image:
-    """The printed label, RGB: a pattern with the word on a band, or an emblem above the word."""
+    """Draw the printed label, RGB: a word on a band over a pattern, or below an emblem."""
     paper, ink = roles["paper"], roles["accent"]
     label = Image.new("RGB", (width, height), paper)
     draw = ImageDraw.Draw(label)
@@ -173,7 +173,7 @@ def _draw_dial(draw: ImageDraw.ImageDraw, side: int, ink: Colour) -> None:
 
 
 def _shaded(colours: Image.Image, alpha: Image.Image, is_round: bool) -> Image.Image:
-    """Shade for light from the left: a highlight and a dark side, within the product's bounds."""
+    """Shade the product as if lit from the left, with a highlight and a dark side."""
     across = np.linspace(0, 1, 256, dtype=np.float32)
     gloss = (0.34 if is_round else 0.12) * np.exp(-(((across - 0.27) / 0.12) ** 2))
     shade = 0.45 * np.clip(across - 0.42, 0, 1) ** 1.3 + 0.5 * np.clip(0.16 - across, 0, 1)
@@ -188,9 +188,11 @@ def _shaded(colours: Image.Image, alpha: Image.Image, is_round: bool) -> Image.I
 
 
 def draw_product(design: Design, side: int) -> Image.Image:
-    """Draw the product alone, upright: ``side`` pixels high, without empty margins at the sides.
+    """Draw the product upright on a transparent background, without margins at the sides.
 
-    The mode is RGBa (premultiplied alpha), which can be resized and rotated without conversion.
+    :param side: height of the picture in pixels.
+    :returns: a picture of mode RGBa (premultiplied alpha), which can be resized and rotated without
+        conversion.
     """
     shape, roles = SHAPES[design.shape], _roles(design)
     canvas = Image.new("RGBA", (side, side))

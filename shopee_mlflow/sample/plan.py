@@ -1,4 +1,4 @@
-"""The plan of the sample catalogue, made before drawing: groups, files, copies, postings."""
+"""Plan the sample catalogue before drawing it: groups, files, copies and postings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from .designs import DESIGNS, GOODS, Design
 
 SEED = "shopee-sample-1"
 
-# Rows of the groups, largest first: the 21 largest have the real data's sizes.
+# Numbers of rows, repeated rows and near copies in the 21 largest groups, and of rows in the small
+# groups. The rows of the largest groups are as many as in the real data.
 ROWS = (*[51] * 7, 49, 46, 46, 45, 41, 37, 36, 35, 35, 35, 35, 34, 34, 34)
 REPEATS = (9, 7, 6, 5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 2, 1, 1, 0)
 COPIES = (4, 1, 3, 2, 4, 2, 3, 2, 3, 1, 4, 2, 3, 2, 3, 2, 1, 3, 2, 2, 1)
 SMALL_ROWS = (6, 5, 4, 4, 3, 3, 2, 2, 2, 2, 2, 1)
-# Pairs (from, to) of small groups: a file listed in both, and a near copy listed in the other.
+# Pairs (from, to) of small groups. A file of the first is also listed in the second (CONFLICTS), or
+# a near copy of it (CROSS_COPY).
 CONFLICTS = ((0, 1), (2, 3), (4, 6))
 CROSS_COPY = (1, 5)
 
@@ -28,12 +30,12 @@ LISTS = (
     "tebal, awet, halus",
     "kado, souvenir, hampers",
 )
-# In the real file, some characters are written as the escapes of their UTF-8 bytes.
+# In the real CSV, some characters are written as escapes of their UTF-8 bytes.
 ESCAPES = (r"\xe2\x9d\xa4", r"\xf0\x9f\x94\xa5", r"\xe2\x9c\xa8", r"\xe2\xad\x90")
 
 
 class Photo(NamedTuple):
-    """One drawing: its group, its number in the group, its file, the files of its near copies."""
+    """A drawn photo: its group, its number in the group, its file, the files of its near copies."""
 
     group: int
     number: int
@@ -51,14 +53,14 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All photos and rows of the catalogue; the same for every size in pixels."""
+    """All photos and rows of the catalogue. They do not depend on the size in pixels."""
 
     photos: list[Photo]
     rows: list[Row]
 
 
 def make_plan() -> Plan:
-    """All photos and postings of the sample; postings in shuffled order."""
+    """Plan all photos and postings of the sample; postings are in shuffled order."""
     rng = random.Random(SEED)
     photos, postings = _plan_large(rng)
     small_photos, small_postings = _plan_small(rng)
@@ -93,7 +95,7 @@ def _plan_large(rng: random.Random) -> tuple[list[Photo], list[tuple[int, str]]]
 
 
 def _repeated(files: list[str], count: int, rng: random.Random) -> list[str]:
-    """``count`` further postings of some of the files, one to three for each of them."""
+    """The files of ``count`` additional postings, each file one to three times."""
     chosen: list[str] = []
     pool, times = rng.sample(files, len(files)), cycle((1, 2, 1, 3, 1))
     while len(chosen) < count:

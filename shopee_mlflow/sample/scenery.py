@@ -1,7 +1,7 @@
 """Draw the photos of the sample catalogue: products in varied scenes.
 
-Background, pose, shadow, light and clutter differ from photo to photo. All are drawn from a seed
-and have relative sizes, so a photo shows the same scene at any size in pixels.
+Background, pose, shadow, light and clutter are random. They depend only on a seed and have relative
+sizes, so a photo shows the same scene at any size in pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _noise(rng: random.Random, columns: int, rows: int, px: int) -> Image.Image:
 
 
 def _ramp(px: int, angle: float) -> Image.Image:
-    """An even ramp from black to white across the picture at ``angle`` degrees: mode L."""
+    """A linear ramp from black to white at ``angle`` degrees: mode L."""
     ramp = Image.linear_gradient("L").rotate(angle, BILINEAR)
     return ramp.crop((48, 48, 208, 208)).resize((px, px), BICUBIC)
 
@@ -51,7 +51,7 @@ def _gradient(px: int, rng: random.Random) -> Image.Image:
 
 
 def _paper(px: int, rng: random.Random) -> Image.Image:
-    """A coloured wall and a table of another paper; the horizon is slightly tilted."""
+    """A wall and a table of different colours; the horizon is slightly tilted."""
     wall, table = rng.sample(WALLS, 2)
     scene = ImageOps.colorize(_ramp(px, 90), wall, "#ffffff")
     horizon, lean = rng.uniform(0.55, 0.8) * px, rng.uniform(-0.05, 0.05) * px
@@ -85,7 +85,12 @@ BACKGROUNDS = (_studio, _studio, _gradient, _paper, _wood, _stone)
 
 
 def _posed(product: Image.Image, side: float, width: float, turn: float) -> Image.Image:
-    """The product ``side`` pixels high (before its turn), ``width`` times as wide, turned."""
+    """The resized and rotated product.
+
+    :param side: height in pixels before the rotation.
+    :param width: factor of the width.
+    :param turn: angle of the rotation in degrees.
+    """
     width *= side * product.width / product.height
     size = (max(round(width), 1), max(round(side), 1))
     smaller = product.resize(size, Image.Resampling.HAMMING)
@@ -98,7 +103,7 @@ def _cast_shadow(
     """A soft shadow of ``sprite``, ``depth`` pixels to the right and below it."""
     margin = round(depth * 3)
     alpha = ImageOps.expand(sprite.getchannel("A"), margin)
-    # A blurred shadow has no detail: an eighth of the size costs a sixty-fourth of the time.
+    # A blurred shadow has no detail, so it is drawn at an eighth of the size, which is faster.
     small = alpha.resize((max(alpha.width // 8, 2), max(alpha.height // 8, 2)), BILINEAR)
     small = small.filter(ImageFilter.GaussianBlur(max(depth / 8, 0.6))).point(lambda v: v * 0.5)
     corner = (at[0] - margin + round(depth * 0.8), at[1] - margin + round(depth))
@@ -106,7 +111,7 @@ def _cast_shadow(
 
 
 def _place(scene: Image.Image, sprite: Image.Image, centre: tuple[float, float]) -> None:
-    """Paste ``sprite`` with its shadow; ``centre`` as a fraction of the scene's side."""
+    """Paste ``sprite`` with its shadow; ``centre`` is a fraction of the scene's side."""
     px = scene.width
     corner = (round(centre[0] * px - sprite.width / 2), round(centre[1] * px - sprite.height / 2))
     _cast_shadow(scene, sprite, corner, 0.03 * px)
@@ -141,7 +146,7 @@ def _badge(scene: Image.Image, rng: random.Random) -> None:
 
 
 def _ribbon(scene: Image.Image, rng: random.Random) -> None:
-    """A coloured band with a seller's words along the top or the bottom."""
+    """A coloured band with a seller's slogan along the top or the bottom."""
     px = scene.width
     height = round(rng.uniform(0.09, 0.13) * px)
     top = rng.choice((px - height, px - height, 0))
@@ -168,7 +173,11 @@ def _watermark(scene: Image.Image, rng: random.Random) -> None:
 
 
 def _hand(scene: Image.Image, rng: random.Random, at: tuple[float, float], reach: float) -> None:
-    """Fingers holding the product from the right; ``at`` and ``reach`` as fractions of a side."""
+    """Fingers that hold the product from the right.
+
+    :param at: centre of the product, as fractions of the scene's side.
+    :param reach: distance of the hand from the centre, as a fraction of the scene's side.
+    """
     px = scene.width
     scale = 2 if px <= 512 else 1
     skin = mixed((244, 205, 178), (150, 100, 72), rng.random())
@@ -201,9 +210,11 @@ def _clutter(scene: Image.Image, rng: random.Random) -> None:
 
 
 def draw_photo(product: Image.Image, width: float, px: int, rng: random.Random) -> Image.Image:
-    """Draw one photo of a product from ``draw_product``: RGB, ``px`` x ``px`` pixels.
+    """Draw one photo of a product: RGB, ``px`` x ``px`` pixels.
 
-    ``width`` stretches the product sideways. Everything else is drawn from ``rng``.
+    :param product: a picture from :func:`~.drawing.draw_product`.
+    :param width: factor by which to stretch the product horizontally.
+    :param rng: source of everything that is random.
     """
     scene = rng.choice(BACKGROUNDS)(px, rng)
     size, turn = rng.uniform(0.62, 0.92), rng.gauss(0, 6)

@@ -1,4 +1,4 @@
-"""A logged model in Python: photos in any form in, a table of label groups or embeddings out."""
+"""Use a logged model from Python: classify photos, or compute their embeddings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Classifier:
         classifier = Classifier.load("models:/shopee-classifier@champion")
         classifier.predict("photos/", top_k=3)
 
-    ``photos`` is in each method one of: the path of a photo, a folder, a pattern such as
-    ``shop/*.jpg`` or a CSV with a column ``image``; an image of Pillow; an array, (H, W, 3) or
+    The methods accept ``photos`` in these forms: the path of a photo, a folder, a pattern such as
+    ``shop/*.jpg`` or a CSV with a column ``image``; a Pillow image; an array, (H, W, 3) or
     (N, H, W, 3) uint8; the bytes of a file; a list or a Series of any of these; a DataFrame with
-    them in its column ``image``. ``images`` is the folder to which paths in a list or a table are
-    relative. Photos are decoded by ``workers`` threads (0: one per core), and only a few batches
-    are in memory at a time.
+    any of these in its column ``image``. ``images`` is the folder to which paths in a list or a
+    table are relative. Photos are decoded by ``workers`` threads (0: one per core), and only a few
+    batches are in memory at a time.
 
     :ivar module: the model: uint8 or float photos, (N, 3, H, W) -> logits (N, classes).
     :ivar classes: label groups in logit order.
@@ -36,14 +36,14 @@ class Classifier:
 
     def __init__(self, loaded: LoadedModel, *, device: str = "cpu", name: str = "") -> None:
         """
-        :param loaded: what :func:`load_classifier` returns.
+        :param loaded: a model from :func:`load_classifier`.
         :param name: shown by ``repr``.
         :raises ConfigError: for a device on which this model cannot run.
         """
         self.module, self.classes = loaded.module, loaded.classes
         self.image_size, self.resize, self.name = loaded.image_size, loaded.resize, name
-        self._whole = isinstance(loaded.module, ProductClassifier)
-        if device != "cpu" and not self._whole:
+        self._is_pickled = isinstance(loaded.module, ProductClassifier)
+        if device != "cpu" and not self._is_pickled:
             raise ConfigError(
                 [f"device={device}: a model saved with serialization=pt2 runs on the CPU only"]
             )
@@ -56,7 +56,7 @@ class Classifier:
         :param uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/MODEL_ID``,
             ``runs:/RUN_ID/model``, or a folder with an ``MLmodel`` file.
         :param device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        :raises TrackingError: when there is none, or it is of another kind.
+        :raises TrackingError: when there is no such model, or it was not made by this project.
         """
         return cls(load_classifier(str(uri)), device=device, name=str(uri))
 
@@ -68,19 +68,20 @@ class Classifier:
         images: str | Path | None = None,
         workers: int = 0,
     ) -> pd.DataFrame:
-        """Classify photos: one row for each, in order, with the index of a Series or DataFrame.
+        """Classify photos.
 
-        :param top_k: how many label groups to name: the second is in the columns
-            ``label_group_2`` and ``probability_2``, and so on.
-        :returns: columns image (the path as given; None without one), label_group, probability
-            (0..1) and error: why a photo could not be read, None if it was.
+        :param top_k: number of label groups per photo. The second most probable one is in the
+            columns ``label_group_2`` and ``probability_2``, and so on.
+        :returns: one row per photo, in order; a Series or a DataFrame keeps its index. Columns:
+            image (the path as passed; None without one), label_group, probability (0..1) and
+            error (why the photo could not be read; None if it could).
         :raises CatalogError: when a path does not exist, or a table has no column ``image``.
-        :raises ImageError: when a single photo is given and cannot be read. Of several photos, such
-            a one has its reason in its row.
+        :raises ImageError: when a single photo is passed and cannot be read. For several photos,
+            the column error has the reason instead.
         """
         if top_k < 1:
             raise ConfigError([f"top_k={top_k}: must be at least 1"])
-        found = _found(photos, images)
+        found = _read_inputs(photos, images)
         decode = found.decoder(self.image_size, self.resize, named=found.single)
         top_k = min(top_k, len(self.classes))
         batches = self._predictor.predict(found.numbered(), decode, top_k=top_k, workers=workers)
@@ -92,29 +93,29 @@ class Classifier:
     def embed(
         self, photos: Any, *, images: str | Path | None = None, workers: int = 0
     ) -> np.ndarray:
-        """Compute embeddings: (N, features) float32, the inputs of the head, one row a photo.
+        """Compute embeddings, the inputs of the head: (N, features) float32, one row per photo.
 
         :raises CatalogError: when a path does not exist, or a table has no column ``image``.
         :raises ImageError: for a photo that cannot be read.
-        :raises ModelError: for a model saved with ``serialization=pt2``, which has logits only.
+        :raises ModelError: for a model saved with ``serialization=pt2``, which returns logits only.
         """
-        if not self._whole:
+        if not self._is_pickled:
             raise ModelError(
-                f"{self.name or 'This model'} was saved with serialization=pt2, as a program that "
-                "returns logits only. Embeddings need a model of serialization=pickle."
+                f"{self.name or 'This model'} was saved with serialization=pt2 and returns logits "
+                "only. Embeddings need a model saved with serialization=pickle."
             )
-        found = _found(photos, images)
+        found = _read_inputs(photos, images)
         decode = found.decoder(self.image_size, self.resize, named=True)
         return self._predictor.embed(found.numbered(), decode, workers=workers).numpy()
 
     def __repr__(self) -> str:
-        kind = getattr(self.module, "architecture", "") if self._whole else "program"
+        kind = getattr(self.module, "architecture", "") if self._is_pickled else "program"
         name = [repr(self.name)] if self.name else []
         facts = [*name, kind, f"{len(self.classes)} classes", f"{self.image_size} px"]
         return f"Classifier({', '.join(facts)})"
 
 
-def _found(photos: Any, images: str | Path | None) -> PhotoInputs:
+def _read_inputs(photos: Any, images: str | Path | None) -> PhotoInputs:
     found = photos_in(photos, images)
     if found.remark:
         say(found.remark)

@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""Tags that describe the environment of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import __version__
 
 
 def machine_tags(device: str) -> dict[str, str]:
-    """Where and with what a run was made: commit, device, versions."""
+    """Tags for the commit, the device, the host and the package versions of a run."""
     return {
         "git_commit": git_commit(),
         "device": device,
@@ -28,7 +28,7 @@ def machine_tags(device: str) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this project's checkout, with ``-dirty`` when files differ; else unknown."""
+    """The commit of this checkout, with ``-dirty`` if files are modified; else ``unknown``."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -36,7 +36,7 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's repository: is this file one of its own?
+        # An installed copy may be inside another project's repository, which does not track it.
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ":/") else "")
     except (OSError, subprocess.CalledProcessError):

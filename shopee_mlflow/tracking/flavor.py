@@ -1,8 +1,8 @@
 """The MLflow flavor of a classifier: saving it, and loading it for ``mlflow.pyfunc``.
 
-A copy of this package is stored with every model, and ``mlflow.pyfunc.load_model`` and
-``mlflow models serve`` call this module there. It needs torch, torchvision, Pillow and MLflow, and
-nothing else of the environment in which the model was trained.
+A copy of this package is stored with every model. ``mlflow.pyfunc.load_model`` and
+``mlflow models serve`` call this module in that copy, with only the packages that
+:func:`pip_requirements` lists.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _EXAMPLE_FILE = "input_example.json"
 PICKLE, PROGRAM = SERIALIZATIONS = ("pickle", "pt2")
 PACKAGE = Path(__file__).parents[1]
 _PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow")
-# What torch and pickle raise for files that are truncated, or were written by other code.
+# Errors of torch and pickle for files that are truncated or were written by incompatible code.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -66,14 +66,14 @@ def save_model(
 ) -> None:
     """Save a classifier as an MLflow model; ``mlflow.models.Model.log`` calls this function.
 
-    The weights are stored for the CPU whatever device they are on, together with this package.
+    The weights are copied to the CPU and stored together with a copy of this package.
 
     :param serialization: ``pickle`` stores the module itself, which can be trained further;
         ``pt2`` stores a program for photos of ``image_size``, which loads without running code.
     """
     portable = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
     portable.requires_grad_(True)
-    with _without_pickle_advice():
+    with _without_pickle_warning():
         if serialization == PICKLE:
             _save_pickle(portable, path, mlflow_model)
         else:
@@ -90,19 +90,19 @@ def save_model(
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
     mlflow_model.signature = signature()
     function = mlflow_model.flavors["python_function"]
-    # What mlflow.pyfunc.load_model(uri, model_config=...) may choose.
+    # Defaults of model_config in mlflow.pyfunc.load_model.
     function |= {"loader_module": __name__, "config": {"device": None, "output": TABLE}}
     _save_example(Path(path), mlflow_model, portable.image_size)
     mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def _save_example(folder: Path, mlflow_model: Model, side: int) -> None:
-    """One photo as base64 text, which shows callers the form of the input.
+    """Save an input example: one photo as base64 text.
 
-    MLflow's own ``input_example`` would load the model and run it each time one is logged.
+    MLflow's own ``input_example`` would load and run the model each time a model is logged.
     """
     file = io.BytesIO()
-    Image.fromarray(_made_up_photos(side)[0].permute(1, 2, 0).numpy()).save(file, "JPEG")
+    Image.fromarray(_probe_photos(side)[0].permute(1, 2, 0).numpy()).save(file, "JPEG")
     text = base64.b64encode(file.getvalue()).decode()
     example = {"columns": ["image"], "data": [[text]]}
     (folder / _EXAMPLE_FILE).write_text(json.dumps(example), encoding="utf-8")
@@ -161,7 +161,7 @@ def _save_program(model: ProductClassifier, path: str, mlflow_model: Model) -> N
 
 
 def pip_requirements(model: ProductClassifier) -> list[str]:
-    """Packages that loading and serving need, at the versions of this environment."""
+    """Packages that loading and serving need, with the versions of this environment."""
     packages = [*_PACKAGES, "timm"] if model.architecture.startswith(TIMM) else _PACKAGES
     return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
@@ -169,8 +169,8 @@ def pip_requirements(model: ProductClassifier) -> list[str]:
 def signature() -> ModelSignature:
     """Input ``image``; outputs label_group, label_name, probability, error; parameter ``top_k``.
 
-    MLflow checks no value of a text column that holds objects, so bytes and arrays pass as well,
-    and all forms that its server documents (inputs, instances, text/csv) are read.
+    MLflow does not check the values of a text column with object dtype, so bytes and arrays are
+    accepted as well. All documented input formats of its server work (inputs, instances, text/csv).
     """
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
@@ -189,13 +189,13 @@ def signature() -> ModelSignature:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PhotoClassifier:
     """Called by MLflow with the model's data folder.
 
-    :param model_config: ``device`` to run on, by default the CPU, which is the only one for
-        programs (pt2); ``output``: ``table`` or ``label_group``, see :class:`PhotoClassifier`.
+    :param model_config: ``device``, by default ``cpu``, which pt2 models require; ``output``:
+        ``table`` or ``label_group``, see :class:`PhotoClassifier`.
     """
     about = json.loads((Path(path) / ABOUT_FILE).read_text(encoding="utf-8"))
     model = mlflow.pytorch.load_model(str(Path(path).parent))
     chosen = model_config or {}
-    # Models logged by earlier versions do not say how they resize: they stretch.
+    # Models logged by earlier versions do not store how they resize: they stretch.
     resize = about.get("resize", "stretch")
     return PhotoClassifier(
         model,
@@ -210,16 +210,16 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ph
 
 
 def check_probe(folder: Path, uri: str) -> None:
-    """Load a logged model from a folder and compare its logits with those it had when it was saved.
+    """Load a logged model from a folder and compare its logits with those stored with it.
 
-    :raises TrackingError: when it is no model of this project, or its logits differ.
+    :raises TrackingError: when it is not a model of this project, or its logits differ.
     """
     model, about = load_folder(folder, uri)
     now, then = _probe_logits(model, about["image_size"]), about["probe"]
-    # Relative to the largest logit: another device adds up in another order.
+    # Relative to the largest logit, since devices sum in different orders.
     if not np.allclose(now, then, rtol=0, atol=1e-3 * float(np.abs(then).max())):
         raise TrackingError(
-            f"{uri}: loaded back, it gives other logits than when it was saved (largest "
+            f"{uri}: the loaded model computes other logits than before it was saved (largest "
             f"difference {np.abs(np.subtract(now, then)).max():.3g}). No alias has moved."
         )
 
@@ -228,26 +228,26 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
     """Load the module and its description, as :func:`save_model` writes it.
 
     :raises TrackingError: when the folder holds another kind of model, or one that is damaged or
-        may not be loaded here.
+        that MLflow refuses to load.
     """
     file = folder / "data" / ABOUT_FILE
     if not (folder / "MLmodel").is_file():
         raise TrackingError(
-            f"model={uri}: there are no files where the store says that they are. If the store's "
-            "folder was moved or copied, move it back: MLflow stores absolute paths of artifacts. "
+            f"model={uri}: its files are not at the path that the store has recorded. MLflow "
+            "records absolute paths: if the store's folder was moved or copied, move it back. "
             "Otherwise the artifacts were deleted."
         )
     if not file.is_file():
-        raise TrackingError(f"model={uri}: is no model of this project (it holds no {ABOUT_FILE}).")
+        raise TrackingError(f"model={uri}: not a model of this project (it has no {ABOUT_FILE}).")
     try:
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return mlflow.pytorch.load_model(str(folder)), about
     except MlflowException as error:
-        raise TrackingError(f"model={uri}: may not be loaded here: {error.message}") from error
+        raise TrackingError(f"model={uri}: MLflow refuses to load it: {error.message}") from error
     except ModuleNotFoundError as error:
         raise TrackingError(
-            f"model={uri}: needs the Python module {error.name}, with a class of its network, and "
-            "it is not installed here. Install it or put it on the Python path."
+            f"model={uri}: needs the Python module {error.name}, which defines its network and is "
+            "not installed here. Install it or add it to the Python path."
         ) from error
     except _DAMAGE as error:
         raise TrackingError(
@@ -256,13 +256,13 @@ def load_folder(folder: Path, uri: str) -> tuple[torch.nn.Module, dict[str, Any]
 
 
 def _probe_logits(model: torch.nn.Module, side: int) -> list[list[float]]:
-    """Logits of two fixed synthetic photos, by which a model is recognized."""
+    """Logits of two fixed synthetic photos, to check that a loaded model is the saved one."""
     with torch.inference_mode():
-        return model(_made_up_photos(side)).double().tolist()
+        return model(_probe_photos(side)).double().tolist()
 
 
-def _made_up_photos(side: int) -> torch.Tensor:
-    """(2, 3, side, side) uint8: ramps, and their negative."""
+def _probe_photos(side: int) -> torch.Tensor:
+    """(2, 3, side, side) uint8: brightness ramps and their negatives."""
     ramp = torch.arange(side) * 255 // max(side - 1, 1)
     photo = torch.stack(
         [ramp.expand(side, side), ramp.expand(side, side).T, (ramp // 2).expand(side, side)]
@@ -271,7 +271,7 @@ def _made_up_photos(side: int) -> torch.Tensor:
 
 
 @contextmanager
-def _without_pickle_advice() -> Iterator[None]:
+def _without_pickle_warning() -> Iterator[None]:
     """Suppress MLflow's warning at each save that pickles can run code.
 
     The README says it once, with the alternative.

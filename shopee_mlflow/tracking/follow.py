@@ -1,6 +1,6 @@
-"""The run of a training, as seen by its processes that do not track.
+"""Follow a training run in the processes of a group that do not log.
 
-They log nothing, and end the run when the process that tracks no longer can.
+Only the first process logs. If it is gone, another process ends the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .store import STORE_ERRORS, quieten
 
 _log = logging.getLogger(__name__)
 
-# Seconds that a process gets to end its run itself, on this machine and on another one.
+# Seconds to wait for a process to end its own run, on this machine and on another one.
 _SECONDS_HERE, _SECONDS_ELSEWHERE = 3.0, 10.0
 
 
@@ -32,7 +32,7 @@ def follow_run(run_id: str) -> Iterator[NullRunLog]:
     """Follow a run that another process of the group has opened; end it if that process is gone."""
     quieten()
     with stop_on_signals():
-        # The first process has adopted the run of mlflow run, and ends it.
+        # The first process has adopted the run that mlflow run created, and ends it.
         os.environ.pop("MLFLOW_RUN_ID", None)
         try:
             yield NullRunLog(run_id)
@@ -40,22 +40,24 @@ def follow_run(run_id: str) -> Iterator[NullRunLog]:
             # After a signal, too: torchrun stops all processes when one dies.
             try:
                 with defer_stop():
-                    _close_for(run_id, error)
-            except STORE_ERRORS as silence:
-                _log.error("Run %s could not be ended: %s", run_id, silence)
+                    _report_failure(run_id, error)
+            except STORE_ERRORS as store_failure:
+                _log.error("Run %s could not be ended: %s", run_id, store_failure)
             raise
 
 
-def _close_for(run_id: str, error: BaseException) -> None:
-    """End a run as FAILED if the process that opened it is gone; else store the reason of this
-    process's failure in it, since the other one only sees that a process is gone."""
+def _report_failure(run_id: str, error: BaseException) -> None:
+    """End a run as FAILED if its owner, the process that opened it, is gone.
+
+    Otherwise store in the run why this process failed, since the owner cannot see the reason.
+    """
     client = MlflowClient()
     run, reason = client.get_run(run_id), end_status(error)[1]
     owner = run.data.tags.get(PROCESS_TAG)
     if run.info.status != "RUNNING" or owner is None:
         return
-    if is_gone(owner) or (isinstance(error, GroupLostError) and _is_ending(owner)):
-        # It may have ended the run itself meanwhile, or have been restarted.
+    if is_gone(owner) or (isinstance(error, GroupLostError) and _wait_until_gone(owner)):
+        # The owner may have ended the run meanwhile, or may have been restarted.
         run = client.get_run(run_id)
         if run.info.status == "RUNNING" and run.data.tags.get(PROCESS_TAG) == owner:
             reason = f"Another process of the group is gone: {owner} ({reason})"
@@ -64,9 +66,12 @@ def _close_for(run_id: str, error: BaseException) -> None:
         client.set_tag(run_id, FAILURE_TAG, f"{process_name()}: {reason}"[:LONGEST_REASON])
 
 
-def _is_ending(owner: str) -> bool:
-    """Whether a process ends within seconds; its connections close before it disappears. A process
-    of another machine cannot be seen, and gets the time to end its run itself."""
+def _wait_until_gone(owner: str) -> bool:
+    """Wait some seconds for a process to end, and return whether it has ended.
+
+    Connections of a process close before it ends. A process of another machine cannot be observed:
+    it is assumed to have ended after the wait.
+    """
     if is_elsewhere(owner):
         time.sleep(_SECONDS_ELSEWHERE)
         return True

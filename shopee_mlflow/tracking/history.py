@@ -1,4 +1,4 @@
-"""Trainings of the past, read back from their runs."""
+"""Read finished trainings back from their runs."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ from .store import STORE_ERRORS, downloaded, quieten, store_error
 _log = logging.getLogger(__name__)
 
 CHOSEN_BY = "best_val_accuracy"
-# Runs that are read at most, in search of trainings of this project.
+# The most runs to read when looking for trainings of this project.
 _CONSIDERED = 1000
 _OPTIONS = {f.name for f in dataclasses.fields(TrainConfig)}
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """A training, or a search's best one, as its run tells of it.
+    """A finished training, or a search with its best trial, as stored in its run.
 
-    :ivar experiment: its name.
-    :ivar options: those of a training in one spelling; of a search, those of its best trial.
+    :ivar experiment: name of the experiment.
+    :ivar options: options of the training, in normalized spelling; for a search, those of its best
+        trial.
     :ivar epochs: columns epoch, val_loss, val_accuracy.
     :ivar predictions: image, label_group, predicted and more of the test photos, as text; None
         for a trial, which is not tested.
@@ -61,20 +62,20 @@ class PastRun:
 
 
 def past_run(run_id: str) -> PastRun:
-    """A training by the id of its run; trials of a search can be had, too.
+    """Read a training, or a trial of a search, by the id of its run.
 
-    :raises TrackingError: when there is none, or it has no test predictions and is no trial.
+    :raises TrackingError: when there is no such run, or a training has no test predictions.
     """
     quieten()
     return _read(find_run(run_id))
 
 
 def best_runs(experiment: str, count: int) -> list[PastRun]:
-    """Finished trainings of an experiment, those of highest best_val_accuracy first.
+    """Finished trainings of an experiment, the highest best_val_accuracy first.
 
-    A search counts as one, with its best trial; its trials do not count.
+    A search counts as one training, with the results of its best trial.
 
-    :param count: how many at most.
+    :param count: the maximum number of trainings.
     :raises TrackingError: when there is no such experiment, or no training in it.
     """
     quieten()
@@ -84,7 +85,7 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
             there = sorted(e.name for e in mlflow.search_experiments())
             raise TrackingError(
                 f"experiment={experiment}: no such experiment in {mlflow.get_tracking_uri()}; "
-                f"there are: {', '.join(there)}"
+                f"its experiments are: {', '.join(there)}"
             )
         # Evaluations have no best_val_accuracy, trials no test_accuracy: both are left out.
         runs = MlflowClient().search_runs(
@@ -111,8 +112,8 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
                 "are above."
             )
         raise TrackingError(
-            f"experiment={experiment}: has no training run that has finished; train first, or "
-            "name another experiment."
+            f"experiment={experiment}: has no finished training; train first, or name another "
+            "experiment."
         )
     return trainings
 
@@ -123,11 +124,11 @@ def _read(run: MlflowRun) -> PastRun:
     what = f"run={run_id} ({run.info.run_name}, {run.info.status})"
     kind = tags.get(KIND_TAG, "")
     if kind in ANALYSES:
-        raise TrackingError(f"{what}: was made by {kind} and is no training. Name trainings.")
+        raise TrackingError(f"{what}: is a run of {kind}, not a training. Name training runs.")
     if CHOSEN_BY not in metrics:
-        raise TrackingError(f"{what}: is no training that has ended well, so it is not compared.")
+        raise TrackingError(f"{what}: is not a finished training and cannot be compared.")
     try:
-        options = {name: _one_spelling(name, text) for name, text in _params(run).items()}
+        options = {name: _normalized(name, text) for name, text in _params(run).items()}
         if STUDY_TAG in tags:
             options |= _best_options(run_id)
         return PastRun(
@@ -145,12 +146,12 @@ def _read(run: MlflowRun) -> PastRun:
 
 
 def _params(run: MlflowRun) -> dict[str, str]:
-    """The parameters of a training, without the quotes with which they are logged."""
+    """The parameters of a training, without the shell quotes with which they are logged."""
     return {name: unquoted(run.data.params[name]) for name in _OPTIONS & run.data.params.keys()}
 
 
-def _one_spelling(name: str, text: str) -> str:
-    """1e-3 and 0.001 are the same; what is no value, such as a search's range, stays."""
+def _normalized(name: str, text: str) -> str:
+    """The normal spelling of a value: 1e-3 becomes 0.001. Text that is not a value is unchanged."""
     try:
         return as_text(parse_option(TrainConfig, name, text))
     except ValueError:
@@ -163,7 +164,7 @@ def _best_options(run_id: str) -> dict[str, str]:
 
 
 def _epochs(run_id: str) -> pd.DataFrame:
-    """From the metrics where they were logged by epoch, as in a training, else from the table."""
+    """Metrics per epoch: from the run's metrics if it has all of them, else from its table."""
     client = MlflowClient()
     names = ("val_loss", "val_accuracy")
     by_step = {n: {m.step: m.value for m in client.get_metric_history(run_id, n)} for n in names}
@@ -185,6 +186,6 @@ def _predictions(run: MlflowRun, what: str) -> pd.DataFrame:
                 "artifacts. Otherwise the artifacts were deleted."
             ) from error
         raise TrackingError(
-            f"{what}: has no test predictions ({PREDICTIONS_FILE}), so it is not compared. "
-            "Choose trainings that have ended well."
+            f"{what}: has no test predictions ({PREDICTIONS_FILE}) and cannot be compared. "
+            "Name finished trainings."
         ) from error

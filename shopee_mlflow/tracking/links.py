@@ -1,4 +1,4 @@
-"""Where to see a run: the command that starts MLflow's UI on its store, and links into the UI."""
+"""Links to runs in MLflow's UI, and the command that starts the UI."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .views import VIEW_KEY
 
 _SQLITE = "sqlite:///"
 _LOCAL_UI = "http://127.0.0.1:5000"
-# MLflow 3 opens in its GenAI mode, which hides training runs, unless the address says otherwise.
+# MLflow 3 opens in its GenAI mode, which hides training runs, unless the link selects this mode.
 _MODE = "workflowType=machine_learning"
 
 
 def view_lines(run: RunLog, took: str, *, beside: bool = False) -> list[str]:
-    """The run and the way to its page: a link, after a command where no server is running yet.
+    """Lines with the run and its link, after the command that starts the UI if there is no server.
 
-    :param took: the time, in words.
+    :param took: the elapsed time, as text.
     :param beside: add a link to the table of all runs of the experiment, with their accuracies.
-    :returns: nothing for a run that is not stored.
+    :returns: the lines; none for a run that is not stored.
     """
     if run.run_id == NOT_STORED:
         return []
@@ -46,17 +46,17 @@ def view_lines(run: RunLog, took: str, *, beside: bool = False) -> list[str]:
 
 
 def table_page(experiment_id: str) -> str:
-    """The place of an experiment's table of runs, with their accuracies."""
+    """The path of an experiment's table of runs in MLflow's UI, with their accuracies."""
     return f"/experiments/{experiment_id}/runs?{_MODE}&viewStateShareKey={VIEW_KEY}"
 
 
 def run_page(experiment_id: str, run_id: str) -> str:
-    """The place of a run's page in MLflow's UI, after the ``#`` of its address."""
+    """The path of a run's page in MLflow's UI, after the ``#`` of the address."""
     return f"/experiments/{experiment_id}/runs/{run_id}?{_MODE}"
 
 
 def run_link(run_id: str) -> str:
-    """A Markdown link to a run's page, for descriptions; the id alone if the run is not there."""
+    """A Markdown link to a run's page, for descriptions; only the id if there is no such run."""
     try:
         run = find_run(run_id)
     except TrackingError:
@@ -70,7 +70,7 @@ def report_link(experiment_id: str, run_id: str, file: str) -> str:
 
 
 def _store_argument(uri: str) -> str:
-    """The store as an argument for a shell in any folder, without passwords."""
+    """The store's URI as a shell argument that works in any folder, without passwords."""
     if mask_passwords(uri) != uri:
         given = os.environ.get("MLFLOW_TRACKING_URI") == uri
         return '"$MLFLOW_TRACKING_URI"' if given else shlex.quote(mask_passwords(uri))

@@ -1,4 +1,4 @@
-"""Metrics sent to the store in the background, and buffered while it is not available."""
+"""Send metrics to the store in the background, and buffer them while it is not available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .store import STORE_ERRORS
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 1000
+_METRICS_PER_REQUEST = 1000
 _SEND_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -23,14 +23,14 @@ _LONGEST_PAUSE_SECONDS = 30.0
 class MetricQueue:
     """Sends metrics within a second, in a thread that ends when the queue is empty.
 
-    ``put`` never waits. While the store is not available, sending is retried with growing pauses;
-    one warning says so, and another one when the store is back.
+    ``put`` never waits. While the store is not available, sending is retried with growing pauses.
+    A warning is logged when the store becomes unavailable, and another one when it is back.
     """
 
     def __init__(self, send: Callable[[Sequence[Metric]], None]) -> None:
         """
-        :param send: sends at most 1,000 metrics to the store; raises one of ``STORE_ERRORS`` when
-            that fails, and is called with the same metrics again.
+        :param send: sends at most 1,000 metrics to the store. If it raises one of
+            ``STORE_ERRORS``, it is called again with the same metrics.
         """
         self._send = send
         self._waiting: list[Metric] = []
@@ -59,14 +59,14 @@ class MetricQueue:
             self._send_all()
 
     def close(self) -> None:
-        """Discard queued metrics, so that they are not sent beside those of a resumed run."""
+        """Discard queued metrics, so that they do not mix with those of a resumed run."""
         self._hurry.set()
         # Waits for a request in progress.
         with self._sending, self._state:
             self._waiting.clear()
 
     def _work(self) -> None:
-        # At once, unless something was sent within the last second.
+        # Send immediately, unless something was sent within the last second.
         pause, unavailable = max(0.0, self._sent + _SEND_SECONDS - time.monotonic()), False
         while True:
             self._hurry.wait(pause)
@@ -83,7 +83,7 @@ class MetricQueue:
                         _log.warning("The tracking store is available again and has all metrics.")
                     unavailable, pause = False, _SEND_SECONDS
             with self._state:
-                # A call of flush sends the rest, and raises if that fails.
+                # If flush was called, it sends the rest, and raises if that fails.
                 if not self._waiting or self._hurry.is_set():
                     self._thread = None
                     return
@@ -91,7 +91,7 @@ class MetricQueue:
     def _send_all(self) -> None:
         while True:
             with self._state:
-                metrics = self._waiting[:_AT_ONCE]
+                metrics = self._waiting[:_METRICS_PER_REQUEST]
             if not metrics:
                 return
             self._send(metrics)
@@ -103,8 +103,8 @@ class MetricQueue:
 def _warn_unavailable(error: Exception) -> None:
     message = str(getattr(error, "message", None) or error).split("\n")[0]
     _log.warning(
-        "The tracking store %s does not respond (%s). Training continues; its metrics are buffered "
-        "and sent when the store is back (system metrics end here).",
+        "The tracking store %s does not respond (%s). Training continues. Its metrics are buffered "
+        "and sent when the store is back; system metrics are no longer logged.",
         mlflow.get_tracking_uri(),
         message,
     )

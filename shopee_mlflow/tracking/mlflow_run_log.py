@@ -34,48 +34,48 @@ from .names import MODEL_NAME
 from .signals import defer_stop
 from .store import STORE_ERRORS, artifact_errors, downloaded
 
-_PARAMS_AT_ONCE = 100
-# How long the end of a training waits for a store that is not available.
+_PARAMS_PER_REQUEST = 100
+# How long a training waits at its end for a store that is not available.
 _WAIT_SECONDS = 300.0
 
 
 class MlflowRunLog:
-    """Logs into an MLflow run, opened by this process or another.
+    """Logs to an MLflow run, opened by this process or another.
 
-    Metrics of epochs are sent in the background, so that no epoch waits for the store, and are
-    buffered while it is not available. Call :meth:`flush` when the run ends.
+    Metrics of epochs are sent in the background, so that no epoch waits for the store. They are
+    buffered while the store is not available. Call :meth:`flush` when the run ends.
     """
 
     def __init__(self, run_id: str, experiment_id: str) -> None:
         self.run_id = run_id
         self.experiment_id = experiment_id
-        # The status that the run will end with, and the reason.
+        # The final status of the run, and the reason for it.
         self.status, self.reason = "FINISHED", ""
         self._client = MlflowClient()
         self._metric_queue = MetricQueue(self._send)
-        # Name and step of metrics that the store has already.
+        # Name and step of metrics that are already in the store.
         self._logged: set[tuple[str, int]] = set()
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Log parameters; those that ``mlflow run`` has logged already stay unchanged.
+        """Log parameters, except those that ``mlflow run`` has already logged.
 
-        MLflow does not allow a parameter to change, and quotes values of ``-P`` as for a shell.
-        They are quoted in the same way here, so that runs compare however they were started.
+        MLflow does not allow a parameter to change. ``mlflow run`` logs values of ``-P`` with shell
+        quotes. The same quotes are added here, so that equal values are equal in all runs.
         """
         there = self._client.get_run(self.run_id).data.params
         shown = {k: mask_passwords(v) for k, v in params.items() if k not in there}
         new = [Param(k, shlex.quote(v)) for k, v in shown.items()]
-        for start in range(0, len(new), _PARAMS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE])
+        for start in range(0, len(new), _PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_PER_REQUEST])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Log tags: facts about the run that are no options."""
+        """Log tags: facts about the run that are not options."""
         self._client.log_batch(
             self.run_id, tags=[RunTag(k, mask_passwords(v)) for k, v in tags.items()]
         )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log named numbers: at once, or, where ``step`` is given, in the background."""
+        """Log metrics: immediately, or in the background if they have a ``step``."""
         now = int(time.time() * 1000)
         self._metric_queue.put(
             [
@@ -88,7 +88,7 @@ class MlflowRunLog:
             self.flush()
 
     def skip_logged_metrics(self, names: Iterable[str]) -> None:
-        """Ignore these metrics for steps that the store has already."""
+        """Do not log these metrics again for steps that are already in the store."""
         for name in names:
             history = self._client.get_metric_history(self.run_id, name)
             self._logged |= {(name, metric.step) for metric in history}
@@ -98,7 +98,8 @@ class MlflowRunLog:
 
         :raises: one of ``STORE_ERRORS`` when the store is not available; they stay buffered.
         """
-        # A server may take minutes to respond, and tolerates a client that disconnects.
+        # An interrupted write locks a local database. A server tolerates a client that disconnects,
+        # and may take minutes to respond.
         local = mlflow.get_tracking_uri().startswith("sqlite:")
         with defer_stop() if local else nullcontext():
             self._metric_queue.flush()
@@ -108,9 +109,9 @@ class MlflowRunLog:
         self._metric_queue.close()
 
     def wait_for_store(self) -> None:
-        """Send buffered metrics; retry for some minutes while the store is not available.
+        """Send buffered metrics. Retry for some minutes while the store is not available.
 
-        :raises: one of ``STORE_ERRORS`` when it is still not available then.
+        :raises: one of ``STORE_ERRORS`` when the store is still not available after that.
         """
         deadline, pause = time.monotonic() + _WAIT_SECONDS, 1.0
         while True:
@@ -129,7 +130,7 @@ class MlflowRunLog:
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def end_as(self, status: str, reason: str) -> None:
-        """Let the run end as FAILED or KILLED though no exception is raised."""
+        """Set the final status to FAILED or KILLED, for a run that ends without an exception."""
         self.status, self.reason = status, reason
 
     def log_figure(self, figure: Figure, file: str) -> None:
@@ -163,7 +164,7 @@ class MlflowRunLog:
         """Log a table of photos as an MLflow dataset input, with its counts in the profile."""
         target = "label_group" if "label_group" in table else None
         with warnings.catch_warnings():
-            # MLflow has two equivalent kinds of local file, and warns that it chose one.
+            # MLflow has two equivalent sources for a local file, and warns that it chose one.
             warnings.filterwarnings("ignore", message="The specified dataset source")
             dataset = from_pandas(table, source=source, targets=target, name=name, digest=digest)
         entity = dataset.to_dict()
@@ -211,9 +212,9 @@ class MlflowRunLog:
 
 
 def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
-    """A state dict that a run has logged, on the CPU. Nothing in the file is executed.
+    """Load a state dict that a run has logged, on the CPU, without executing code in the file.
 
-    :raises TrackingError: when it is not there or is no state dict.
+    :raises TrackingError: when there is no such file or it is not a state dict.
     """
     try:
         with downloaded(f"runs:/{run_id}/{file}") as path:
@@ -224,9 +225,9 @@ def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
 
 
 def read_table(run_id: str, file: str) -> pd.DataFrame:
-    """A CSV table that a run has logged, all of it as text.
+    """Read a CSV table that a run has logged; all values are text.
 
-    :raises TrackingError: when it is not there.
+    :raises TrackingError: when there is no such file.
     """
     try:
         with downloaded(f"runs:/{run_id}/{file}") as path:

@@ -1,4 +1,4 @@
-"""Descriptions of the registered model and of its versions, which MLflow's UI shows."""
+"""Descriptions of the registered model and its versions, for MLflow's UI."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ def model_card(name: str) -> str:
     """What the registered model is and how to use it, as Markdown."""
     return "\n\n".join(
         [
-            "Product-photo classifier, trained with shopee_mlflow: a photo in, the most probable "
-            "label group and its probability out.",
+            "Product-photo classifier, trained with shopee_mlflow. For each photo it returns the "
+            "most probable label group and its probability.",
             f"Load the current champion with `mlflow.pyfunc.load_model('models:/{name}@champion')` "
-            "and predict a table with a column `image`: base64 text or bytes of JPEG and other "
-            "formats.",
-            "The alias `champion` moves only to a version that was loaded back, checked, and is "
-            "better on the same test photos; others are the `challenger`. Each version's "
-            "description has its test accuracy and a link to its report.",
-            "It always answers with one of the label groups that it was trained on, also for "
-            "photos of other products. Compare the probability with the report's calibration.",
+            "and call `predict` with a table that has a column `image`: the bytes of JPEG or other "
+            "image files, or their base64 text.",
+            "The alias `champion` moves only to a version that was loaded and checked and that has "
+            "a higher accuracy on the same test photos. Other versions become the `challenger`. "
+            "Each version's description has its test accuracy and a link to its report.",
+            "The model always returns one of the label groups that it was trained on, even for "
+            "photos of other products. The report's calibration tells how far to trust the "
+            "probability.",
         ]
     )
 
@@ -31,7 +32,7 @@ def version_card(run: Run, reason: str) -> str:
     """A version's results, inputs and origin, as Markdown.
 
     :param run: the run that has logged the model.
-    :param reason: why it has its alias, in words.
+    :param reason: the reason for the version's alias.
     """
     params = {name: unquoted(value) for name, value in run.data.params.items()}
     facts = {
@@ -43,10 +44,10 @@ def version_card(run: Run, reason: str) -> str:
         "commit": run.data.tags.get("git_commit", ""),
         "alias": reason,
     }
-    told = run.data.tags.get(DESCRIPTION_TAG, "")
+    description = run.data.tags.get(DESCRIPTION_TAG, "")
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
     lines.append(f"- trained in run {run_link(run.info.run_id)}")
-    if REPORT_FILE not in told:
+    if REPORT_FILE not in description:
         link = report_link(run.info.experiment_id, run.info.run_id, REPORT_FILE)
         lines.append(f"- report: {link}")
-    return "\n\n".join(part for part in (told, "\n".join(lines)) if part)
+    return "\n\n".join(part for part in (description, "\n".join(lines)) if part)

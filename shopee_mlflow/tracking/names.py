@@ -1,21 +1,21 @@
 """Names of tags, artifacts and experiments in MLflow, each defined once."""
 
-# Trainings and searches; and what reads them: evaluations, comparisons, explorations.
+# The experiments of trainings and searches, and of evaluations, comparisons and explorations.
 DEFAULT_EXPERIMENT = "shopee"
 ANALYSIS_EXPERIMENT = "shopee-analysis"
 REGISTERED_MODEL = "shopee-classifier"
 
 # Tags of a run.
-KIND_TAG = "kind"  # what made it; one of the kinds below
+KIND_TAG = "kind"  # the command that opened it; one of the kinds below
 PROCESS_TAG = "process"  # the process that writes it
 FAILURE_TAG = "failure"  # why it failed or was killed
-CONTINUES_TAG = "continues"  # the run that goes on in its place
+CONTINUES_TAG = "continues"  # the run in which it was continued
 WEIGHTS_RUN_TAG = "weights_run"  # the run whose model it started from
-SEEN_TEST_TAG = "test_photos_seen_by_weights"  # number of test photos that run was trained on
+SEEN_TEST_TAG = "test_photos_seen_by_weights"  # number of test photos that run has seen
 STUDY_TAG = "study"
 TRIAL_TAG = "trial"
 STATE_TAG = "state"  # of a trial
-REPEATS_TAG = "repeats"  # the trial that a trial repeats
+REPEATS_TAG = "repeats"  # the earlier trial that this trial repeats
 VERSION_TAG = "shopee_mlflow_version"
 DESCRIPTION_TAG = "mlflow.note.content"
 
@@ -42,6 +42,6 @@ TRIAL_HISTORY_FILE = "trial/history.csv"
 
 
 def analyses_of(experiment: str) -> str:
-    """The experiment for comparisons of the trainings in an experiment: shopee-analysis."""
+    """The experiment for analyses of another one's trainings: shopee-analysis for shopee."""
     suffix = ANALYSIS_EXPERIMENT.removeprefix(DEFAULT_EXPERIMENT)
     return experiment if experiment.endswith(suffix) else experiment + suffix

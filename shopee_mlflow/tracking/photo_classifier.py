@@ -1,4 +1,4 @@
-"""The python_function of a logged model, local or served: photos in, label groups out."""
+"""The pyfunc model, loaded locally or by MLflow's scoring server: classifies photos."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ..data.photo_forms import read_photo
 from ..modeling.inference import Prediction, Predictor
 
 READ_PATHS_VARIABLE = "SHOPEE_MLFLOW_READ_PATHS"
-# Outputs that a caller may choose by model_config.
+# Values of ``output`` in model_config.
 TABLE, LABEL_GROUP = OUTPUTS = ("table", "label_group")
 # MLflow's scoring server finds its model by this variable, in a container as well.
 _SERVER_VARIABLE = "__pyfunc_model_path__"
 _SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver")
-# A Python worker of Spark, where MLflow casts the columns of the answer.
+# Loaded in Spark's Python workers, where MLflow casts the output columns.
 _SPARK_WORKER = "pyspark.worker"
 # MLflow's evaluator of classifiers.
 _EVALUATOR = "mlflow.models.evaluation.evaluators.classifier"
-# Columns of the answer; the second pair only if more than one label group is asked for.
+# Output columns; those of the second group only for top_k above 1.
 _BEST, _ALL = ("label_group", "label_name", "probability"), ("label_groups", "probabilities")
 
 
 class PhotoClassifier:
-    """Photos in any form -> label groups with probabilities, one row for each photo.
+    """Classify photos in any supported form.
 
-    :param image_size: side in pixels of the photos that the model takes.
-    :param resize: how photos become squares.
-    :param output: ``table``: all columns; ``label_group``: a Series of label groups alone ("" for a
-        photo that cannot be read), which ``mlflow.models.evaluate`` needs and gets in any case.
-    :param label_names: names of ``classes`` for people; empty: the classes themselves.
-    :param read_paths: whether text may name a file on this machine.
+    :param image_size: side in pixels to which photos are resized.
+    :param resize: how photos are made square.
+    :param output: ``table``: all columns; ``label_group``: a Series of label groups ("" for a photo
+        that cannot be read), which ``mlflow.models.evaluate`` requires and always gets.
+    :param label_names: readable names of ``classes``; if empty, ``classes`` are used.
+    :param read_paths: whether a string may be the path of a file on this machine.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class PhotoClassifier:
 
         :param model_input: a table with a column ``image``, a Series or a list of photos, in any
             form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
-            Through ``mlflow.pyfunc``, MLflow itself refuses a list, and a Series of another name
-            than ``image``.
+            ``mlflow.pyfunc`` itself refuses lists, and Series that are not named ``image``.
         :param params: ``top_k``: how many of the most probable label groups to return.
-        :returns: label_group, label_name, probability and error, one row for each photo; with
-            ``top_k`` above 1 also ``label_groups`` and ``probabilities``, the most probable first.
-            A photo that cannot be read has the reason in ``error`` and None elsewhere.
+        :returns: one row per photo, with the columns label_group, label_name, probability and
+            error; with ``top_k`` above 1 also ``label_groups`` and ``probabilities``, the most
+            probable first. For a photo that cannot be read, ``error`` has the reason and all other
+            columns are None.
         """
         k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
         photos, index = _photos(model_input)
@@ -110,9 +110,12 @@ def _for_evaluator() -> bool:
 
 
 def may_read_paths() -> bool:
-    """Whether text may name a file: by the environment variable, else unless MLflow serves.
+    """Whether a string may be the path of a file.
 
-    :raises ValueError: where the variable holds anything but ``true`` or ``false``.
+    ``SHOPEE_MLFLOW_READ_PATHS`` decides. If it is not set, paths are allowed except in MLflow's
+    scoring server.
+
+    :raises ValueError: when the variable is neither ``true`` nor ``false``.
     """
     chosen = os.environ.get(READ_PATHS_VARIABLE, "").lower()
     if chosen in ("true", "false"):
@@ -123,7 +126,7 @@ def may_read_paths() -> bool:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any) -> pd.DataFrame:
-    """Columns keep None, which becomes null in JSON; NaN would be invalid there."""
+    """Build the output table. Missing values stay None, which is null in JSON; NaN is invalid."""
     table = {
         name: pd.Series([row.get(name) for row in rows], index=index, dtype=object)
         for name in columns

@@ -1,7 +1,8 @@
 """The model registry: register a run's model, compare it with the champion, move the alias.
 
-The alias ``champion`` only ever names a version that was loaded back and checked, and that is
-better than the one before on the very same test photos, unless a person insists.
+The alias ``champion`` moves only to a version that was loaded and checked, and that has a higher
+accuracy than the previous one on the same test photos. With ``promote`` the accuracy does not
+matter.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _TAGS = ("data_digest", "git_commit", "classes", WEIGHTS_RUN_TAG, SEEN_TEST_TAG)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model of this project, loaded.
+    """A loaded model of this project.
 
     :ivar module: uint8 or float photos -> logits, in eval mode, on the CPU.
-    :ivar label_names: names of ``classes`` for people, in the same order.
-    :ivar identity: changes when another model stands behind the same name.
-    :ivar run_id: the run that has logged it; None for a model saved in a folder.
+    :ivar label_names: readable names of ``classes``, in the same order.
+    :ivar identity: an id of the model, which changes when its name refers to another model.
+    :ivar run_id: the run that has logged the model; None for a model saved in a folder.
     """
 
     module: torch.nn.Module = field(repr=False)
@@ -62,7 +63,7 @@ def load_classifier(uri: str) -> LoadedModel:
     """Load a model by any MLflow URI: ``models:/name@alias``, ``models:/name/3``, ``models:/id``,
     ``runs:/id/model``, or a folder.
 
-    :raises TrackingError: when there is none, or it is of another kind.
+    :raises TrackingError: when there is no such model, or it was not made by this project.
     """
     quieten()
     try:
@@ -88,7 +89,7 @@ def load_classifier(uri: str) -> LoadedModel:
 
 @dataclass(frozen=True)
 class Registration:
-    """A registered version, the alias it got, and why, in words."""
+    """A registered version, its alias, and the reason for the alias."""
 
     name: str
     version: str
@@ -97,39 +98,38 @@ class Registration:
 
     @property
     def uri(self) -> str:
-        """What ``mlflow.pytorch.load_model`` and the others take."""
+        """The model URI, for ``mlflow.pytorch.load_model`` and the options of this project."""
         return f"models:/{self.name}@{self.alias}"
 
 
 def register_model(
     run_id: str, name: str = REGISTERED_NAME, *, promote: bool = False
 ) -> Registration:
-    """Register the model that a run has logged, and give it an alias.
+    """Register the model that a run has logged, and set an alias for it.
 
-    It becomes the champion when there is none, when its test accuracy is higher than the
-    champion's on the same split (equal data digest), or when ``promote`` insists; else the
-    challenger.
+    It becomes the champion if there is none, if its test accuracy is higher than the champion's
+    on the same split (equal data digest), or with ``promote``. Otherwise it becomes the challenger.
 
     :raises TrackingError: for an unknown run, a run without a model of this project, or a
-        registry that does not answer; the aliases are then as before.
+        registry that does not respond. The aliases are then unchanged.
     """
     client = MlflowClient()
     quieten()
     run = find_run(run_id)
-    with _told(f"run {run_id} cannot be registered as {name}"):
+    with _registry_errors(f"run {run_id} cannot be registered as {name}"):
         model_id = _latest_model(client, run)
         if model_id is None:
             raise TrackingError(
                 f"run {run_id} has logged no model (its status is {run.info.status}); register a "
-                "run that has ended well."
+                "finished run."
             )
-        # Before it has a version, too: what is no model of this project leaves nothing behind.
+        # Checked before registering, so that a model of another kind leaves no version behind.
         _check_model(f"models:/{model_id}")
         facts = {k: run.data.tags[k] for k in _TAGS if k in run.data.tags}
         facts |= {k: repr(run.data.metrics[k]) for k in _METRICS if k in run.data.metrics}
         version = mlflow.register_model(f"models:/{model_id}", name, tags=facts)
-        _check(client, version)
-        # Read only now: another registration may have moved the alias meanwhile.
+        _check_version(client, version)
+        # Read as late as possible, since another registration may move the alias.
         champion = find_version(client, name, CHAMPION)
         alias, reason = decide(facts, champion, promote)
         client.set_registered_model_alias(name, alias, version.version)
@@ -138,31 +138,34 @@ def register_model(
 
 
 def _describe(client: MlflowClient, version: ModelVersion, card: str) -> None:
-    """Describe a version, and the registered model where nobody has described it yet."""
+    """Describe a version, and the registered model if it has no description yet."""
     client.update_model_version(version.name, version.version, card)
     if not client.get_registered_model(version.name).description:
         client.update_registered_model(version.name, model_card(version.name))
 
 
 def _latest_model(client: MlflowClient, run: Run) -> str | None:
-    """The last model that a run has logged whole: one that was interrupted may have left others."""
-    whole = []
+    """The last complete model of a run; interrupted attempts may have left incomplete ones."""
+    complete = []
     for output in run.outputs.model_outputs if run.outputs else []:
-        with suppress(MlflowException):  # one that was deleted
+        with suppress(MlflowException):  # a deleted model
             model = client.get_logged_model(output.model_id)
             if model.status == LoggedModelStatus.READY:
-                whole.append((model.creation_timestamp, model.model_id))
-    return max(whole)[1] if whole else None
+                complete.append((model.creation_timestamp, model.model_id))
+    return max(complete)[1] if complete else None
 
 
 def _check_model(uri: str) -> None:
-    """:raises TrackingError: when a logged model does not compute what it did when saved."""
+    """Load a model and compare its logits with those stored with it.
+
+    :raises TrackingError: when they differ.
+    """
     with downloaded(uri) as folder:
         check_probe(folder, uri)
 
 
-def _check(client: MlflowClient, version: ModelVersion) -> None:
-    """Load a version back by its number, since that is what the alias will name."""
+def _check_version(client: MlflowClient, version: ModelVersion) -> None:
+    """Check a version by its number, which the alias will refer to; tag it if it is refused."""
     try:
         _check_model(f"models:/{version.name}/{version.version}")
     except (TrackingError, MlflowException, OSError) as error:
@@ -173,12 +176,12 @@ def _check(client: MlflowClient, version: ModelVersion) -> None:
 def decide(
     candidate: dict[str, str], champion: ModelVersion | None, promote: bool
 ) -> tuple[str, str]:
-    """The alias for a candidate with these tags, and the reason in words."""
+    """The alias for a candidate with these tags, and the reason for it, as text."""
     if champion is None:
         return CHAMPION, "there was no champion"
-    insist = "register it with promote=true to make it the champion all the same"
+    insist = "to make it the champion anyway, register it with promote=true"
     if promote:
-        return CHAMPION, f"promote=true, before version {champion.version}"
+        return CHAMPION, f"promote=true; the champion was version {champion.version}"
     mine, its = candidate.get("data_digest"), champion.tags.get("data_digest")
     if not mine or mine != its:
         return CHALLENGER, (
@@ -197,7 +200,9 @@ def decide(
             f"has no test accuracy; {insist}"
         )
     if new > old:
-        return CHAMPION, f"test accuracy {new:.1%}, before {old:.1%} of version {champion.version}"
+        return CHAMPION, (
+            f"test accuracy {new:.1%} is higher than {old:.1%} of version {champion.version}"
+        )
     return CHALLENGER, (
         f"test accuracy {new:.1%} is not higher than {old:.1%} of the champion (version "
         f"{champion.version}); {insist}"
@@ -205,7 +210,7 @@ def decide(
 
 
 def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that an alias names, or None where the name or the alias is not there."""
+    """The version that an alias refers to, or None if the name or the alias does not exist."""
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -215,7 +220,11 @@ def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | 
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _registry_errors(what: str) -> Iterator[None]:
+    """Raise errors of the registry as TrackingError.
+
+    :param what: what failed, for the message.
+    """
     try:
         yield
     except (MlflowException, OSError) as error:

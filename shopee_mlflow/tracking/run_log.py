@@ -27,16 +27,16 @@ class RunLog(Protocol):
     experiment_id: str
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Log parameters; those that are there already stay unchanged."""
+        """Log parameters, except those that are already logged."""
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Log tags: facts about the run that are no options."""
+        """Log tags: facts about the run that are not options."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log named numbers; for an epoch, where ``step`` is given, without waiting."""
+        """Log metrics: immediately, or in the background if they have a ``step``."""
 
     def skip_logged_metrics(self, names: Iterable[str]) -> None:
-        """Ignore these metrics for steps that the store has already."""
+        """Do not log these metrics again for steps that are already in the store."""
 
     def delete_logged_models(self) -> None:
         """Delete models that an earlier attempt has logged, complete or not."""
@@ -78,10 +78,10 @@ class RunLog(Protocol):
         """Send buffered metrics."""
 
     def wait_for_store(self) -> None:
-        """Send buffered metrics; wait some minutes for a store that is not available."""
+        """Send buffered metrics. Retry for some minutes while the store is not available."""
 
     def end_as(self, status: str, reason: str) -> None:
-        """Let the run end as FAILED or KILLED though no exception is raised."""
+        """Set the final status to FAILED or KILLED, for a run that ends without an exception."""
 
 
 class NullRunLog:

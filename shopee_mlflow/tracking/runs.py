@@ -42,7 +42,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
-# Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
+# Names that MLflow generates for unnamed runs, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
 _SOURCE_TYPE_TAG, _PROJECT = "mlflow.source.type", "PROJECT"
 
@@ -58,18 +58,20 @@ def open_run(
     tags: Mapping[str, str] | None = None,
     shared: bool = False,
 ) -> Iterator[MlflowRunLog]:
-    """Open a run, or adopt the one that ``mlflow run`` has created, and end it.
+    """Open a run, or adopt the one that ``mlflow run`` has created, and end it after the block.
 
     An exception ends the run as FAILED, a stop signal as KILLED, both with the reason in the tag
-    ``failure``; the exception is then raised. System metrics are logged where MLflow's own switch
+    ``failure``. The exception is then raised again. System metrics are logged if MLflow's setting
     is on: ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` or ``mlflow.enable_system_metrics_logging()``.
 
-    :param name: of the run; a name given to ``mlflow run`` overrides it.
-    :param kind: what makes the run, one of the kinds in ``tracking.names``; set as a tag.
-    :param parent: the run to make this one a child of.
-    :param resume: id of a run to resume instead.
-    :param tags: set when the run is created.
-    :param shared: other processes take part, and store the reason in the run when they fail.
+    :param name: name of the run; a ``--run-name`` of ``mlflow run`` overrides it.
+    :param kind: the command that opens the run, one of the kinds in ``tracking.names``; set as a
+        tag.
+    :param parent: the parent run, if any.
+    :param resume: id of a run to resume instead of opening a new one.
+    :param tags: tags to set when the run is opened.
+    :param shared: whether other processes take part; they store the reason in the run when they
+        fail.
     :raises TrackingError: when the tracking store cannot be used.
     """
     quieten()
@@ -89,15 +91,16 @@ def open_run(
             yield log
             log.flush()
         except BaseException as error:
-            # A store that is not available is not waited for again.
-            silent = isinstance(error, (TrackingError, *STORE_ERRORS))
-            # A stop now would leave the run to MLflow, which would mark it as FINISHED.
+            # Do not wait again for a store that is not available.
+            unavailable = isinstance(error, (TrackingError, *STORE_ERRORS))
+            # If a stop interrupted this block, MLflow would mark the run as FINISHED.
             with defer_stop():
                 status, reason = end_status(error)
-                # When a process fails, the others lose it, or are stopped: its reason counts.
-                if shared and (told := _failure_of(log.run_id)):
-                    status, reason = "FAILED", told
-                _end(log, status, reason, pauses=_END_PAUSES[:1] if silent else _END_PAUSES)
+                # The first process that fails has stored its reason. The others are only stopped,
+                # or lose the connection to it.
+                if shared and (stored := _failure_of(log.run_id)):
+                    status, reason = "FAILED", stored
+                _end(log, status, reason, pauses=_END_PAUSES[:1] if unavailable else _END_PAUSES)
             if isinstance(error, MlflowException):
                 raise store_error(error) from error
             raise
@@ -114,7 +117,7 @@ def open_run(
 def open_run_if_writable(
     name: str, experiment: str, *, kind: str | None = None
 ) -> Iterator[RunLog]:
-    """Open a run, or, with a warning, a log that stores nothing if the store is read-only.
+    """Open a run. If the store is read-only, log a warning and use a log that stores nothing.
 
     :raises TrackingError: when the tracking store cannot be used.
     """
@@ -132,12 +135,12 @@ def open_run_if_writable(
 def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]:
     """Log to a run that another process has opened; end it if that process is gone.
 
-    :param is_held: whether the process that opened the run is there to end it.
+    :param is_held: returns whether the process that opened the run is still there to end it.
     :raises TrackingError: when the tracking store cannot be used.
     """
     log = MlflowRunLog(run_id, find_run(run_id).info.experiment_id)
     try:
-        set_adopted_aside(run_id)
+        mark_adopted_as_continued(run_id)
         # Without an active run MLflow would log models to another experiment.
         _enter_experiment(experiment_id=log.experiment_id)
         yield log
@@ -156,14 +159,14 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
 
 
 def _failure_of(run_id: str) -> str:
-    """The reason that another process of the group has stored, if any."""
+    """The reason that another process of the group has stored; empty if there is none."""
     with suppress(*STORE_ERRORS):
         return str(MlflowClient().get_run(run_id).data.tags.get(FAILURE_TAG, ""))
     return ""
 
 
 def end_status(error: BaseException) -> tuple[str, str]:
-    """The status and the reason of a run that an exception ends."""
+    """The final status of a run that an exception ends, and the reason."""
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
     if isinstance(error, MlflowException):
@@ -173,7 +176,7 @@ def end_status(error: BaseException) -> tuple[str, str]:
 
 
 def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The split manifest that a training run has logged, and its parameters without quotes.
+    """The split manifest of a training run, and its parameters without shell quotes.
 
     :raises TrackingError: when there is no such run, or it has no manifest.
     """
@@ -183,7 +186,7 @@ def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def unquoted(value: str) -> str:
-    """A parameter without the quotes with which it was logged, see ``log_params``."""
+    """A parameter without the shell quotes with which it was logged, see ``log_params``."""
     try:
         return "".join(shlex.split(value))
     except ValueError:  # an apostrophe: logged by another tool, and not quoted
@@ -191,19 +194,19 @@ def unquoted(value: str) -> str:
 
 
 def end_unopened_run(reason: str, status: str = "FAILED") -> None:
-    """End the run that ``mlflow run`` has created, when a command ends before it has opened it.
+    """End the run that ``mlflow run`` has created, when a command ends before opening it.
 
-    It gets the reason as a tag. After a mistake it is also deleted, since nothing was computed: it
-    is then in the experiment's list of deleted runs, where it can be restored. A run that was
-    created by other means than ``mlflow run``, as by a scheduler, is never deleted.
+    The reason is stored as a tag. A failed run is also deleted, since nothing was computed; it can
+    be restored from the experiment's list of deleted runs. A run that was not created by
+    ``mlflow run``, but for instance by a scheduler, is never deleted.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         try:
             client = MlflowClient()
             run = client.get_run(run_id)
-            # Of several processes the first one to fail knows why. A run that somebody else has
-            # finished, or trains in, is not ours to end.
+            # The first of several processes to fail knows the reason. A run that another command
+            # has finished or is using is not ended.
             if FAILURE_TAG not in run.data.tags and not _used_by(run):
                 client.set_tag(run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
                 client.set_terminated(run_id, status)
@@ -229,9 +232,9 @@ def _start(
             tags=tags,
         )
     if resume is not None:
-        set_adopted_aside(resume)
+        mark_adopted_as_continued(resume)
         _forget_failure(resume)
-        # A notebook may have been in another experiment, from which MLflow would refuse it.
+        # MLflow refuses to resume a run while another experiment is active, as in a notebook.
         where = MlflowClient().get_run(resume).info.experiment_id
         _enter_experiment(experiment_id=where)
         run = mlflow.start_run(run_id=resume)
@@ -242,13 +245,13 @@ def _start(
         outer = mlflow.active_run()
         if outer is None:
             _choose_experiment(experiment)
-        # Within a run that the caller has opened, as its child.
+        # If the caller has opened a run, the new run is its child.
         return mlflow.start_run(run_name=name, tags=tags, nested=outer is not None)
     _check_adoptable(adopted)
     run = mlflow.start_run(run_id=adopted)
-    # Of an earlier attempt, when its group of processes was restarted.
+    # torchrun may have restarted the group after a failure.
     _forget_failure(adopted)
-    # Adopted once: MLflow would take the same run again for the first nested one.
+    # Otherwise MLflow would use the same run again for the first nested run.
     del os.environ["MLFLOW_RUN_ID"]
     if _UNNAMED.fullmatch(run.info.run_name or ""):
         mlflow.set_tag("mlflow.runName", name)
@@ -256,8 +259,8 @@ def _start(
     where = mlflow.get_experiment(run.info.experiment_id).name
     if where != experiment:
         _log.warning(
-            "This run is in the experiment %r, which mlflow run has chosen; to have it in %r, "
-            "call: mlflow run --experiment-name %s ...",
+            "This run is in the experiment %r, which mlflow run has chosen. To log to %r, call: "
+            "mlflow run --experiment-name %s ...",
             where,
             experiment,
             experiment,
@@ -266,20 +269,23 @@ def _start(
 
 
 def _check_adoptable(run_id: str) -> None:
-    """:raises TrackingError: when MLFLOW_RUN_ID names a run that has ended or was used before."""
-    # torchrun starts a group again with the same variables.
+    """Check that the run that MLFLOW_RUN_ID names is new.
+
+    :raises TrackingError: when it has ended or was used before.
+    """
+    # torchrun restarts a group with the same environment variables.
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         return
     used = _used_by(find_run(run_id))
     if used:
         raise TrackingError(
             f"MLFLOW_RUN_ID={run_id}: this run {used}, and its results would be overwritten. Unset "
-            "the variable (mlflow run: leave --run-id out) to log to a new run."
+            "the variable (for mlflow run: omit --run-id) to log to a new run."
         )
 
 
 def _used_by(run: Run) -> str:
-    """How a run has been used already, as the end of a sentence; empty for a new one."""
+    """How a run has already been used, as the end of a sentence; empty for a new run."""
     if run.info.status not in ("RUNNING", "SCHEDULED"):
         return f"has ended ({run.info.status})"
     if PROCESS_TAG in run.data.tags or VERSION_TAG in run.data.tags:
@@ -287,8 +293,8 @@ def _used_by(run: Run) -> str:
     return ""
 
 
-def set_adopted_aside(run_id: str) -> None:
-    """Mark the run that ``mlflow run`` has created as continued in another run."""
+def mark_adopted_as_continued(run_id: str) -> None:
+    """Mark the run that ``mlflow run`` has created as continued in the run ``run_id``."""
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)
     if adopted and adopted != run_id:
         client = MlflowClient()
@@ -307,15 +313,15 @@ def _choose_experiment(experiment: str) -> None:
     chosen = {"MLFLOW_EXPERIMENT_NAME", _EXPERIMENT_ID} & os.environ.keys()
     if experiment not in _DEFAULTS or not chosen:
         found = _enter_experiment(experiment)
-        # When another client creates it at the same time, MLflow returns it, but stays in the
-        # experiment Default.
+        # If another client creates the experiment at the same time, MLflow returns it, but the
+        # experiment Default stays active.
         _enter_experiment(experiment_id=found.experiment_id)
 
 
 def _enter_experiment(name: str | None = None, experiment_id: str | None = None) -> Experiment:
-    """Make an experiment the active one, without the variable that MLflow sets for subprocesses.
+    """Make an experiment active, but not set the variable that MLflow sets for subprocesses.
 
-    A later command of this process would take the variable for the user's choice.
+    A later command in this process would mistake the variable for the user's choice.
     """
     before = os.environ.get(_EXPERIMENT_ID)
     try:
@@ -341,9 +347,9 @@ def experiment_in_use(experiment: str) -> str:
 def _end(
     log: MlflowRunLog, status: str, reason: str, pauses: Sequence[float] = _END_PAUSES
 ) -> None:
-    """Mark a run as ended; tried again, since a signal may have cut a request to the store short.
+    """Mark a run as ended. Retry if that fails, since a signal may have interrupted a request.
 
-    What ended the run must not be hidden behind a store that is gone as well, hence the warning.
+    If all attempts fail, only log a warning, so that the error that ended the run is not hidden.
     """
     client = MlflowClient()
     for pause in pauses:
@@ -357,19 +363,19 @@ def _end(
         except STORE_ERRORS as error:
             failure = error
     with suppress(*STORE_ERRORS):
-        # Otherwise it would stay the active run, and could not be resumed in this process.
+        # Otherwise the run would stay active and could not be resumed in this process.
         mlflow.end_run(status)
     reason = str(failure).split("\n")[0]
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
 def child_runs(parent: RunLog) -> list[Run]:
-    """Children of a run that are RUNNING."""
+    """Child runs of a run with the status RUNNING."""
     return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
 
 
 def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
-    """RUNNING runs of an experiment, if it exists, that have this tag."""
+    """Runs with the status RUNNING and this tag in an experiment; none if it does not exist."""
     found = mlflow.get_experiment_by_name(experiment)
     return _running_runs(found.experiment_id, tag, value) if found else []
 
@@ -377,14 +383,14 @@ def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
 def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
     running = "attributes.status = 'RUNNING'"
     found = MlflowClient().search_runs([experiment_id], running, max_results=50_000)
-    # Not in the filter, where an apostrophe in the value would end the string.
+    # The tag is not part of the filter, where an apostrophe would end the string.
     return [run for run in found if run.data.tags.get(tag) == value]
 
 
 def find_run(run_id: str) -> Run:
-    """A run by its id.
+    """Find a run by its id.
 
-    :raises TrackingError: when there is none.
+    :raises TrackingError: when there is no such run.
     """
     try:
         return mlflow.get_run(run_id)

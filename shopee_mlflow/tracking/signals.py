@@ -1,4 +1,4 @@
-"""Stop signals: a run that is stopped from outside ends with a status and a reason."""
+"""Handle stop signals, so that a stopped run ends with a status and a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 import psutil
 
 _POLL_SECONDS = 1.0
-# SIGHUP, where there is one: the terminal was closed.
+# SIGHUP is sent when the terminal is closed. Not all systems have it.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -22,16 +22,18 @@ _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; the message says by whom."""
+    """The run was asked to stop; the message has the reason."""
 
 
 @dataclass
 class _StopState:
-    """What the signal handler of this process knows.
+    """State of the signal handler of this process.
 
-    :ivar graceful: the first stop waits for ``check_stop``; it is then ``pending``.
-    :ivar writes: depth of :func:`defer_stop` blocks; a stop within waits in ``after_write``.
-    :ivar stopping: a stop was raised; later signals are ignored, so that the run can be ended.
+    :ivar graceful: whether the first stop waits for ``check_stop``; it is stored in ``pending``.
+    :ivar pending_signal: number of the signal of the pending stop.
+    :ivar writes: depth of :func:`defer_stop` blocks. A stop within one waits in ``after_write``.
+    :ivar stopping: whether a stop was raised. Later signals are then ignored, so that the run can
+        be ended.
     """
 
     graceful: bool = False
@@ -49,15 +51,15 @@ _state = _StopState()
 def graceful_stop(
     agree: Callable[[bool], bool] | None = None,
 ) -> Iterator[Callable[[], None]]:
-    """Let the first stop signal wait for ``check_stop``; a second one of its kind stops at once.
+    """Defer the first stop signal until ``check_stop`` is called.
 
-    ``mlflow run`` sends a SIGTERM after each Ctrl-C, so only a second signal of the same kind
-    counts.
+    A second signal of the same kind stops immediately. Signals of another kind are ignored, since
+    ``mlflow run`` sends a SIGTERM after each Ctrl-C.
 
-    :param agree: whether this process was asked to stop -> whether any process of the group was;
-        all of them stop after the same batch, or one would wait for the others.
+    :param agree: takes whether this process was asked to stop; returns whether any process of the
+        group was. All processes must stop after the same batch, since they wait for each other.
     :returns: ``check_stop``, to be called where the work can be interrupted. It raises the pending
-        :class:`Stopped`; one that is still pending at the end of the block is raised there.
+        :class:`Stopped`, which is otherwise raised at the end of the block.
     """
 
     def check_stop() -> None:
@@ -72,13 +74,13 @@ def graceful_stop(
         check_stop()
     except Exception as error:
         if agree:
-            # When a process of a group is lost, torchrun stops the others. The error is the reason
-            # to report, not the signal, which may still come.
+            # When a process of a group is lost, torchrun stops the others. Report the error, not
+            # the signal, which may still arrive.
             _state.stopping = True
             raise
         if _state.pending is None:
             raise
-        # A person has asked for the stop, whatever else has failed meanwhile.
+        # The user has asked for the stop. Report that, not the later error.
         _state.stopping = True
         raise _state.pending from error
     finally:
@@ -87,8 +89,11 @@ def graceful_stop(
 
 @contextmanager
 def defer_stop() -> Iterator[None]:
-    """Let a stop wait until the block is left. For short writes to a local database, which would
-    otherwise stay locked, so that the run could not be ended."""
+    """Defer a stop until the end of the block.
+
+    Use it for short writes to a local database. If one were interrupted, the database would stay
+    locked and the run could not be ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,10 +111,11 @@ def defer_stop() -> Iterator[None]:
 def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
     """Raise :class:`Stopped` once on Ctrl-C, SIGTERM or SIGHUP, and when the parent is gone.
 
-    ``mlflow run`` does not forward SIGTERM, so the process stops when ``mlflow run`` is gone. It
-    answers Ctrl-C by a SIGTERM after the terminal's SIGINT, so signals may come in pairs; later
-    ones are ignored until the run has ended. Within another such block, and outside the main
-    thread, where Python allows no handlers, nothing is changed. SIGHUP stays ignored under nohup.
+    ``mlflow run`` does not forward SIGTERM, so the process stops when ``mlflow run`` is gone. On
+    Ctrl-C it sends a SIGTERM after the terminal's SIGINT, so signals may come in pairs; later ones
+    are ignored until the run has ended. The block has no effect within another such block, and
+    outside the main thread, where Python allows no signal handlers. Under nohup, SIGHUP stays
+    ignored.
 
     :param parent: the process to watch; by default ``mlflow run``, if it started this one.
     """
@@ -131,7 +137,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         stopped = Stopped(reason(number))
         if _state.graceful and _state.pending is None:
             _state.pending, _state.pending_signal = stopped, number
-            # Not print, which may be interrupted within a line. The terminal may be gone.
+            # print may itself be interrupted within a line. The terminal may be gone.
             with suppress(OSError):
                 os.write(2, b"\nstopping after this batch; once more to stop now\n")
             return

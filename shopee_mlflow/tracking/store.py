@@ -26,20 +26,22 @@ _log = logging.getLogger(__name__)
 
 STATE_VARIABLE = "SHOPEE_MLFLOW_STATE"
 # Errors of a store that is not available; a store on a disk also raises OSError.
-SILENCE = (MlflowException, SQLAlchemyError)
-STORE_ERRORS = (*SILENCE, OSError)
-# Defaults for requests to a server: with MLflow's own, one request takes four minutes where nothing
-# listens, and a quarter of an hour where nothing responds. The zero marks the timeout as ours.
+REQUEST_ERRORS = (MlflowException, SQLAlchemyError)
+STORE_ERRORS = (*REQUEST_ERRORS, OSError)
+# Defaults for requests to a server. With MLflow's own defaults, a request fails after four minutes
+# if no server listens, and after fifteen if it does not respond. The leading zero distinguishes
+# this timeout from one that the user has set.
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", _TIMEOUT: "020"}
-# The packages that MLflow imports when it first writes to such an artifact store.
+# Scheme of an artifact store -> the module that MLflow imports to write to it, and the packages to
+# install.
 _PACKAGES = {
     "s3": ("boto3", "boto3"),
     "gs": ("google.cloud.storage", "google-cloud-storage"),
     "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
     "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
 }
-# Modules whose errors are our own mistakes, not those of a store.
+# Packages whose errors are bugs, not failures of a store.
 _OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
 
@@ -48,11 +50,11 @@ class ArtifactStoreError(MlflowException):
 
 
 def store_error(error: BaseException) -> TrackingError:
-    """The error for people about a store that has failed, in one sentence."""
+    """The error to show to the user when a store has failed, in one sentence."""
     kind = TrackingError
     message = str(getattr(error, "message", None) or error).strip() or type(error).__name__
     if "readonly database" in message or "read-only" in message.lower():
-        message = f"{getpass.getuser()} may read it, but not write to it"
+        message = f"{getpass.getuser()} can read it, but not write to it"
         kind = ReadOnlyStoreError
     elif getattr(error, "error_code", "") == "PERMISSION_DENIED":
         kind = ReadOnlyStoreError
@@ -64,12 +66,13 @@ def store_error(error: BaseException) -> TrackingError:
 
 @contextmanager
 def artifact_errors(where: str) -> Iterator[None]:
-    """Around requests to an artifact store, with the time that MLflow allows for transfers.
+    """Raise any error of an artifact store as ArtifactStoreError, and use MLflow's own timeout.
 
-    Each kind of store raises errors of its own package (an expired token, a missing package).
+    Each kind of store raises errors of its own package, such as for an expired token. Transfers
+    take longer than other requests, so the timeout of :func:`quieten` does not apply to them.
 
-    :param where: shown in the error.
-    :raises ArtifactStoreError: in place of all of them.
+    :param where: start of the error message.
+    :raises ArtifactStoreError: for any error of the store.
     """
     bound = os.environ.get(_TIMEOUT)
     if bound == _BOUNDS[_TIMEOUT]:
@@ -90,9 +93,9 @@ def artifact_errors(where: str) -> Iterator[None]:
 
 @contextmanager
 def downloaded(uri: str) -> Iterator[Path]:
-    """A copy of artifacts, deleted at the end of the block.
+    """Download artifacts to a temporary folder, which is deleted at the end of the block.
 
-    Also of local ones, where MLflow would otherwise write into the store's own folder.
+    Local artifacts are copied as well, since MLflow would otherwise write to the store's folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         with artifact_errors(f"{uri} could not be read"):
@@ -101,7 +104,7 @@ def downloaded(uri: str) -> Iterator[Path]:
 
 
 def check_artifacts(uri: str) -> None:
-    """Check before hours of training that artifacts can be stored.
+    """Check before a training that artifacts can be stored.
 
     :param uri: the artifact folder of a run.
     :raises TrackingError: when a local folder cannot be written, or a package is missing.
@@ -148,7 +151,7 @@ def _warn_if_moved(folder: Path) -> None:
 def quieten() -> None:
     """Silence MLflow's progress messages, and let requests to a server fail sooner.
 
-    MLflow logs each step of a database migration and each repeated request.
+    MLflow logs each step of a database migration and each retried request.
     """
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)
@@ -160,7 +163,7 @@ def quieten() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     for noisy in ("mlflow.system_metrics", "urllib3.connectionpool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # It logs the traceback of each error that it raises.
+    # This module logs the traceback of each error that it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for handler in logging.getLogger("mlflow").handlers:
         handler.addFilter(_mask_record)
@@ -174,8 +177,8 @@ def _mask_record(record: logging.LogRecord) -> bool:
 def connect() -> None:
     """Prepare the tracking store for use: :func:`quieten`, and create a local database.
 
-    Of several processes that create the tables of one SQLite file at once, all but one would fail,
-    so they take turns.
+    A lock lets one process at a time create the tables of a SQLite file. Without it, all but one
+    would fail.
 
     :raises: one of ``STORE_ERRORS``.
     """
@@ -185,7 +188,7 @@ def connect() -> None:
         return
     file = Path(uri.removeprefix("sqlite:///"))
     lock = Path(f"{file}.lock")
-    # Without the right to write, the store is read, or MLflow says why it cannot be.
+    # Without write permission there is no lock. MLflow reads the store, or reports why it cannot.
     lockable = os.access(lock if lock.exists() else file.parent, os.W_OK)
     with FileLock(lock) if lockable else nullcontext():
         MlflowClient().search_experiments(max_results=1)
@@ -199,9 +202,9 @@ _connected: set[str] = set()
 def local_folder() -> Path:
     """The folder that holds checkpoints and studies.
 
-    It is the folder of a tracking store that is a local database. For any other store it is
-    ``$SHOPEE_MLFLOW_STATE``, else the current folder. ``mlflow run`` of a git address works in a
-    temporary clone, whose files nobody finds again: there it is the user's state folder,
+    If the tracking store is a local database, it is the folder of that database. For any other
+    store it is ``$SHOPEE_MLFLOW_STATE``, or the current folder if that is not set. ``mlflow run``
+    of a git address works in a temporary clone; the user's state folder is used instead of that,
     ``$XDG_STATE_HOME/shopee_mlflow`` or ``~/.local/state/shopee_mlflow``.
     """
     uri = mlflow.get_tracking_uri()

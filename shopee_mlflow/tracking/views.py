@@ -1,8 +1,8 @@
 """A saved view of MLflow's table of runs and its charts: accuracies, curves, the main options.
 
-MLflow shows no metric in its table unless the user adds a column, and charts in alphabetical
-order. Its UI stores saved views as tags of the experiment; the format is that of MLflow 3.17. A
-view that another version cannot read is missing in its menu, and changes nothing else.
+By default, MLflow's table has no columns of metrics, and charts are in alphabetical order. The UI
+stores saved views as tags of the experiment. The format is that of MLflow 3.17. If another version
+cannot read the view, its menu does not list it, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mlflow import MlflowClient
 
 from .store import STORE_ERRORS
 
-# The name in the menu "Views", and the key in addresses.
+# The name in the menu "Views", and the key in links.
 VIEW_NAME, VIEW_KEY = "Accuracy", "accuracy"
 _TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _COLUMNS = {
     "metrics": ("best_val_accuracy", "test_accuracy"),
     "params": ("model", "freeze", "augment", "epochs", "lr", "image_size"),
 }
-# Charts in this order, curves by epoch and bars.
+# Charts in this order: curves by epoch, and bars.
 _CHARTS = (
     *(("val_accuracy", "LINE"), ("train_accuracy", "LINE"), ("test_accuracy", "BAR")),
     *(("val_loss", "LINE"), ("train_loss", "LINE"), ("best_val_accuracy", "BAR")),
@@ -34,9 +34,9 @@ _SECTION = "accuracy"
 
 
 def save_view(experiment_id: str) -> None:
-    """Add the view to an experiment, unless it is there."""
+    """Add the view to an experiment that does not have it yet."""
     client = MlflowClient()
-    # Without the right to change the experiment there is no view; that is no reason to fail.
+    # The view is optional: a user who may not change the experiment works without it.
     with suppress(*STORE_ERRORS):
         if _TAG not in client.get_experiment(experiment_id).tags:
             client.set_experiment_tag(experiment_id, _TAG, _view())

@@ -37,23 +37,23 @@ from .weights_source import initial_weights
 
 _EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
-# Part of the cache key. Change it whenever the preprocessing or the variants of photos change.
+# Part of the cache key. Change it when the preprocessing or the variants of photos change.
 _RECIPE = "activations-1"
 
 
 def check_model(
     config: TrainConfig, start: InitialWeights | None, stages: Sequence[str] = ()
 ) -> None:
-    """Build the model for two label groups and split it where it is frozen.
+    """Build the model for two label groups and split it at the frozen stage.
 
-    This finds mistakes in model, weights and freeze before any photo is decoded.
+    This finds errors in the options model, weights and freeze before photos are decoded.
 
     :param start: the weights that the option ``weights`` names.
     :param stages: the stages to split at; by default the option freeze.
     :raises ModelError: if weights do not fit or cannot be downloaded, or a stage does not exist.
     """
     shown = logging.root.manager.disable
-    # The training builds the model again, and logs the remarks on its weights then.
+    # The training builds the model again and logs the warnings about its weights.
     logging.disable(logging.WARNING)
     try:
         model = _build(config, ("0", "1"), start)
@@ -71,7 +71,7 @@ def _build(
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """A model split where it is frozen, and the batches for its trainable part.
+    """A model split at the frozen stage, and the batches for its trainable part.
 
     :ivar compiled: the compiled trainable part; None if it runs uncompiled.
     """
@@ -92,9 +92,9 @@ class TrainingContext:
     with the same weights. On the CPU in fp32, the option ``cache`` stores them in the cache folder,
     where other processes and later runs find them.
 
-    :ivar custom: objects of the caller that replace what options name.
-    :ivar weights: initial weights by the option ``weights``, each loaded once; those that are
-        missing are loaded when they are needed.
+    :ivar custom: objects of the caller that override options.
+    :ivar weights: initial weights by the option ``weights``, each loaded once; others are loaded
+        when they are needed.
     """
 
     dataset: Dataset
@@ -178,7 +178,7 @@ class TrainingContext:
             {"batch_size": _EVALUATION_BATCH}
             if training is None
             else {
-                # A step: the trainer divides it into batches.
+                # The photos of a step, which the trainer divides into batches.
                 "batch_size": training.batch_size * training.accumulate,
                 "train": True,
                 "transform": self._transform(training),
@@ -209,7 +209,8 @@ class TrainingContext:
     def _compile(
         self, parts: SplitModel, train: Batches, config: TrainConfig
     ) -> Callable[[Tensor], Tensor] | None:
-        # DistributedDataParallel would not see the gradients of a compiled module.
+        # Compilation does not work together with DistributedDataParallel here, which would not see
+        # the gradients of a compiled module.
         if self.group.size > 1:
             return None
         example = train.source.take(train.rows[:1])
@@ -238,7 +239,8 @@ class TrainingContext:
                     np.arange(len(self.dataset.frame)),
                     train,
                     transform,
-                    # Nothing identifies what a network of the caller computes.
+                    # A key does not cover the code of the caller's network, so its activations
+                    # are not stored in the cache folder.
                     name=key if config.cache and self.custom.model is None else None,
                     dtype=config.activation_dtype,
                     progress=watch("computing activations of the frozen layers", unit),

@@ -1,4 +1,4 @@
-"""Objects of the caller in a training, in place of what options name."""
+"""Train with a model, transform or optimizer of the caller instead of those that options name."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ..options import as_text
 
 TransformFn = Callable[[Tensor], Tensor]
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-# Options without an effect on an optimizer of the caller, which has values of its own.
+# Options that have no effect on the caller's optimizer, which has its own values.
 _OPTIMIZER_OPTIONS = (
     *("lr", "momentum", "nesterov", "weight_decay", "decay_norms"),
     *("backbone_lr_factor", "layerwise_lr"),
 )
-# What a network raises for photos of a shape or type that it does not take.
+# Errors of a network for an input of an unsupported shape or type.
 _NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError)
 
 
 @dataclass(frozen=True)
 class CustomParts:
-    """Objects of the caller; None leaves the part to the options.
+    """Objects of the caller. If one is None, the options define that part.
 
     :ivar model: a network, see :func:`as_classifier`.
     :ivar transform: a transform of training photos, see :class:`CustomTransform`.
-    :ivar optimizer: a list of parameters -> an optimizer of them.
+    :ivar optimizer: a function that takes a list of parameters and returns their optimizer.
     """
 
     model: nn.Module | None = None
@@ -68,15 +68,15 @@ OPTIONS_ONLY = CustomParts()
 
 
 def check_parts(parts: CustomParts, config: TrainConfig) -> None:
-    """Check the caller's objects, before photos are decoded.
+    """Check the caller's objects before photos are decoded.
 
-    :raises ConfigError: listing everything that cannot be used, or not with these options.
+    :raises ConfigError: listing each object that cannot be used, or not with these options.
     """
     problems = []
     if parts and config.resume != NONE:
         problems.append(
-            f"resume={config.resume}: a training with a model, transform or optimizer of your own "
-            "writes no checkpoints, since they cannot be found again by name; omit resume"
+            f"resume={config.resume}: a training with your own model, transform or optimizer "
+            "writes no checkpoints and cannot be resumed; omit resume"
         )
     if parts.model is not None:
         problems += _model_problems(parts.model, config)
@@ -85,7 +85,7 @@ def check_parts(parts: CustomParts, config: TrainConfig) -> None:
             problems.append(f"transform: must be a function of photos, not {parts.transform!r:.60}")
         if config.freeze != NONE:
             problems.append(
-                f"transform: its results cannot be cached behind frozen layers "
+                "transform: does not work with frozen layers, whose activations are cached "
                 f"(freeze={config.freeze}); use freeze=none, or the option augment"
             )
     if parts.optimizer is not None:
@@ -97,19 +97,19 @@ def check_parts(parts: CustomParts, config: TrainConfig) -> None:
 def _model_problems(model: Any, config: TrainConfig) -> list[str]:
     if not isinstance(model, nn.Module):
         return [
-            f"model: must be a torch.nn.Module, not {model!r:.60}; an architecture is named in the "
-            "options, as in TrainConfig(model='resnet50')"
+            f"model: must be a torch.nn.Module, not {model!r:.60}; to use an architecture by name, "
+            "set the option, as in TrainConfig(model='resnet50')"
         ]
     problems = []
     if config.weights != AUTO:
         problems.append(
-            f"weights={config.weights}: a model of your own has its weights already; load them "
-            "with model.load_state_dict"
+            f"weights={config.weights}: has no effect on your own model; load weights with "
+            "model.load_state_dict"
         )
     if config.freeze == BACKBONE and not isinstance(model, ProductClassifier):
         problems.append(
-            f"freeze={BACKBONE}: {_name(model)} has no backbone apart from a head; freeze one of "
-            "its stages by name, or call requires_grad_(False) on its layers"
+            f"freeze={BACKBONE}: {_name(model)} is not divided into backbone and head; freeze one "
+            "of its stages by name, or call requires_grad_(False) on its layers"
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         problems.append(f"model: {_name(model)} has no parameter that requires a gradient")
@@ -120,8 +120,8 @@ def _optimizer_problems(factory: Any) -> list[str]:
     how = "such as optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
     if isinstance(factory, Optimizer):
         return [
-            "optimizer: must be a function that makes an optimizer of the parameters given to it, "
-            f"not an optimizer, which has others, {how}"
+            "optimizer: must be a function that takes a list of parameters and returns their "
+            f"optimizer, not an optimizer, {how}"
         ]
     if not callable(factory):
         return [f"optimizer: must be a function, {how}; not {factory!r:.60}"]
@@ -132,10 +132,10 @@ def _optimizer_problems(factory: Any) -> list[str]:
 
 
 def options_of(dataset: Dataset, config: TrainConfig) -> TrainConfig:
-    """The options of a training on a dataset that was loaded before.
+    """The options of a training, with the data options of a dataset that is already loaded.
 
-    :raises ConfigError: when it is no dataset, was changed after loading, or was loaded with other
-        values than ``config`` has.
+    :raises ConfigError: when ``dataset`` is not a dataset, was modified after loading, or was
+        loaded with data options that differ from those in ``config``.
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(
@@ -143,13 +143,13 @@ def options_of(dataset: Dataset, config: TrainConfig) -> TrainConfig:
         )
     if splits.digest(dataset.manifest()) != dataset.digest:
         raise ConfigError(
-            ["dataset: its photos, labels or splits have changed since it was loaded; load it anew"]
+            ["dataset: its photos, labels or splits were modified after loading; load it again"]
         )
     default, names = DataConfig(), [field.name for field in dataclasses.fields(DataConfig)]
     loaded = {n: getattr(dataset.config, n) for n in names if n not in ("cache", "workers")}
     problems = [
         f"{name}={as_text(getattr(config, name))}: the dataset was loaded with "
-        f"{name}={as_text(value)}; load it with the value that you want, and omit it here"
+        f"{name}={as_text(value)}; load it again with the value that you want, and omit it here"
         for name, value in loaded.items()
         if getattr(config, name) not in (value, getattr(default, name))
     ]
@@ -161,26 +161,27 @@ def options_of(dataset: Dataset, config: TrainConfig) -> TrainConfig:
 def as_classifier(
     module: nn.Module, classes: Sequence[str], config: TrainConfig
 ) -> ProductClassifier:
-    """A copy of the caller's network as a classifier of photos; the network stays as it is.
+    """Make a classifier of a copy of the caller's network.
 
-    A :class:`ProductClassifier`, such as a model that was trained before, is used as it is. Any
-    other module takes what torchvision's networks take: (N, 3, S, S) float, normalised by
+    A :class:`ProductClassifier`, such as a model of an earlier training, is only copied. Any other
+    module must take the same input as torchvision's networks: (N, 3, S, S) float, normalised by
     ImageNet's mean and standard deviation, where S is the option image_size.
 
-    :raises ModelError: when it does not return logits (N, classes), in the modes train and eval.
+    :raises ModelError: when the network does not return logits (N, classes) in train and eval mode,
+        or does not fit the data.
     """
     name, model = _name(module), copy.deepcopy(module)
     if not isinstance(model, ProductClassifier):
         size, resize = config.image_size, config.resize
         model = ProductClassifier(model, nn.Identity(), classes, size, name, resize)
     problems = [
-        f"its {what} are {mine}, and the data have {its}"
-        for what, mine, its in (
+        f"the model has {what} {mine}, and the data {theirs}"
+        for what, mine, theirs in (
             ("label groups", _few(model.classes), _few(classes)),
             ("image_size", model.image_size, config.image_size),
             ("resize", model.resize, config.resize),
         )
-        if mine != its
+        if mine != theirs
     ]
     if problems:
         raise ModelError(f"model: {name} does not fit these data: {'; '.join(problems)}.")
@@ -208,32 +209,33 @@ def _check_logits(model: ProductClassifier, name: str, classes: int) -> None:
         raise ModelError(f"model: {name} must return a tensor of logits, not {kind}.")
     if logits.shape != (2, classes):
         raise ModelError(
-            f"model: {name} returns {tuple(logits.shape)} for 2 photos, and the data have "
+            f"model: {name} returns {tuple(logits.shape)} for 2 photos, but the data have "
             f"{classes} label groups; its last layer must have {classes} outputs."
         )
 
 
 @dataclass(frozen=True)
 class CustomTransform:
-    """A transform of the caller, for training photos.
+    """A transform of the caller for training photos.
 
-    It takes and returns photos on the device, uint8 0..255 or float 0..1, of equal shape:
-    torchvision's transforms, which draw once a call, one photo (3, S, S) at a time; any other
-    function a batch (n, 3, S, S). torch's random numbers are seeded before each batch, so an epoch
-    is a function of the seed and its number.
+    The function takes photos on the device, uint8 0..255, and returns photos of the same shape,
+    uint8 0..255 or float 0..1. A transform of torchvision is called for each photo, (3, S, S),
+    since it draws random values once per call. Any other function is called with a batch,
+    (n, 3, S, S). torch's generators are seeded before each batch, so the result depends only on
+    the seed and the epoch.
     """
 
     function: TransformFn
     variants: None = None
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(count,) int64: a seed for each photo; a batch uses that of its first photo."""
+        """(count,) int64: a seed for each photo; a batch uses the seed of its first photo."""
         return rng.integers(2**63, size=count)
 
     def apply(self, images: Tensor, values: np.ndarray) -> Tensor:
         """Transform a batch.
 
-        :raises ConfigError: when the result cannot be given to the model.
+        :raises ConfigError: when the result has another shape or an unsupported dtype.
         """
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -257,9 +259,9 @@ class CustomTransform:
         return changed
 
     def check(self, images: Tensor) -> None:
-        """Try the transform on some photos.
+        """Apply the transform to some photos and check the result.
 
-        :raises ConfigError: when the result is out of range, as after a normalisation.
+        :raises ConfigError: when values are out of range, for instance after a normalisation.
         """
         changed = self.apply(images, np.zeros(len(images), dtype=np.int64))
         low, high = float(changed.min()), float(changed.max())
@@ -267,13 +269,13 @@ class CustomTransform:
             raise ConfigError(
                 [
                     f"transform: {_name(self.function)} returns values from {low:.3g} to "
-                    f"{high:.3g}; floats must be 0..1, since the model normalises itself"
+                    f"{high:.3g}; floats must be 0..1, since the model itself normalises photos"
                 ]
             )
 
 
 def custom_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The caller's optimizer of the parameters with gradients.
+    """Create the caller's optimizer for the parameters that require gradients.
 
     :raises ConfigError: when it has other parameters.
     """
@@ -282,13 +284,16 @@ def custom_optimizer(factory: OptimizerFactory, parameters: Iterable[nn.Paramete
     theirs = {id(p) for group in made.param_groups for p in group["params"]}
     if not theirs <= {id(parameter) for parameter in trained}:
         raise ConfigError(
-            ["optimizer: has other parameters than those given; a copy of the model is trained"]
+            [
+                "optimizer: must have only the parameters in its argument; these belong to a copy "
+                "of your model, which is trained"
+            ]
         )
     return made
 
 
 def _name(thing: object) -> str:
-    """A readable name: a function's own, or the class of an object."""
+    """A readable name: that of a function or a class, or the class of another object."""
     if isinstance(thing, ProductClassifier) and thing.architecture:
         return thing.architecture
     return str(getattr(thing, "__name__", type(thing).__name__))

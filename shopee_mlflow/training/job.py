@@ -1,4 +1,4 @@
-"""A training job: its processes, device and MLflow run, from start to cleanup."""
+"""Run a training job: start its process group, open its MLflow run, and clean up after it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TrainingJob:
     :ivar run: its MLflow run; in all processes but the first one, a log that stores nothing.
     :ivar dataset: the data, loaded before the run was opened.
     :ivar weights: initial weights that are loaded already, by the option ``weights``.
-    :ivar leads: whether this is the first process, which tracks, prints and saves.
+    :ivar leads: whether this is the first process, which logs, prints and saves.
     """
 
     config: TrainConfig
@@ -97,7 +97,7 @@ class TrainingJob:
         return session
 
     def _log_weights_run(self, run_id: str) -> None:
-        """Log the run whose weights this one starts from, and test photos that it has seen."""
+        """Log the run whose weights this one starts from, and how many test photos it has seen."""
         data = self.dataset
         seen = find_seen(data.frame.loc[data.rows(TEST)], run_id)
         count = "unknown" if seen.unknown else str(int(seen.mask.sum()))
@@ -105,8 +105,8 @@ class TrainingJob:
         if count != "0":
             say(
                 f"WARNING: {count} of {len(seen.split):,} test photos were in the train or val "
-                f"split of run {run_id}, whose weights this training starts from. Its test "
-                "accuracy will say little about new photos. Use the split of that run."
+                f"split of run {run_id}, whose weights this training starts from. The test "
+                "accuracy will be too high for new photos. Use the split of that run."
             )
 
 
@@ -123,11 +123,11 @@ def training_job(
 
     The run is opened last, so that a mistake of the user leaves no failed run.
 
-    :param cli_options: command-line options; logged as typed.
+    :param cli_options: command-line options, which are logged as they were typed.
     :param parent: the parent run, if any.
-    :param name: name of the run; by default see :func:`run_name`.
-    :param custom: objects of the caller, checked; a model's name is in ``config`` already.
-    :param dataset: data that the caller has loaded.
+    :param name: name of the run; by default that of :func:`run_name`.
+    :param custom: objects of the caller, already checked. The name of its model is in ``config``.
+    :param dataset: data that the caller has already loaded, if any.
     :raises ShopeeError: for errors that the user can correct.
     """
     with joined_group(backend_for(config.device)) as group, stop_on_signals(), ExitStack() as held:
@@ -193,16 +193,16 @@ def _open_run(
             remember_run(run_id, group)
             yield run
     except BaseException as error:
-        # No hint after divergence: a resumed training would diverge again.
+        # No hint after divergence, since a resumed training would diverge again.
         if run_id and not isinstance(error, TrainingError) and checkpoints_of(run_id).is_there():
             say(resume_hint(run_id))
         raise
 
 
 def check_group(config: TrainConfig, group: Group, machine: Machine) -> None:
-    """Check that the options suit the started processes and are equal in all of them.
+    """Check that the options fit the number of processes and are equal in all of them.
 
-    :raises ConfigError: in every process, otherwise.
+    :raises ConfigError: in every process, if they are not.
     """
     problems = []
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if group.size > 1 else 1
@@ -214,13 +214,13 @@ def check_group(config: TrainConfig, group: Group, machine: Machine) -> None:
     if group.size > config.batch_size:
         problems.append(
             f"batch_size={config.batch_size}: must be at least the number of processes, "
-            f"{group.size}, so that each gets a photo of each batch"
+            f"{group.size}, so that each process has a photo of each batch"
         )
     if group.size > 1 and config.compile == "true":
-        problems.append("compile=true: several processes train uncompiled")
+        problems.append("compile=true: is not supported with several processes")
     if group.size > 1 and (machine.device.type == "mps" or ":" in config.device):
         problems.append(
-            f"device={config.device}: {group.size} processes need the CPU, or a GPU each; use "
+            f"device={config.device}: {group.size} processes need the CPU, or one GPU each; use "
             "device=cpu or device=cuda"
         )
     if problems:
@@ -273,7 +273,7 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
         if run_id and checkpoints_of(run_id).is_there():
             say(
                 f"this process group was restarted; resuming its run {run_id}",
-                "  to start a new run, give torchrun another --rdzv-id",
+                "  to start a new run, use another --rdzv-id of torchrun",
             )
             return dataclasses.replace(config, resume=run_id)
     return config

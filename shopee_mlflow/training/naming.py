@@ -1,4 +1,4 @@
-"""The name of a training's run, which tells it apart from others."""
+"""Name the run of a training by its options."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import dataclasses
 from ..config import AUTO, TrainConfig
 from ..options import Role, as_text, with_role
 
-# The longest automatic name of a run; options beyond it are counted.
+# The longest automatic name of a run; options that do not fit are only counted.
 _LONGEST = 100
 
 
 def run_name(config: TrainConfig) -> str:
-    """The run's name in MLflow: the option run_name, else the model and what differs.
+    """The name of the run: the option run_name, or the model and the changed options.
 
-    For instance ``effnet_pretrained freeze=features.6 lr=0.05``.
+    An example is ``effnet_pretrained freeze=features.6 lr=0.05``.
     """
     if config.run_name != AUTO:
         return config.run_name
@@ -29,7 +29,7 @@ def run_name(config: TrainConfig) -> str:
 def changed_options(config: TrainConfig) -> list[str]:
     """``name=value`` of the options that affect the result and differ from their defaults.
 
-    Those of learning come first, then those of the data. The model is left out.
+    Options of learning are first, followed by options of the data. The model is omitted.
     """
     fields = [
         field

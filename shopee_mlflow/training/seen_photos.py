@@ -1,4 +1,4 @@
-"""Which photos a model has seen: copies of photos of the train or val split of its runs."""
+"""Find photos that a model has seen: copies of photos in the train or val split of its runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _COPY = ["content", "image_phash"]
 
 @dataclass(frozen=True)
 class SeenPhotos:
-    """Which photos the model has seen, or that this is unknown.
+    """The photos that the model has seen, if this is known.
 
-    :ivar split: for each photo ``train``, ``val`` or ``""``: the split of the model's run that has
-        a copy of it, which is a photo of equal bytes or phash. Also ``""`` where it is unknown.
-    :ivar unknown: why the model's splits are not known; empty where they are.
-    :ivar by_bytes: only equal bytes were found, since the run's manifest has no phashes.
+    :ivar split: for each photo, ``train`` or ``val`` if that split of the model's run has a copy of
+        it, which is a photo with equal bytes or phash; ``""`` if there is none or it is unknown.
+    :ivar unknown: why the model's splits are unknown; empty if they are known.
+    :ivar by_bytes: whether copies were found only by equal bytes, since the run's manifest has no
+        phashes.
     """
 
     split: pd.Series
@@ -40,12 +41,12 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     """Compare photos with the manifests of the runs that have trained a model.
 
     :param frame: columns ``content`` and ``image_phash``.
-    :param run_id: the run that has logged the model; the runs whose weights it started from are
-        found by their tags. None: the model does not name its run.
+    :param run_id: the run that has logged the model; None if it is unknown. The runs whose weights
+        it started from are found by their tags.
     """
     nothing = pd.Series("", index=frame.index)
     if not run_id:
-        return SeenPhotos(nothing, "the model does not name the run that trained it")
+        return SeenPhotos(nothing, "the model does not record the run that trained it")
     try:
         known = pd.concat(_manifests(run_id), ignore_index=True)
     except TrackingError as error:
@@ -57,7 +58,7 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     sets = tie_copies(both)
     theirs, mine = sets.iloc[: len(known)], sets.iloc[len(known) :].to_numpy()
     split = nothing
-    for name in (VAL, TRAIN):  # a copy in train counts, whatever is in val
+    for name in (VAL, TRAIN):  # a copy in train overrides one in val
         copied = np.isin(mine, theirs[(known["split"] == name).to_numpy()])
         split = split.mask(copied, name)
     return SeenPhotos(split, by_bytes=by_bytes)
@@ -74,9 +75,13 @@ def _manifests(run_id: str) -> list[pd.DataFrame]:
 
 
 def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dict[str, float]:
-    """``eval_*`` of the unseen photos, if there are any, and ``eval_seen_accuracy`` of the others.
+    """Compute ``eval_*`` of the unseen photos and ``eval_seen_accuracy`` of the seen photos.
 
-    :param labels: (N,) int, true classes; ``logits`` (N, C) float; ``seen`` (N,) bool.
+    Scores of an empty set are omitted.
+
+    :param labels: (N,) int, true classes.
+    :param logits: (N, C) float.
+    :param seen: (N,) bool.
     """
     scores: dict[str, float] = {}
     if not seen.all():
@@ -88,7 +93,7 @@ def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dic
 
 
 def in_words(scores: dict[str, float], seen: SeenPhotos) -> list[str]:
-    """The result as sentences, the score of unseen photos first."""
+    """The result as sentences, starting with the score of unseen photos."""
     unseen, total = int((~seen.mask).sum()), len(seen.split)
     lines = []
     if unseen:
@@ -101,13 +106,13 @@ def in_words(scores: dict[str, float], seen: SeenPhotos) -> list[str]:
         lines.append(_warning(scores["eval_seen_accuracy"], seen))
     if seen.unknown:
         lines.append(
-            "WARNING: photos that the model was trained on may be among them, which would raise "
-            f"the accuracy; this cannot be checked: {seen.unknown}"
+            "WARNING: it cannot be checked whether the model was trained on some of these photos, "
+            f"which would make the accuracy too high: {seen.unknown}"
         )
     elif seen.by_bytes:
         lines.append(
-            "WARNING: the model's run has no phashes, so only photos of equal bytes were "
-            "recognized as seen, no resized copies."
+            "WARNING: the model's run has no phashes, so seen photos were found only by equal "
+            "bytes. Resized copies were not found."
         )
     return lines
 
@@ -118,8 +123,8 @@ def _warning(accuracy: float, seen: SeenPhotos) -> str:
     where = " and ".join(
         f"{count:,} in its {name} split" for name, count in ((TRAIN, train), (VAL, val)) if count
     )
-    end = "" if found < total else " No photo is left that measures accuracy on new photos."
+    end = "" if found < total else " There are no photos to measure the accuracy on new photos."
     return (
         f"WARNING: the model has seen {found:,} of the {total:,} photos or a copy of them, "
-        f"{where}. Its accuracy of {accuracy:.1%} on these says nothing about new photos.{end}"
+        f"{where}. Its accuracy of {accuracy:.1%} on these does not apply to new photos.{end}"
     )

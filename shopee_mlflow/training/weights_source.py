@@ -1,4 +1,4 @@
-"""Resolve the option ``weights``: a file of weights, or a model that was logged or registered."""
+"""Resolve the option ``weights``: a file of weights, or a logged or registered model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def initial_weights(weights: str) -> InitialWeights | None:
     """Load the weights that a training starts from.
 
     :param weights: the option: ``auto``, a file, the folder of a logged model, a model URI such as
-        ``models:/shopee-classifier@champion``, the id of a logged model, or the id of a run, whose
-        model is taken.
+        ``models:/shopee-classifier@champion``, the id of a logged model, or the id of a run that
+        has logged a model.
     :returns: None for ``auto``.
     :raises ModelError: when they cannot be loaded, or cannot be trained.
     """
@@ -36,14 +36,14 @@ def initial_weights(weights: str) -> InitialWeights | None:
         raise ModelError(f"weights={weights}: cannot be used. {error}") from error
     if not isinstance(loaded.module, ProductClassifier):
         raise ModelError(
-            f"weights={weights}: was logged with serialization=pt2, as a program that cannot be "
-            "trained. Name a model that was logged with serialization=pickle."
+            f"weights={weights}: was logged with serialization=pt2, which cannot be trained. Name "
+            "a model that was logged with serialization=pickle."
         )
     return weights_of_model(loaded.module, weights, loaded.run_id)
 
 
 def _model_uri(weights: str) -> str:
-    """The model URI of a run, of a logged model, or what is one already."""
+    """The model URI of a run, a logged model or a folder; any other URI is unchanged."""
     if found := _RUN.fullmatch(weights):
         return f"runs:/{found[1]}/{MODEL_NAME}"
     if _LOGGED_MODEL.fullmatch(weights):

@@ -25,7 +25,7 @@ from ..tracking.names import (
 )
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
-from ..tracking.store import SILENCE
+from ..tracking.store import REQUEST_ERRORS
 from ..training.context import TrainingContext
 from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
@@ -62,7 +62,7 @@ def run_trial(
             run.log_params(as_params(config))
             session, kept = _train(search, context, run, trial, config)
             _record(search, run, trial, values, session, kept, time.monotonic() - started)
-        except (StudyError, TrackingError, *SILENCE):
+        except (StudyError, TrackingError, *REQUEST_ERRORS):
             _give_back(search, run, trial)
             raise
         except Exception as error:  # noqa: BLE001 - any error of the training fails the trial
@@ -160,7 +160,7 @@ def _give_back(search: Search, run: RunLog, trial: Trial) -> None:
     with suppress(StudyError):
         search.queue.interrupt(trial)
         state, _ = search.state_of(trial.number)
-    with suppress(*SILENCE):
+    with suppress(*REQUEST_ERRORS):
         run.log_tags({STATE_TAG: state})
 
 

@@ -1,6 +1,6 @@
-"""Evaluate a logged model: on the test split of its run, or on a labelled catalogue.
+"""Evaluate a logged model on the test split of a run, or on a labelled catalogue.
 
-Photos that the model has seen in its training are scored apart.
+Photos that the model has seen in training are scored separately.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from ..training.seen_photos import SeenPhotos, eval_scores, find_seen, in_words
 
 _FOLDER = "evaluation"
 
-# Options of a training that say where its photos are, beside data and images.
-_PLACES = ("sample_px", "image_column", "label_column", "label_folder", "val_csv", "test_csv")
+# Options of a training that locate its photos, besides data and images.
+_DATA_OPTIONS = ("sample_px", "image_column", "label_column", "label_folder", "val_csv", "test_csv")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation.
+    """The result of an evaluation.
 
-    :ivar scores: eval_accuracy, eval_accuracy_low, eval_accuracy_high, eval_loss, eval_macro_f1,
-        eval_top5_accuracy of the photos that the model has not seen, if there are any;
-        eval_seen_accuracy of the others, if there are any.
-    :ivar predictions: image, label_group, predicted, probability and seen of every photo;
-        ``seen`` is the split of the model's run that has the photo or a copy, or empty.
+    :ivar scores: eval_accuracy, eval_accuracy_low, eval_accuracy_high, eval_loss, eval_macro_f1 and
+        eval_top5_accuracy of the photos that the model has not seen; eval_seen_accuracy of the
+        photos that it has seen. Scores of an empty set are omitted.
+    :ivar predictions: columns image, label_group, predicted, probability and seen, one row per
+        photo. ``seen`` is the split of the model's run that has the photo or a copy, or empty.
     """
 
     run_id: str
@@ -56,7 +56,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Photos:
-    """Labelled photos: columns image, label_group, file, and content and image_phash if known."""
+    """Labelled photos.
+
+    :ivar frame: columns image, label_group, file, and content and image_phash if known.
+    """
 
     frame: pd.DataFrame
     source: Path
@@ -79,17 +82,19 @@ def evaluate(
     """Score a model on labelled photos; log scores, tables and figures as a new run.
 
     Photos are compared with the manifest of the run that has trained the model, by content and by
-    phash. Where some were in its train or val split, ``eval_accuracy`` is that of the others alone.
-    Photos of label groups that the model does not know are left out and counted.
+    phash. Photos in its train or val split do not count in ``eval_accuracy``. Photos of label
+    groups that the model does not have are left out and counted.
 
     :param model: an MLflow model URI.
-    :param data: a labelled catalogue; with ``run``, the present place of its photos (auto: the
-        run's own options).
+    :param data: a labelled catalogue; with ``run``, the catalogue of the run if it was moved (auto:
+        as in the options of the run).
+    :param images: the folder of the photos; auto: see ``data``.
     :param image_column: the column of file names in the catalogue.
     :param label_column: the column of labels in the catalogue.
-    :param run: id of a training run; the test split in its manifest is scored.
-    :raises ShopeeError: when the photos or the model do not exist, when the run's photos have
-        changed, or when the model knows none of the labels.
+    :param run: id of a training run, whose test split is scored.
+    :param experiment: name of the experiment of the new run.
+    :raises ShopeeError: when the photos or the model do not exist, the run's photos have changed,
+        or the model has none of the label groups.
     """
     with stop_on_signals():
         loaded = load_classifier(model)
@@ -116,7 +121,7 @@ def evaluate(
 
 
 def _short(model: str) -> str:
-    """A model's URI for the name of a run: shopee-classifier@champion, or part of a run id."""
+    """A short form of a model URI, such as shopee-classifier@champion, for the name of a run."""
     kind, _, rest = model.partition(":/")
     return rest.strip("/").split("/")[0][:8] if kind == "runs" else rest or model
 
@@ -136,11 +141,14 @@ def _catalogue(data: str, images: str, columns: Mapping[str, str]) -> _Photos:
 
 
 def _test_split(run: str, data: str, images: str) -> _Photos:
-    """The test photos of a run, after checking that none is missing or has changed."""
+    """The test photos of a run.
+
+    :raises CatalogError: when photos are missing or have changed.
+    """
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
     # If data is given, the options data and images of the run are ignored.
-    names = ("sample_px",) if data != AUTO else ("data", "images", *_PLACES)
+    names = ("sample_px",) if data != AUTO else ("data", "images", *_DATA_OPTIONS)
     config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
     catalog = load_catalog(config, watch)
     folder = catalog.folder
@@ -163,16 +171,16 @@ def _test_split(run: str, data: str, images: str) -> _Photos:
 
 
 def _of_known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
-    """The photos of label groups that the model knows; says how many others there are.
+    """Select the photos of label groups that the model has, and print the number of others.
 
-    :raises CatalogError: when it knows none of them.
+    :raises CatalogError: when the model has none of the label groups.
     """
     known = frame["label_group"].isin(loaded.classes)
     unknown = sorted(set(frame["label_group"][~known]))
     if not unknown:
         return frame
     few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-    words = f"{len(unknown):,} label groups are unknown to the model, which knows "
+    words = f"{len(unknown):,} label groups are unknown to the model, which has "
     words += f"{len(loaded.classes):,}: {few}"
     if not known.any():
         raise CatalogError(f"All {words}. Evaluate a model that was trained on them.")
@@ -181,7 +189,7 @@ def _of_known_labels(frame: pd.DataFrame, loaded: LoadedModel) -> pd.DataFrame:
 
 
 def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.ndarray]:
-    """Decode the photos, leave out those that cannot be, and add content and image_phash."""
+    """Decode the photos, leave out those that do not decode, and add content and image_phash."""
     files = list(frame["file"])
     if "content" not in frame:
         frame = frame.assign(content=hash_files(files))
@@ -229,7 +237,10 @@ def _log_results(
     logits: np.ndarray,
     loaded: LoadedModel,
 ) -> None:
-    """Log tables and figures: the predictions of all photos, the others of those not seen."""
+    """Log the predictions of all photos, and tables and figures of the unseen photos.
+
+    If all photos were seen, tables and figures are of the seen photos.
+    """
     log.log_table(predictions, f"{_FOLDER}/predictions.csv")
     unseen = (predictions["seen"] == "").to_numpy()
     scored = unseen if unseen.any() else ~unseen
@@ -254,7 +265,7 @@ def _log_results(
 
 
 def _log_description(log: RunLog, what: str, lines: list[str], loaded: LoadedModel) -> None:
-    """Log the result in words, as the run's description and as a file."""
+    """Log the result as sentences, in the run's description and in a file."""
     sentences = [line[0].upper() + line[1:] for line in lines]
     summary = "\n\n".join([f"Evaluation of {what}.", *sentences])
     log.log_text(f"{summary}\n", f"{_FOLDER}/summary.md")

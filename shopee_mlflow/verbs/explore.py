@@ -37,8 +37,8 @@ class ExploreResult:
     """The result of an exploration.
 
     :ivar facts: name -> number.
-    :ivar report: the page's file.
-    :ivar tables: file name -> table, as in the files beside the page.
+    :ivar report: path of the page.
+    :ivar tables: name of a file beside the page -> the table in it.
     """
 
     run_id: str
@@ -50,9 +50,9 @@ class ExploreResult:
 def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None) -> ExploreResult:
     """Survey a catalogue, and log a page and its tables as a run.
 
-    The CSV alone is enough; photos are surveyed where they exist.
+    Photos are optional; without them, only the table is surveyed.
 
-    :param cli_options: options as written on the command line; logged in that spelling.
+    :param cli_options: command-line options, which are logged as they were typed.
     :raises ShopeeError: when there is no catalogue, or ``out`` cannot be used.
     """
     started = time.monotonic()
@@ -112,7 +112,7 @@ def explore_catalog(config: ExploreConfig, catalog: Catalog) -> Explored:
 
 
 def prepare_folder(out: Path, photos: Path | None) -> Path:
-    """The folder for the page and its tables, without those of an earlier exploration.
+    """Create the folder of the page and its tables, and delete those of an earlier exploration.
 
     :raises ConfigError: when it has other files, is in the folder of photos or cannot be written.
     """
@@ -152,14 +152,14 @@ def summary(explored: Explored) -> list[str]:
 
 
 def _catalog_name(config: ExploreConfig, csv: Path) -> str:
-    """The catalogue's name: its folder and file, as most CSV files are called train.csv."""
+    """The name of the catalogue: folder and file, since most CSV files are named train.csv."""
     if config.data == SAMPLE:
         return "the built-in sample"
     return _text(Path(csv.absolute().parent.name) / csv.name)
 
 
 def _run_subject(config: ExploreConfig, source: Path) -> str:
-    """A short name of the catalogue, for its run and dataset."""
+    """A short name of the catalogue, for its run and its dataset in MLflow."""
     return SAMPLE if config.data == SAMPLE else _text(Path(folder_name(source)))
 
 

@@ -1,4 +1,4 @@
-"""Predict: classify any number of photos and write their label groups to a CSV."""
+"""Predict: classify photos and write their label groups to a CSV."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ def predict(
     top_k: int = 1,
     workers: int = 0,
 ) -> int:
-    """Classify photos and write a CSV, one row for each photo, in the order of the source.
+    """Classify photos and write a CSV with one row per photo, in the order of the source.
 
-    Only a few batches are in memory at a time. Until all photos are classified, the rows are in a
-    file beside ``out``. After an interruption the same call resumes from that file, unless photos
-    or the model have changed.
+    Only a few batches are in memory at a time. The rows are written to a partial file beside
+    ``out``, which is renamed at the end. After an interruption, the same call resumes from the
+    partial file, unless photos or the model have changed.
 
     :param model: an MLflow model URI, such as ``models:/shopee-classifier@champion``.
     :param source: a photo, a folder of photos, a pattern such as ``shop/*.jpg``, or a table with a
         column of file names.
-    :param images: the folder of a table's photos; None: ``test_images`` beside ``test.csv`` and so
-        on, else ``train_images`` or ``images`` beside the table.
-    :param image_column: the column of file names; auto: ``image`` or another usual name.
-    :param top_k: how many of the most probable label groups to write for each photo.
+    :param images: the folder of a table's photos; None: see
+        :func:`~shopee_mlflow.data.catalog_csv.find_images`.
+    :param image_column: the column of file names; auto: ``image`` or another common name.
+    :param top_k: number of label groups per photo, the most probable first.
+    :param workers: number of threads that decode photos; 0: one per core.
     :returns: the number of photos that could not be read; their rows have the reason.
-    :raises ShopeeError: when the model or the source does not exist, when no photo can be read, or
-        when another process is writing ``out``.
+    :raises ShopeeError: when the model or the source does not exist, no photo can be read, or
+        another process is writing ``out``.
     """
     found = find_photos(source, images, image_column)
-    _check_place(out, source)
+    _check_output(out, source)
     if found.passed_over:
         say(found.passed_over_in_words())
     if found.note:
@@ -64,21 +65,21 @@ def predict(
     total, bad = written.done, written.bad
     if bad == total:
         raise CatalogError(
-            f"None of the {total:,} photos could be read: {written.reason}. They were looked "
-            f"for in {found.place}; {out} holds the reason for each."
+            f"None of the {total:,} photos could be read: {written.reason}. They were expected in "
+            f"{found.place}; {out} has the reason for each photo."
         )
-    say(f"{total:,} photos in {out}" + (f", {bad:,} of them could not be read" if bad else ""))
+    say(f"{total:,} photos in {out}" + (f"; {bad:,} of them could not be read" if bad else ""))
     return bad
 
 
-def _check_place(out: Path, source: str) -> None:
-    """Check that the output can be written, before any photo is classified."""
+def _check_output(out: Path, source: str) -> None:
+    """Check before classifying that the output can be written."""
     if out.is_dir():
         raise CatalogError(f"out={out}: is a folder; name a file, such as {out / 'answers.csv'}.")
     if out.exists() and not out.is_file():
         raise CatalogError(f"out={out}: is not a regular file.")
     if out.exists() and out.resolve() == Path(source).expanduser().resolve():
-        raise CatalogError(f"out={out}: is the source itself; name another file.")
+        raise CatalogError(f"out={out}: is the source; name another file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
@@ -89,14 +90,14 @@ def _check_place(out: Path, source: str) -> None:
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    """Let one process at a time write a file; the system releases the lock of a dead process."""
+    """Allow one process at a time to write a file, by a lock that ends with its process."""
     lock = out.with_name(f".{out.name}.lock")
     try:
         with locked(lock, wait=False):
             try:
                 yield
             finally:
-                # Deleted while locked, so that another process notices that its lock file is gone.
+                # Delete the file while it is locked, so that a waiting process notices it.
                 lock.unlink(missing_ok=True)
     except Timeout as error:
         raise CatalogError(
@@ -153,7 +154,7 @@ def _columns(k: int) -> Iterator[str]:
 
 
 def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
-    """A digest that changes with the output, so that only a matching partial file is resumed."""
+    """A digest of all that affects the output, so that only a matching partial file is resumed."""
     sha = hashlib.sha256(repr((model, found.key, k)).encode())
     for photo in found.photos:
         sha.update(repr((photo.name, str(photo.file), photo.state())).encode())
@@ -161,10 +162,10 @@ def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
 
 
 def _resume(file: IO[bytes], header: list[str], photos: list[Photo]) -> _Progress:
-    """Read the progress from a partial file, and truncate the file after its last whole batch.
+    """Read the progress from a partial file, and truncate the file after its last complete batch.
 
-    Only whole batches count: the rounding of probabilities can depend on the other photos of a
-    batch, and the output must be the same as without the interruption.
+    Incomplete batches are computed again, since rounding errors of probabilities can depend on the
+    other photos of a batch. The output must be the same as without the interruption.
     """
     file.seek(0)
     kept, progress = 0, _Progress()
@@ -189,7 +190,7 @@ class _Lines:
 
     def __iter__(self) -> Iterator[str]:
         for line in self.file:
-            # A last line without a line break was interrupted while it was written.
+            # Without a line break, writing the last line was interrupted.
             if not line.endswith(b"\n"):
                 return
             self.bytes_read += len(line)
@@ -228,7 +229,7 @@ def _as_csv(rows: list[list[str]]) -> bytes:
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        # csv does not quote a carriage return, and readers treat it as the end of the row.
+        # The csv module does not quote a carriage return, which readers treat as the end of a row.
         writer = quoted if any("\r" in value for value in row) else plain
         writer.writerow(row)
     return text.getvalue().encode("utf-8", "backslashreplace")

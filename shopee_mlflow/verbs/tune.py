@@ -1,4 +1,4 @@
-"""Tune: search training options and keep the best model."""
+"""Tune: search training options and log the best model."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from .register import register
 class TuneResult:
     """The result of a search.
 
-    :ivar run_id: the parent run, which has the best model.
+    :ivar run_id: id of the parent run, which has the best model.
     :ivar best: values of the searched options in the best trial.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_accuracy_low,
         test_accuracy_high, test_loss of the best trial.
-    :ivar trials: one row a trial.
+    :ivar trials: a table with one row per trial.
     """
 
     run_id: str
@@ -56,13 +56,13 @@ class TuneResult:
 
 
 def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
-    """Search the options of the YAML file and ``cli_options``; log, test, register the best model.
+    """Search training options; test, log and register the best model.
 
-    The same call resumes the study of an earlier one in the same parent run, on any machine that
-    reaches the study's storage. If several processes share a study, one of them does the final
-    test.
+    Repeating the call resumes the study in the same parent run, on any machine that can access the
+    study's storage. If several processes share a study, one of them does the final test.
 
-    :param cli_options: options by name, values or text: those of ``train``, and those of a search.
+    :param cli_options: name -> value or text, for options of ``train`` and of the search. The
+        option ``config`` names a YAML file of more options.
     :returns: the result, or None if another process did the final test.
     :raises ShopeeError: for errors that the user can correct.
     """
@@ -75,8 +75,8 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     say(f"checking {', '.join(_architectures(plan))} and the weights")
     weights = _check_models(plan)
     with stop_on_signals():
-        # Read before a run is opened or resumed: a mistake leaves no failed run, and other data
-        # cannot change one.
+        # The data are read before a run is opened or resumed, so that a mistake leaves no failed
+        # run and different data cannot change an existing one.
         say(f"reading the catalogue ({config.data})")
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
@@ -97,7 +97,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
 
 
 def _finish_once(search: Search, context: TrainingContext, run: RunLog) -> TuneResult | None:
-    """Do the final test once for these trials; other processes wait for it."""
+    """Do the final test once for the current trials; other processes wait for it."""
     if not any(t.state == "complete" for t in search.results()):
         _log_table(search, run)
         reasons = sorted({t.failure.splitlines()[0] for t in search.results() if t.failure})
@@ -126,7 +126,7 @@ def _resume_hint(search: Search) -> str:
 
 
 def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult:
-    """Test the best trial, default and original's settings; log results, register the model."""
+    """Test the best trial and the reference settings; log results and register the model."""
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
@@ -158,7 +158,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
 
 
 def _log_search(search: Search, run: RunLog, dataset: Dataset, device: str) -> None:
-    """Log options, space and data of the whole search, once."""
+    """Log the options, the search space and the data of a search once."""
     plan = search.plan
     shown = {name: value for name, value in plan.cli_options.items() if name not in plan.space}
     params = {**as_params(plan.config), **shown}
