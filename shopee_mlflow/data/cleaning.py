@@ -145,6 +145,9 @@ _NOTES = {
     "val_leaks": "{:,} val photos have a copy in train",
     "val_leaks_into_test": "{:,} test photos have a copy in val",
     "noisy_files": "{:,} of the kept photos also have a label group that is not kept",
+    "plain_photos": "{:,} photos are plain or nearly empty: only equal bytes make them copies",
+    "copies_of_other_groups": "{:,} photos have a copy under another label group; split=leak_free "
+    "keeps both in one split",
     "invalid_phashes": "{:,} entries of image_phash are invalid and were computed again",
 }
 

@@ -21,7 +21,8 @@ class SeenPhotos:
     """Which photos the model has seen, or that this is unknown.
 
     :ivar split: for each photo ``train``, ``val`` or ``""``: the split of the model's run that has
-        a copy of it, which is a photo of equal bytes or phash. Also ``""`` where it is unknown.
+        a copy of it (equal bytes, or a near phash by the run's own option ``near_bits``). Also
+        ``""`` where it is unknown.
     :ivar unknown: why the model's splits are not known; empty where they are.
     :ivar by_bytes: only equal bytes were found, since the run's manifest has no phashes.
     """
@@ -39,6 +40,10 @@ class SeenPhotos:
 def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     """Compare photos with the manifests of the runs that have trained a model.
 
+    Photos are copies by the option ``near_bits`` of the run that has logged the model, so the test
+    split of a leak-free run is unseen. Runs from before this option have compared phashes for
+    equality.
+
     :param frame: columns ``content`` and ``image_phash``.
     :param run_id: the run that has logged the model; the runs whose weights it started from are
         found by their tags. None: the model does not name its run.
@@ -47,14 +52,15 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     if not run_id:
         return SeenPhotos(nothing, "the model does not name the run that trained it")
     try:
-        known = pd.concat(_manifests(run_id), ignore_index=True)
+        manifests, near_bits = _manifests(run_id)
+        known = pd.concat(manifests, ignore_index=True)
     except TrackingError as error:
         return SeenPhotos(nothing, str(error).splitlines()[0])
     by_bytes = "image_phash" not in known or bool(known["image_phash"].isna().any())
     known = known.reindex(columns=[*_COPY, "split"]).fillna("")
     known = known[known["split"].isin([TRAIN, VAL])]
     both = pd.concat([known[_COPY], frame[_COPY]], ignore_index=True)
-    sets = tie_copies(both)
+    sets = tie_copies(both, near_bits)
     theirs, mine = sets.iloc[: len(known)], sets.iloc[len(known) :].to_numpy()
     split = nothing
     for name in (VAL, TRAIN):  # a copy in train counts, whatever is in val
@@ -63,14 +69,16 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     return SeenPhotos(split, by_bytes=by_bytes)
 
 
-def _manifests(run_id: str) -> list[pd.DataFrame]:
-    """The manifest of a run, and those of the runs whose weights it started from."""
-    manifests, seen = [], set[str]()
+def _manifests(run_id: str) -> tuple[list[pd.DataFrame], int]:
+    """The manifests of a run and of the runs whose weights it started from, and its near_bits."""
+    manifests, near_bits, seen = [], list[int](), set[str]()
     while run_id and run_id not in seen:
         seen.add(run_id)
-        manifests.append(read_manifest(run_id)[0])
+        manifest, params = read_manifest(run_id)
+        manifests.append(manifest)
+        near_bits.append(int(params.get("near_bits", "0")))
         run_id = find_run(run_id).data.tags.get(WEIGHTS_RUN_TAG, "")
-    return manifests
+    return manifests, near_bits[0]
 
 
 def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dict[str, float]:
