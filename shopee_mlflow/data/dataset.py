@@ -181,10 +181,11 @@ def _tie_copies(
 
     Only photos with equal or near phashes are examined, since reading all pixels takes long.
     """
-    near = splits.tie_copies(frame.assign(content=""), config.near_bits)
-    shared = frame["image_phash"].duplicated(keep=False) | near.duplicated(keep=False)
+    sets, phashes = splits.tie_copies(frame, config.near_bits), frame["image_phash"]
+    shared = phashes.duplicated(keep=False) | sets.duplicated(keep=False)
     frame = clear_plain(frame, decoded, frame.index[shared])
-    sets = splits.tie_copies(frame, config.near_bits)
+    if not frame["image_phash"].equals(phashes):
+        sets = splits.tie_copies(frame, config.near_bits)
     cleaning.notes |= {
         name: count
         for name, count in (
