@@ -36,7 +36,8 @@ _STEPS = {
     "find the files": ("dataset", "locate_files"),
     "compute file digests": ("dataset", "hash_files"),
     "decode into the cache": ("dataset", "load_pixels"),
-    "group copies and split": ("splits", "assign_splits"),
+    "tie copies": ("dataset", "_tie_copies"),
+    "split": ("splits", "assign_splits"),
     "assemble the dataset, compute its digest": ("dataset", "_assemble"),
 }
 
@@ -131,16 +132,19 @@ def measure_rows(folder: Path) -> dict[str, dict[str, float]]:
     """:func:`measure` for the steps that need no photos."""
     from shopee_mlflow.data.catalog_csv import read_catalog
     from shopee_mlflow.data.cleaning import Cleaning, select_rows
-    from shopee_mlflow.data.splits import assign_splits
+    from shopee_mlflow.data.splits import assign_splits, tie_copies
 
     measured: dict[str, dict[str, float]] = {}
-    read, clean, _, _, _, split, _ = _STEPS
+    read, clean, _, _, _, tie, split, _ = _STEPS
     with _clock(read, measured):
         rows = read_catalog(folder / "train.csv")
     with _clock(clean, measured):
         frame = select_rows(rows, 0, Cleaning(rows=len(rows)))
+    frame = frame.assign(content="")
+    with _clock(tie, measured):
+        sets = tie_copies(frame)
     with _clock(split, measured):
-        assign_splits(frame.assign(content=""))
+        assign_splits(frame, sets=sets)
     return measured
 
 

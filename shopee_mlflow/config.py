@@ -113,6 +113,13 @@ class DataConfig:
         Role.DATA,
         choices=("leak_free", "random"),
     )
+    near_bits: int = option(
+        4,
+        "photos whose phashes differ in at most this many of 64 bits are copies; 0: equal phashes",
+        Role.DATA,
+        minimum=0,
+        maximum=6,
+    )
     split_seed: int = option(
         0, "seed of the train/val/test split", Role.DATA, minimum=0, maximum=2**32 - 1
     )

@@ -171,7 +171,7 @@ def test_training_prints_what_it_did(
     assert run("train", "--data", str(make_catalog()), *arguments) == 0
     out = capsys.readouterr().out
     assert "24 rows in the catalogue" in out
-    assert "test photos have an equal copy (the same file or phash) in train" in out
+    assert "test photos have a copy in train (equal bytes, or phashes up to 4 bits apart)" in out
     assert "epoch 2/2" in out
     assert "(the last one marked with *): val_accuracy" in out
     assert "test accuracy" in out

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import imagehash
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_csv
-from PIL import Image
+from PIL import Image, ImageEnhance
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import TrainConfig, cli, train
@@ -20,6 +21,7 @@ from shopee_mlflow.errors import CatalogError, TrackingError
 from shopee_mlflow.modeling.metrics import confusion
 from shopee_mlflow.reports.training_figures import confusion_figure, mistakes_figure
 from shopee_mlflow.tracking.flavor import save_in_folder
+from shopee_mlflow.training import seen_photos
 from shopee_mlflow.verbs.evaluate import evaluate
 
 
@@ -127,6 +129,30 @@ def test_resized_copies_under_other_names_are_seen(run: SmallRun, tmp_path: Path
     table = write_csv(tmp_path / "new.csv", ("image", "label_group"), names)
     result = evaluate(run.uri, data=str(table), images=str(tmp_path))
     assert result.predictions["seen"].tolist() == ["train", "train", ""]
+
+
+def test_near_copies_are_seen_by_the_runs_own_near_bits(
+    run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = run.result.dataset
+    names = []
+    for row in dataset.rows("train"):
+        with Image.open(dataset.frame["file"][row]) as photo:
+            for factor in (1.2, 1.3, 1.4, 1.5, 1.6):
+                bright = ImageEnhance.Brightness(photo).enhance(factor)
+                if 2 <= imagehash.phash(photo) - imagehash.phash(bright) <= 4:
+                    bright.save(tmp_path / f"{row}.png")
+                    names.append((f"{row}.png", dataset.frame["label_group"][row]))
+                    break
+    assert len(names) > 2
+    table = write_csv(tmp_path / "new.csv", ("image", "label_group"), names)
+    result = evaluate(run.uri, data=str(table), images=str(tmp_path))
+    assert set(result.predictions["seen"]) == {"train"}
+    manifest, params = seen_photos.read_manifest(run.result.run_id)
+    del params["near_bits"]  # as in a run from before this option
+    monkeypatch.setattr(seen_photos, "read_manifest", lambda _: (manifest, params))
+    result = evaluate(run.uri, data=str(table), images=str(tmp_path))
+    assert set(result.predictions["seen"]) == {""}
 
 
 def test_without_an_unseen_photo_there_is_no_accuracy(

@@ -338,7 +338,7 @@ def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
 ) -> None:
     flips = [1 << a | 1 << b | 1 << c for a in range(64) for b in range(a) for c in range(b)]
     rows = [
-        (f"p{n}", f"{n}.jpg", f"{value:016x}", f"title {n}", f"group{n % 4}")
+        (f"p{n}", f"{n}.jpg", f"{value ^ 2**32 - 1:016x}", f"title {n}", f"group{n % 4}")
         for n, value in enumerate(flips[:2000])
     ]
     write_csv(tmp_path / "shop.csv", HEADER, rows)

@@ -23,7 +23,7 @@ from shopee_mlflow.exploring.selection import select_photos, try_splits
 from shopee_mlflow.exploring.survey import Survey, cluster_table, survey_catalog
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
-A, NEAR_A, B, FAR = "0000000000000000", "000000000000003f", "ffff000000000000", "00ff00ff00ff00ff"
+A, NEAR_A, B, FAR = "00000000ffffffff", "0000003fffffffff", "ffff00000000ffff", "00ff00ff00ff00ff"
 ROWS = [
     ("p1", "a.jpg", A, "red cup", "cups"),
     ("p2", "a.jpg", A, "red cup", "cups"),
@@ -160,13 +160,16 @@ def test_escaped_titles_come_with_their_rows() -> None:
 
 
 def _photos(groups: int = 4, each: int = 10) -> pd.DataFrame:
-    """Photos of which two follow one another with equal phashes, and two pairs with near ones."""
+    """Photos of which two follow one another with equal phashes, and two pairs with near ones.
+
+    The next two pairs are 2 bits apart, those of the next four photos 6 bits.
+    """
     rows = []
     for group in range(groups):
         for number in range(each):
             look = (group * each + number) // 4
-            shift = 3 if number % 4 >= 2 else 0
-            phash = f"{(look * 0x9E3779B97F4A7C15 + 0x1234567) % 2**64 ^ shift:016x}"
+            shift = 0 if number % 4 < 2 else 3 if look % 2 else 63
+            phash = f"{(look + 1) * 0x9E3779B97F4A7C15 % 2**64 ^ shift:016x}"
             image = f"{group}-{number}.jpg"
             rows.append((f"p{image}", image, phash, f"title {group}", f"group{group}"))
     return pd.DataFrame(rows, columns=HEADER).astype("str")
@@ -185,6 +188,8 @@ def test_leaks_are_those_that_the_split_itself_counts() -> None:
     leak_free = table[table["split"] == "leak_free"]
     assert (leak_free["copies"] == 0).all()
     assert (leak_free["near_copies"] > 0).any()
+    tied = try_splits(frame, first_seed=3, near_bits=6)
+    assert (tied.loc[tied["split"] == "leak_free", "near_copies"] == 0).all()
 
 
 def _near_leaks_by_brute_force(frame: pd.DataFrame) -> int:

@@ -147,6 +147,10 @@ _NOTES = {
     "val_leaks": "{:,} val photos have a copy in train",
     "val_leaks_into_test": "{:,} test photos have a copy in val",
     "noisy_files": "{:,} of the kept photos also have a label group that is not kept",
+    "plain_photos": "{:,} photos are plain or nearly empty; they count as copies only if their "
+    "bytes are equal",
+    "copies_of_other_groups": "{:,} photos have a copy under another label group; split=leak_free "
+    "keeps both in one split",
     "invalid_phashes": "{:,} values of image_phash are invalid and were computed again",
 }
 

@@ -30,6 +30,7 @@ from .cleaning import (
     select_rows,
 )
 from .pixel_cache import compute_phashes, hash_files, load_pixels
+from .plain_photos import clear_plain
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Dataset:
     torchvision's datasets return: an RGB image of Pillow, and the label's position in ``classes``.
     So ``torch.utils.data.Subset(dataset, dataset.rows("train"))`` is the train split.
 
-    :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash,
-        content (digest of the file's bytes), file (Path), split, label (int64, position in
-        ``classes``), and posting_id, title and label_name where the catalogue has them.
+    :ivar frame: one row per photo, index 0, 1, ...; columns image, label_group, image_phash (empty
+        for plain photos that share theirs with others), content (digest of the file's bytes), file
+        (Path), copy_set (int64, equal for copies), split, label (int64, position in ``classes``),
+        and posting_id, title and label_name where the catalogue has them.
     :ivar decoded: (M, size, size, 3) uint8, RGB, all decoded photos, including those that were left
         out later; often memory-mapped.
     :ivar cache_rows: (N,) int64, the position in ``decoded`` of each row's photo.
@@ -50,7 +52,7 @@ class Dataset:
     :ivar cleaning: what each step left out.
     :ivar source: the table, or the folder with the class folders.
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
-    :ivar leaks: test photos with an equal copy in train: the same bytes or phash.
+    :ivar leaks: test photos with a copy in train, see the option ``near_bits``.
     :ivar config: the options with which it was loaded.
     """
 
@@ -109,8 +111,8 @@ class Dataset:
         return [
             *self.cleaning.lines(),
             f"{len(self.frame):>7,} photos of {len(self.classes):,} label groups: {sizes}",
-            f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have an equal copy "
-            "(the same file or phash) in train",
+            f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have a copy in train "
+            f"({splits.copy_words(self.config.near_bits)})",
         ]
 
 
@@ -158,6 +160,7 @@ def load_dataset(
         lambda paths: compute_phashes(paths, config.workers, watch("computing phashes")),
         cleaning,
     )
+    frame = _tie_copies(frame, decoded.values, config, cleaning)
     frame["split"] = _splits(frame, config, cleaning)
     return _assemble(frame, decoded.values, cleaning, catalog.source, config)
 
@@ -171,19 +174,43 @@ def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> D
     return dataclasses.replace(config, **options)
 
 
+def _tie_copies(
+    frame: pd.DataFrame, decoded: np.ndarray, config: DataConfig, cleaning: Cleaning
+) -> pd.DataFrame:
+    """Add the column ``copy_set``, and clear the phashes of plain photos that it would tie.
+
+    Only photos with equal or near phashes are examined, since reading all pixels takes long.
+    """
+    sets, phashes = splits.tie_copies(frame, config.near_bits), frame["image_phash"]
+    shared = phashes.duplicated(keep=False) | sets.duplicated(keep=False)
+    frame = clear_plain(frame, decoded, frame.index[shared])
+    if not frame["image_phash"].equals(phashes):
+        sets = splits.tie_copies(frame, config.near_bits)
+    cleaning.notes |= {
+        name: count
+        for name, count in (
+            ("plain_photos", int((frame["image_phash"] == "").sum())),
+            ("copies_of_other_groups", splits.count_mixed(frame, sets)),
+        )
+        if count
+    }
+    return frame.assign(copy_set=sets)
+
+
 def _splits(frame: pd.DataFrame, config: DataConfig, cleaning: Cleaning) -> pd.Series:
     """The given splits, with what is missing drawn and leaks noted; else splits as drawn."""
+    sets = frame["copy_set"]
     if "split" not in frame:
-        return splits.assign_splits(frame, config.split, config.split_seed)
-    result = splits.fill_splits(frame, config.split, config.split_seed)
+        return splits.assign_splits(frame, config.split, config.split_seed, sets)
+    result = splits.fill_splits(frame, config.split, config.split_seed, sets)
     for name in splits.SPLITS:
         if not (frame["split"] == name).any():
             count = int((result == name).sum())
             cleaning.remarks.append(f"{name} is not given: {count:,} photos are drawn from train")
     whole = frame.assign(split=result)
     leaks = {
-        "val_leaks": splits.leaks_between(whole, splits.VAL, splits.TRAIN),
-        "val_leaks_into_test": splits.leaks_between(whole, splits.TEST, splits.VAL),
+        "val_leaks": splits.leaks_between(whole, splits.VAL, splits.TRAIN, sets),
+        "val_leaks_into_test": splits.leaks_between(whole, splits.TEST, splits.VAL, sets),
     }
     cleaning.notes |= leaks
     return result
@@ -208,6 +235,6 @@ def _assemble(
         cleaning=cleaning,
         source=source,
         digest=splits.digest(splits.manifest(frame)),
-        leaks=splits.count_leaks(frame),
+        leaks=splits.count_leaks(frame, frame["copy_set"]),
         config=config,
     )

@@ -6,6 +6,12 @@ two bytes.
 
 In a contrived file, nearly all phashes may share bytes or be near one another. So the numbers of
 comparisons and pairs are limited, and the result says whether a limit was reached.
+
+A phash has a bit for each of 64 cosine coefficients, which is set where the coefficient is above
+their median. So 32 bits are set, as in all 29,692 phashes of Kaggle's catalogue and of the photos
+of groceries, unless many coefficients are equal. In a photo of one colour, or one whose rows or
+columns are all equal, nearly all of them are 0, and 0 to 8 bits are set. Such a phash does not tell
+photos apart.
 """
 
 from __future__ import annotations
@@ -26,6 +32,8 @@ MOST_PAIRS = 500_000
 _COMPARISONS, _COMPARISONS_EACH = 300_000, 50
 _BYTES = 8
 _CHUNK = 65_536
+# A phash with fewer bits set, or as few not set, is that of a photo without detail.
+_LEAST_SET = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,22 @@ class NearPairs:
 def parse_phashes(phashes: Sequence[str]) -> np.ndarray:
     """Phashes of 16 hexadecimal digits as numbers, uint64."""
     return np.array([int(text, 16) for text in phashes], dtype=np.uint64)
+
+
+def near_phashes(phashes: Sequence[str], most: int = NEAR_BITS) -> NearPairs:
+    """:func:`near_pairs` of distinct phashes, without those that :func:`telling` leaves out.
+
+    :returns: pairs of indices of ``phashes``.
+    """
+    rows = np.flatnonzero(telling(phashes))
+    pairs = near_pairs(parse_phashes(np.array(phashes, dtype=object)[rows].tolist()), most)
+    return NearPairs(rows[pairs.left], rows[pairs.right], pairs.bits, pairs.complete)
+
+
+def telling(phashes: Sequence[str]) -> np.ndarray:
+    """Whether each phash tells photos apart: 16 to 48 of its bits are set; (N,) bool."""
+    bits = np.bitwise_count(parse_phashes(phashes))
+    return (bits >= _LEAST_SET) & (bits <= 8 * _BYTES - _LEAST_SET)
 
 
 def near_pairs(values: np.ndarray, most: int = NEAR_BITS, limit: int = MOST_PAIRS) -> NearPairs:

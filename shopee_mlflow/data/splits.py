@@ -1,21 +1,25 @@
 """Split photos into train, val (to choose the best epoch) and test (for the one final test).
 
 A split is stratified by label and depends only on the seed and the photos. ``leak_free`` keeps all
-copies of a photo (equal bytes or equal phash, also through a chain of copies) in the same split.
-``random`` ignores copies, as the original experiment did.
+copies of a photo (equal bytes, or phashes that differ in at most ``near_bits`` bits, also through a
+chain of copies) in the same split, whatever their labels. ``random`` ignores copies, as the
+original experiment did.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 
 import numpy as np
 import pandas as pd
 
+from ..config import DataConfig
 from ..errors import CatalogError
-from .near_copies import connected
+from .cleaning import PHASH
+from .near_copies import connected, near_phashes, telling
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 MODES = ("leak_free", "random")
@@ -28,54 +32,86 @@ _SPELLINGS = {
 _SPLIT_OF = {spelling: split for split, names in _SPELLINGS.items() for spelling in names}
 MANIFEST_COLUMNS = ("image", "label_group", "split", "content")
 
+_log = logging.getLogger(__name__)
 
-def tie_copies(frame: pd.DataFrame) -> pd.Series:
+
+def tie_copies(frame: pd.DataFrame, near_bits: int = DataConfig.near_bits) -> pd.Series:
     """Number the sets of photos that are copies of each other, also through a chain of copies.
 
+    Photos are copies if their bytes are equal, or if their phashes differ in at most ``near_bits``
+    bits. Phashes that do not tell photos apart tie nothing, see :mod:`.near_copies`. A warning is
+    logged if the search for near copies reaches its limit.
+
     :param frame: columns ``content`` and ``image_phash``; empty values are ignored.
+    :param near_bits: 0 to 6; 0 ties equal phashes only.
     :returns: for each row the number of its set, 0, 1, ... in order of first appearance.
     """
-    ends = []
-    for column in ("content", "image_phash"):
-        value = pd.factorize(frame[column])[0]
-        rows = np.flatnonzero(frame[column].astype(bool))
-        # Rows with equal values form a chain: each is linked to the next one.
-        rows = rows[np.argsort(value[rows], kind="stable")]
-        tied = value[rows[1:]] == value[rows[:-1]]
-        ends.append((rows[:-1][tied], rows[1:][tied]))
+    phash = telling_phashes(frame["image_phash"])
+    ends = [_equal(frame["content"]), _equal(phash)]
+    if near_bits:
+        ends.append(_near(phash, near_bits))
     left, right = (np.concatenate(parts) for parts in zip(*ends, strict=True))
     return pd.Series(connected(len(frame), left, right), index=frame.index)
 
 
-def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> pd.Series:
+def telling_phashes(phashes: pd.Series) -> pd.Series:
+    """The phashes, empty where they do not tell photos apart."""
+    distinct = [phash for phash in phashes.unique() if PHASH.fullmatch(phash)]
+    useless = {phash for phash, keep in zip(distinct, telling(distinct), strict=True) if not keep}
+    return phashes.mask(phashes.isin(useless), "")
+
+
+def copy_words(near_bits: int) -> str:
+    """What a copy is, in words."""
+    near = f"equal bytes, or phashes up to {near_bits} bits apart"
+    return near if near_bits else "equal bytes or phashes"
+
+
+def count_mixed(frame: pd.DataFrame, sets: pd.Series) -> int:
+    """How many photos have a copy under another label group."""
+    return int((frame["label_group"].groupby(sets).transform("nunique") > 1).sum())
+
+
+def assign_splits(
+    frame: pd.DataFrame,
+    mode: str = "leak_free",
+    seed: int = 0,
+    sets: pd.Series | None = None,
+) -> pd.Series:
     """Assign each photo to train (80 %), val (10 %) or test (10 %).
 
     With ``random`` the sizes are exact: ceil(0.8 n) to train, ceil(0.1 n) to val and the rest to
     test (662, 83 and 82 of 827). With ``leak_free`` a set of copies is never divided, so val and
-    test may be a few photos short, and with large sets the proportions of labels may differ. Each
-    label is in train.
+    test may be a few photos short, and with large sets the proportions of labels may differ. A set
+    with several labels is drawn only for a split that still needs all of its photos of each of
+    them. Each label is in train.
 
     :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
         any row order: the result for a photo does not depend on it.
+    :param sets: the sets of copies, as :func:`tie_copies` numbers them; None finds them.
     :returns: for each row ``train``, ``val`` or ``test``.
     :raises CatalogError: when val or test would be empty.
     """
     if mode not in MODES:
         raise CatalogError(f"split={mode}: must be one of {', '.join(MODES)}")
     frame = frame.sort_values("image")
-    sets = tie_copies(frame) if mode == "leak_free" else pd.Series(range(len(frame)), frame.index)
+    if mode == "leak_free":
+        found = tie_copies(frame) if sets is None else sets.loc[frame.index]
+        number = pd.factorize(found)[0]
+    else:
+        number = np.arange(len(frame))
     labels, names = pd.factorize(frame["label_group"], sort=True)
     need = _quotas(np.bincount(labels, minlength=len(names)), len(frame))
     rng = np.random.default_rng(seed)
     result = np.empty(len(frame), dtype=np.int64)
-    groups = _in_random_order(sets.to_numpy(), rng)
+    groups = _in_random_order(number, rng)
     for rows in groups:
         result[rows] = split = _draw(need, labels[rows], rng)
         np.subtract.at(need[split], labels[rows], 1)
     _fill_up(result, groups, labels, need.sum(axis=1))
     missing = [name for split, name in enumerate(SPLITS) if split not in result]
     if missing:
-        count = sets.nunique()
+        count = len(groups)
         raise CatalogError(
             f"{len(frame):,} photos in {count:,} {'set' if count == 1 else 'sets'} of copies are "
             f"too few for a split: nothing is left for {' and '.join(missing)}. Add photos, or "
@@ -109,7 +145,12 @@ def parse_splits(values: pd.Series, column: str, *, certain: bool) -> pd.Series 
     return None if unknown else values.map(distinct).astype("str")
 
 
-def fill_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> pd.Series:
+def fill_splits(
+    frame: pd.DataFrame,
+    mode: str = "leak_free",
+    seed: int = 0,
+    sets: pd.Series | None = None,
+) -> pd.Series:
     """The splits in the column ``split``; val or test is drawn from train if it has no photo.
 
     A split that is drawn gets 10 % of the photos in train, as :func:`assign_splits` draws it.
@@ -126,24 +167,26 @@ def fill_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -> 
         )
     if not missing:
         return given
-    drawn = assign_splits(train, mode, seed)
+    drawn = assign_splits(train, mode, seed, sets)
     return given.mask(drawn.isin(missing).reindex(frame.index, fill_value=False), drawn)
 
 
-def leaks_between(frame: pd.DataFrame, split: str, other: str) -> int:
+def leaks_between(
+    frame: pd.DataFrame, split: str, other: str, sets: pd.Series | None = None
+) -> int:
     """How many photos of one split have a copy (see :func:`tie_copies`) in another one."""
-    sets = tie_copies(frame)
+    sets = tie_copies(frame) if sets is None else sets
     return int(sets[frame["split"] == split].isin(set(sets[frame["split"] == other])).sum())
 
 
-def count_leaks(frame: pd.DataFrame) -> int:
+def count_leaks(frame: pd.DataFrame, sets: pd.Series | None = None) -> int:
     """How many test photos have a copy (see :func:`tie_copies`) among the training photos."""
-    return int(has_copy_in_train(frame)[frame["split"] == TEST].sum())
+    return leaks_between(frame, TEST, TRAIN, sets)
 
 
-def has_copy_in_train(frame: pd.DataFrame) -> pd.Series:
+def has_copy_in_train(frame: pd.DataFrame, sets: pd.Series | None = None) -> pd.Series:
     """Whether a copy of each photo is in train; needs the manifest's columns and image_phash."""
-    sets = tie_copies(frame)
+    sets = tie_copies(frame) if sets is None else sets
     return sets.isin(set(sets[frame["split"] == TRAIN]))
 
 
@@ -161,6 +204,32 @@ def digest(table: pd.DataFrame) -> str:
     for row in table.itertuples(index=False):
         sha.update(json.dumps([str(value) for value in row]).encode() + b"\n")
     return sha.hexdigest()[:16]
+
+
+def _equal(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Edges that connect the rows of equal values; empty values are ignored."""
+    value = pd.factorize(values)[0]
+    rows = np.flatnonzero(values.astype(bool))
+    # Rows with equal values form a chain: each is linked to the next one.
+    rows = rows[np.argsort(value[rows], kind="stable")]
+    tied = value[rows[1:]] == value[rows[:-1]]
+    return rows[:-1][tied], rows[1:][tied]
+
+
+def _near(phashes: pd.Series, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges between the first rows of phashes that differ in 1 to ``most`` bits."""
+    first = pd.Series(np.arange(len(phashes)), index=phashes.to_numpy())
+    first = first[~first.index.duplicated()].sort_index()
+    first = first[[bool(PHASH.fullmatch(phash)) for phash in first.index]]
+    pairs = near_phashes(list(first.index), most)
+    if not pairs.complete:
+        _log.warning(
+            "Very many phashes are alike. The search for near copies stopped after %s pairs, so "
+            "some near copies may be in different splits.",
+            f"{len(pairs):,}",
+        )
+    rows = first.to_numpy()
+    return rows[pairs.left], rows[pairs.right]
 
 
 def _quotas(sizes: np.ndarray, total: int) -> np.ndarray:

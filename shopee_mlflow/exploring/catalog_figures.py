@@ -129,13 +129,13 @@ def leaks_figure(splits: pd.DataFrame) -> Figure:
     """
     figure, axes = _new("", "share of the test photos")
     modes = list(dict.fromkeys(splits["split"]))
-    series = (("copies", BLUE, "o", "equal copy in train"), ("near_copies", VERMILION, "s", "near"))
+    series = (("copies", BLUE, "o", "copy in train"), ("near_copies", VERMILION, "s", "near"))
     for index, mode in enumerate(modes):
         part = splits[splits["split"] == mode]
         for shift, (name, colour, marker, label) in zip((-0.18, 0.18), series, strict=True):
             share = (100 * part[name] / part["test"]).to_numpy(dtype=float)
             beside = index + shift + np.linspace(-0.1, 0.1, len(share))
-            words = {"equal copy in train": label, "near": f"equal, or up to {NEAR_BITS} bits off"}
+            words = {"copy in train": label, "near": f"copy, or up to {NEAR_BITS} bits off"}
             axes.scatter(
                 beside,
                 share,

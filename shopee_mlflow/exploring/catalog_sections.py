@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..config import DataConfig
 from ..data.near_copies import NEAR_BITS
+from ..data.splits import copy_words
 from ..reports.pages import Table, figure_picture, render
 from . import catalog_figures as figures
 from .explored import Explored, Section, first_rows, percent, ratio
@@ -105,9 +106,9 @@ def conflicts_line(survey: Survey) -> str:
 def _leaks(selection: Selection) -> list[str]:
     found = []
     for mode, column, what in (
-        (GIVEN, "copies", "an equal copy"),
-        ("random", "copies", "an equal copy"),
-        ("leak_free", "near_copies", f"an equal or near copy (up to {NEAR_BITS} bits)"),
+        (GIVEN, "copies", "a copy"),
+        ("random", "copies", "a copy"),
+        ("leak_free", "near_copies", f"a phash up to {NEAR_BITS} bits off"),
     ):
         part = selection.splits[selection.splits["split"] == mode]
         if len(part) and part[column].sum():
@@ -329,8 +330,8 @@ def _leak_table(splits: pd.DataFrame) -> pd.DataFrame:
             {
                 "split": mode,
                 "test photos": round(float(part["test"].mean())),
-                "with an equal copy in train": counts(part, "copies"),
-                "with an equal or near copy": counts(part, "near_copies"),
+                "with a copy in train": counts(part, "copies"),
+                f"with a copy or a phash up to {NEAR_BITS} bits off": counts(part, "near_copies"),
             }
             for mode, part in splits.groupby("split")
         ]
@@ -344,6 +345,7 @@ def _chosen_split(splits: pd.DataFrame, config: DataConfig) -> str:
     name = "The given split" if row["split"] == GIVEN else drawn
     return (
         f"{name}: {row['train']:,} photos in train, "
-        f"{row['val']:,} in val, {row['test']:,} in test. Test photos with an equal copy in train: "
-        f"{row['copies']:,}; with an equal or near one: {row['near_copies']:,}."
+        f"{row['val']:,} in val, {row['test']:,} in test. Test photos with a copy in train "
+        f"({copy_words(config.near_bits)}): {row['copies']:,}; with a copy or a phash up to "
+        f"{NEAR_BITS} bits off: {row['near_copies']:,}."
     )

@@ -16,6 +16,7 @@ from ..data.cleaning import PHASH
 from ..data.images import open_photo, upright_rgb, upright_size
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import Progress, hash_file, phash_of
+from ..data.plain_photos import detail_of
 from ..errors import ImageError
 
 OK, BAD, MISSING, OUTSIDE, LEFT_OUT = STATES = (
@@ -28,6 +29,7 @@ OK, BAD, MISSING, OUTSIDE, LEFT_OUT = STATES = (
 _LEVELS = 256
 _NUMBERS = ("bytes", "width", "height", "phash_bits")
 _MEANS = ("red", "green", "blue")
+_FLOATS = (*_MEANS, "detail")
 _TEXTS = ("image", "state", "reason", "format", "mode", "content", "phash", "listed_phash")
 # Limits the number of results waiting in memory.
 _AHEAD = 1000
@@ -41,7 +43,8 @@ class PhotoSurvey:
     :ivar table: one row for each file name of the catalogue, sorted. Columns image; state, one of
         ``STATES``; reason for a decoding error; bytes; format; mode, as stored; width and height,
         upright; red, green, blue, the means 0..255; content, the digest of the bytes;
-        phash; listed_phash, the catalogue's; phash_bits, the number of bits that differ.
+        phash; listed_phash, the catalogue's; phash_bits, the number of bits that differ; detail,
+        see :func:`~shopee_mlflow.data.plain_photos.detail_of`.
     :ivar levels: (3, 256) float, for red, green and blue the mean share of pixels at each level;
         each photo has the same weight.
     """
@@ -159,6 +162,7 @@ def _inspect(file: Path) -> tuple[dict[str, Any], np.ndarray | None]:
             about |= dict(zip(_MEANS, (float(mean) for mean in means), strict=True))
             width, height = upright_size(image)
             about |= {"width": width, "height": height, "phash": phash_of(image)}
+            about["detail"] = detail_of(rgb)
     except ImageError as error:
         return {**about, "state": BAD, "reason": str(error)}, None
     return {**about, "state": OK}, shares
@@ -184,7 +188,7 @@ def _listed_phashes(rows: pd.DataFrame) -> dict[str, str]:
 
 def _new_record(name: str, listed: str) -> dict[str, Any]:
     texts = dict.fromkeys(_TEXTS, "")
-    numbers = dict.fromkeys((*_NUMBERS, *_MEANS))
+    numbers = dict.fromkeys((*_NUMBERS, *_FLOATS))
     return {**texts, **numbers, "image": name, "state": MISSING, "listed_phash": listed}
 
 
@@ -196,8 +200,8 @@ def _table(records: list[dict[str, Any]]) -> pd.DataFrame:
     columns = [
         *("image", "state", "reason", "bytes", "format", "mode", "width", "height"),
         *_MEANS,
-        *("content", "phash", "listed_phash", "phash_bits"),
+        *("content", "phash", "listed_phash", "phash_bits", "detail"),
     ]
     table = pd.DataFrame(records, columns=columns)
     kinds = {**dict.fromkeys(_TEXTS, "str"), **dict.fromkeys(_NUMBERS, "Int64")}
-    return table.astype({**kinds, **dict.fromkeys(_MEANS, "float")})
+    return table.astype({**kinds, **dict.fromkeys(_FLOATS, "float")})

@@ -21,8 +21,18 @@ from ..data.cleaning import (
     locate_files,
     select_rows,
 )
-from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
-from ..data.splits import MODES, TEST, TRAIN, VAL, assign_splits, fill_splits, tie_copies
+from ..data.near_copies import NearPairs, connected, near_phashes
+from ..data.plain_photos import LEAST_DETAIL
+from ..data.splits import (
+    MODES,
+    TEST,
+    TRAIN,
+    VAL,
+    assign_splits,
+    fill_splits,
+    telling_phashes,
+    tie_copies,
+)
 from ..errors import CatalogError
 from .photo_survey import BAD, PhotoSurvey
 
@@ -111,7 +121,7 @@ def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | 
         try:
             frame = _last_steps(chosen, config, known, cleaning)
             if "image_phash" in frame:
-                splits = try_splits(frame, config.split_seed, config.split)
+                splits = try_splits(frame, config.split_seed, config.split, config.near_bits)
             break
         except CatalogError as error:
             problem = problem or str(error)
@@ -141,7 +151,12 @@ def _last_steps(
     return drop_untrained_groups(frame, cleaning).reset_index(drop=True)
 
 
-def try_splits(frame: pd.DataFrame, first_seed: int, fill_mode: str = "leak_free") -> pd.DataFrame:
+def try_splits(
+    frame: pd.DataFrame,
+    first_seed: int,
+    fill_mode: str = "leak_free",
+    near_bits: int = DataConfig.near_bits,
+) -> pd.DataFrame:
     """Split photos with several seeds, and count the test photos with a copy in train.
 
     A split that the catalogue gives is called ``given``, and is the only one.
@@ -149,20 +164,24 @@ def try_splits(frame: pd.DataFrame, first_seed: int, fill_mode: str = "leak_free
     :param frame: columns image, label_group, image_phash, content where it is known, and split
         where the catalogue gives it.
     :param fill_mode: how a split that is not given is drawn.
-    :returns: columns split, seed, train, val, test, copies (test photos with an equal phash, or
-        equal bytes, in train), near_copies (the same, or a phash up to 6 bits off).
+    :param near_bits: see the option.
+    :returns: columns split, seed, train, val, test, copies (test photos with a copy in train, by
+        ``near_bits``), near_copies (the same, or a phash up to 6 bits off).
     :raises CatalogError: when there are too few photos to split.
     """
     if "content" not in frame:
         frame = frame.assign(content="")
-    sets = tie_copies(frame)
+    frame = frame.assign(image_phash=telling_phashes(frame["image_phash"]))
+    sets = tie_copies(frame, near_bits)
     code, count, pairs = _near(frame["image_phash"])
     rows = []
     given = "split" in frame
     for mode in (GIVEN,) if given else MODES:
         for seed in range(first_seed, first_seed + (1 if given else _seeds(len(frame)))):
             split = (
-                fill_splits(frame, fill_mode, seed) if given else assign_splits(frame, mode, seed)
+                fill_splits(frame, fill_mode, seed, sets)
+                if given
+                else assign_splits(frame, mode, seed, sets)
             )
             train, test = split == TRAIN, split == TEST
             copied = sets.isin(set(sets[train]))
@@ -183,7 +202,7 @@ def _near(phashes: pd.Series) -> tuple[np.ndarray, int, NearPairs]:
     Each row without a phash has its own index.
     """
     code, distinct = pd.factorize(phashes.where(phashes != "", None))
-    pairs = near_pairs(parse_phashes([str(phash) for phash in distinct]))
+    pairs = near_phashes([str(phash) for phash in distinct])
     unknown = np.flatnonzero(code < 0)
     code[unknown] = len(distinct) + np.arange(len(unknown))
     return code, len(distinct) + len(unknown), pairs
@@ -200,8 +219,13 @@ def _has_near(train: np.ndarray, code: np.ndarray, count: int, pairs: NearPairs)
 
 
 def _with_contents(frame: pd.DataFrame, photos: PhotoSurvey) -> pd.DataFrame:
-    known = dict(zip(photos.table["image"], photos.table["content"], strict=True))
-    return frame.assign(content=frame["image"].map(known))
+    """Add the digests of the photos, and clear the phashes of plain ones."""
+    table = photos.table.set_index("image")
+    frame = frame.assign(content=frame["image"].map(table["content"]))
+    if "image_phash" not in frame:
+        return frame
+    plain = frame["image"].map(table["detail"]) < LEAST_DETAIL
+    return frame.assign(image_phash=frame["image_phash"].mask(plain, ""))
 
 
 def _reasons(frame: pd.DataFrame, photos: PhotoSurvey) -> dict[int, str]:

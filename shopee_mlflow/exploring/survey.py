@@ -12,7 +12,7 @@ import pandas as pd
 from ..data.cleaning import PHASH
 from ..data.columns import COLUMNS
 from ..data.label_checks import label_remarks, lookalike_labels, missing_value_labels, shown_label
-from ..data.near_copies import NearPairs, connected, near_pairs, parse_phashes
+from ..data.near_copies import NearPairs, connected, near_phashes
 from ..data.titles import count_bytes_literals, escaped_titles
 
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
@@ -297,7 +297,7 @@ def _conflicts(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 def _near_copies(rows: pd.DataFrame) -> NearCopies:
     there = rows[rows[PHASHES] != ""]
     phashes = sorted(there[PHASHES].unique())
-    pairs = near_pairs(parse_phashes(phashes))
+    pairs = near_phashes(phashes)
     same = None
     if GROUP in rows:
         labels = there[there[GROUP] != ""].groupby(PHASHES)[GROUP].agg(set).to_dict()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import NONE
+from ..data.splits import copy_words
 from .figure_text import measure_name
 from .pages import (
     Gallery,
@@ -287,12 +288,13 @@ def _subset_table(facts: TrainingFacts) -> Table | None:
         }
         for name, (photos, accuracy, low, high) in facts.subsets.items()
     ]
+    copies = copy_words(int(facts.options["near_bits"]))
     caption = (
-        "Some test photos have an equal copy in train (the same file or phash), so the model may "
-        "have memorized them. The others show the accuracy on new photos. With split=leak_free "
-        "there are no equal copies; photos that are merely alike may be in both."
+        f"Some test photos have a copy in train ({copies}), so "
+        "the model may have memorized them. The others show the accuracy on new photos. With "
+        "split=leak_free there are no such copies."
     )
-    return Table("With and without an equal copy in train", caption, pd.DataFrame(rows))
+    return Table("With and without a copy in train", caption, pd.DataFrame(rows))
 
 
 def _gallery(

@@ -141,12 +141,14 @@ def log_results(
 def _with_and_without_copy(
     dataset: Dataset, labels: np.ndarray, logits: np.ndarray
 ) -> dict[str, tuple[int, float, float, float]]:
-    """Accuracy of test photos with and without an equal copy in train.
+    """Accuracy of test photos with and without a copy in train.
 
     :returns: words -> number of photos, accuracy, lower and upper bound of its interval.
     """
-    copied = has_copy_in_train(dataset.frame)[dataset.rows(TEST)].to_numpy()
-    parts = {"with an equal copy in train": copied, "without": ~copied}
+    copied = has_copy_in_train(dataset.frame, dataset.frame["copy_set"])[
+        dataset.rows(TEST)
+    ].to_numpy()
+    parts = {"with a copy in train": copied, "without": ~copied}
     result = {}
     for name, chosen in parts.items():
         if chosen.any():

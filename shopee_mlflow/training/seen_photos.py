@@ -21,7 +21,8 @@ class SeenPhotos:
     """The photos that the model has seen, if this is known.
 
     :ivar split: for each photo, ``train`` or ``val`` if that split of the model's run has a copy of
-        it, which is a photo with equal bytes or phash; ``""`` if there is none or it is unknown.
+        it, which is a photo with equal bytes or a phash within the run's ``near_bits``; ``""`` if
+        there is none or it is unknown.
     :ivar unknown: why the model's splits are unknown; empty if they are known.
     :ivar by_bytes: whether copies were found only by equal bytes, since the run's manifest has no
         phashes.
@@ -40,6 +41,10 @@ class SeenPhotos:
 def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     """Compare photos with the manifests of the runs that have trained a model.
 
+    Photos are copies by the option ``near_bits`` of the run that has logged the model, so the test
+    split of a leak-free run is unseen. Runs from before this option have compared phashes for
+    equality.
+
     :param frame: columns ``content`` and ``image_phash``.
     :param run_id: the run that has logged the model; None if it is unknown. The runs whose weights
         it started from are found by their tags.
@@ -48,14 +53,15 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     if not run_id:
         return SeenPhotos(nothing, "the model does not record the run that trained it")
     try:
-        known = pd.concat(_manifests(run_id), ignore_index=True)
+        manifests, near_bits = _manifests(run_id)
+        known = pd.concat(manifests, ignore_index=True)
     except TrackingError as error:
         return SeenPhotos(nothing, str(error).splitlines()[0])
     by_bytes = "image_phash" not in known or bool(known["image_phash"].isna().any())
     known = known.reindex(columns=[*_COPY, "split"]).fillna("")
     known = known[known["split"].isin([TRAIN, VAL])]
     both = pd.concat([known[_COPY], frame[_COPY]], ignore_index=True)
-    sets = tie_copies(both)
+    sets = tie_copies(both, near_bits)
     theirs, mine = sets.iloc[: len(known)], sets.iloc[len(known) :].to_numpy()
     split = nothing
     for name in (VAL, TRAIN):  # a copy in train overrides one in val
@@ -64,14 +70,16 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     return SeenPhotos(split, by_bytes=by_bytes)
 
 
-def _manifests(run_id: str) -> list[pd.DataFrame]:
-    """The manifest of a run, and those of the runs whose weights it started from."""
-    manifests, seen = [], set[str]()
+def _manifests(run_id: str) -> tuple[list[pd.DataFrame], int]:
+    """The manifests of a run and of the runs whose weights it started from, and its near_bits."""
+    manifests, near_bits, seen = [], list[int](), set[str]()
     while run_id and run_id not in seen:
         seen.add(run_id)
-        manifests.append(read_manifest(run_id)[0])
+        manifest, params = read_manifest(run_id)
+        manifests.append(manifest)
+        near_bits.append(int(params.get("near_bits", "0")))
         run_id = find_run(run_id).data.tags.get(WEIGHTS_RUN_TAG, "")
-    return manifests
+    return manifests, near_bits[0]
 
 
 def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dict[str, float]:

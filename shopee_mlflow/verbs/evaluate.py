@@ -18,6 +18,7 @@ from ..data.catalog_forms import folder_name, load_catalog
 from ..data.cleaning import Cleaning, drop_bad_images, fill_phashes, locate_files, select_rows
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes, hash_files, load_pixels
+from ..data.plain_photos import clear_plain
 from ..data.splits import TEST, digest
 from ..errors import CatalogError
 from ..modeling.inference import Predictor
@@ -81,9 +82,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on labelled photos; log scores, tables and figures as a new run.
 
-    Photos are compared with the manifest of the run that has trained the model, by content and by
-    phash. Photos in its train or val split do not count in ``eval_accuracy``. Photos of label
-    groups that the model does not have are left out and counted.
+    Photos are compared with the manifest of the run that has trained the model, by content and
+    phash, see :func:`find_seen`. Photos in its train or val split do not count in
+    ``eval_accuracy``. Photos of label groups that the model does not have are left out and counted.
 
     :param model: an MLflow model URI.
     :param data: a labelled catalogue; with ``run``, the catalogue of the run if it was moved (auto:
@@ -207,7 +208,8 @@ def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.
     if decoded.bad:
         say(*cleaning.lines())
     pixels = decoded.values[frame.index.to_numpy()]
-    return fill_phashes(frame.reset_index(drop=True), compute_phashes, cleaning), pixels
+    frame = fill_phashes(frame.reset_index(drop=True), compute_phashes, cleaning)
+    return clear_plain(frame, pixels, frame.index), pixels
 
 
 def _predictions(
