@@ -68,7 +68,7 @@ def assign_splits(frame: pd.DataFrame, mode: str = "leak_free", seed: int = 0) -
     need = _quotas(np.bincount(labels, minlength=len(names)), len(frame))
     rng = np.random.default_rng(seed)
     result = np.empty(len(frame), dtype=np.int64)
-    groups = _in_random_order(sets.to_numpy(), rng)
+    groups = in_random_order(sets.to_numpy(), rng)
     for rows in groups:
         result[rows] = split = _draw(need, labels[rows], rng)
         np.subtract.at(need[split], labels[rows], 1)
@@ -188,7 +188,7 @@ def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -
     return quota
 
 
-def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """The rows of each set of copies: large sets first, while they fit; equal sizes shuffled."""
     rows = np.argsort(sets, kind="stable")
     groups = np.split(rows, np.flatnonzero(np.diff(sets[rows])) + 1)

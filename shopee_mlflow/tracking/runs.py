@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 LONGEST_REASON = 5000
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
+_LATEST_FIRST = ["attributes.start_time DESC"]
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow gives to runs that nobody named, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -365,6 +366,20 @@ def _end(
 def child_runs(parent: RunLog) -> list[Run]:
     """Children of a run that are RUNNING."""
     return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
+
+
+def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
+    """Runs of an experiment that are not deleted and have this tag, the latest first.
+
+    :param value: without quotes, such as a run id.
+    """
+    client, found, token = MlflowClient(), list[Run](), None
+    while token != "":
+        page = client.search_runs(
+            [experiment_id], f"tags.`{tag}` = '{value}'", order_by=_LATEST_FIRST, page_token=token
+        )
+        found, token = [*found, *page], page.token or ""
+    return found
 
 
 def running_runs(experiment: str, tag: str, value: str) -> list[Run]:

@@ -58,7 +58,7 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
     run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
     counts = {**dataset.cleaning.counts(), "label_groups": len(dataset.classes)}
-    counts |= {f"{name}_images": len(dataset.rows(name)) for name in SPLITS}
+    counts |= {f"{name}_images": count for name, count in dataset.split_sizes().items()}
     counts["leaks"] = dataset.leaks
     run.log_text(json.dumps(counts, indent=1) + "\n", PROFILE_FILE)
     name = _dataset_name(dataset, config)
