@@ -20,6 +20,8 @@ FOLD_TAG = "fold"  # the fold that a run tests
 REPEATS_TAG = "repeats"  # the trial that a trial repeats
 VERSION_TAG = "shopee_mlflow_version"
 DESCRIPTION_TAG = "mlflow.note.content"
+DIGEST_TAG = "data_digest"  # of photos, labels and splits or folds
+PARENT_TAG = "mlflow.parentRunId"
 
 # Kinds of runs: the command, a trial of a search, a fold or the final model of a cross-validation.
 TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"

@@ -26,6 +26,7 @@ from .names import (
     FAILURE_TAG,
     KIND_TAG,
     MANIFEST_FILE,
+    PARENT_TAG,
     PROCESS_TAG,
     TRAININGS,
     VERSION_TAG,
@@ -365,7 +366,7 @@ def _end(
 
 def child_runs(parent: RunLog) -> list[Run]:
     """Children of a run that are RUNNING."""
-    return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
+    return _running_runs(parent.experiment_id, PARENT_TAG, parent.run_id)
 
 
 def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
@@ -384,8 +385,14 @@ def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
 
 def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
     """RUNNING runs of an experiment, if it exists, that have this tag."""
+    found = experiment_id_of(experiment)
+    return _running_runs(found, tag, value) if found else []
+
+
+def experiment_id_of(experiment: str) -> str | None:
+    """The id of an experiment; None if there is none of this name."""
     found = mlflow.get_experiment_by_name(experiment)
-    return _running_runs(found.experiment_id, tag, value) if found else []
+    return str(found.experiment_id) if found else None
 
 
 def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
