@@ -38,7 +38,8 @@ def clustered_interval(right: np.ndarray, sets: np.ndarray) -> tuple[float, floa
     if 0 < share < 1 and count > 1:
         residuals = np.bincount(number, right - share)
         variance = count / (count - 1) * (residuals**2).sum() / len(right) ** 2
-        effective = min(share * (1 - share) / variance, float(len(right)))
+        # Never more than the photos, as where each set has right and wrong ones.
+        effective = share * (1 - share) / max(variance, share * (1 - share) / len(right))
     # scipy's interval takes whole numbers of photos only.
     z2 = norm.ppf((1 + _LEVEL) / 2) ** 2
     centre = (share + z2 / (2 * effective)) / (1 + z2 / effective)
