@@ -153,7 +153,7 @@ def explore_command(**options: str | None) -> None:
 
 @_verb("train", TrainConfig)
 def train_command(**options: str | None) -> None:
-    """Train a classifier, test it once, log everything to MLflow.
+    """Train a classifier, test it once, log it to MLflow.
 
     \b
     Examples:
@@ -338,7 +338,7 @@ def experiments_command(files: str, **options: str | None) -> None:
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos and activations from the cache folder.
+    """Delete cached photos and activations.
 
     They are computed again when they are needed.
     """
