@@ -20,15 +20,17 @@ from conftest import MakeCatalog, draw_photo
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
-from shopee_mlflow import TrainConfig, compare, cross_validate, train
+from shopee_mlflow import TrainConfig, compare, cross_validate, evaluate, train
 from shopee_mlflow.cli import main
 from shopee_mlflow.config import CrossValidateConfig, resolve
-from shopee_mlflow.errors import ConfigError, TrainingError
+from shopee_mlflow.data.dataset import load_dataset
+from shopee_mlflow.errors import CatalogError, ConfigError, TrainingError
 from shopee_mlflow.modeling.freezing import ActivationSource
 from shopee_mlflow.tracking.mlflow_run_log import read_table, read_weights
 from shopee_mlflow.tracking.names import PROCESS_TAG
 from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.tracking.signals import Stopped
+from shopee_mlflow.training.seen_photos import find_seen
 from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.verbs.cross_validate import CrossValidation
 
@@ -279,11 +281,10 @@ def _train_options(config: CrossValidateConfig) -> dict[str, Any]:
 def test_photos_of_all_folds_are_seen_by_the_final_model(
     config: MakeConfig, tmp_path: Path
 ) -> None:
-    from shopee_mlflow.data.dataset import load_dataset
-    from shopee_mlflow.training.seen_photos import find_seen
-
     result = cross_validate(config(refit=True, epochs=1))
     assert find_seen(load_dataset(config()).frame, result.run_id).mask.all()
+    with pytest.raises(CatalogError, match=f"run={result.run_id}: has no test split"):
+        evaluate(f"runs:/{result.run_id}/model", run=result.run_id)
 
 
 def test_two_cross_validations_are_compared_on_all_photos(
