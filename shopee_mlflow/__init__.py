@@ -20,6 +20,7 @@ _HOMES = {
     "TrainConfig": "config",
     "DataConfig": "config",
     "ExploreConfig": "config",
+    "CrossValidateConfig": "config",
     "resolve": "config",
     "ShopeeError": "errors",
     "Dataset": "data.dataset",
@@ -47,6 +48,8 @@ _HOMES = {
     "train": "verbs.train",
     "TuneResult": "verbs.tune",
     "tune": "verbs.tune",
+    "CrossValidation": "verbs.cross_validate",
+    "cross_validate": "verbs.cross_validate",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
-from .config import DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
+from .config import CrossValidateConfig, DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, guard_output, say, show_log_messages
 from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
@@ -176,7 +176,7 @@ def explore_command(**options: str | None) -> None:
 
 @_verb("train", TrainConfig)
 def train_command(**options: str | None) -> None:
-    """Train a classifier, test it once, log everything to MLflow.
+    """Train a classifier, test it once, log it to MLflow.
 
     \b
     Examples:
@@ -216,6 +216,26 @@ def tune_command(**options: str | None) -> None:
     from .verbs.tune import tune
 
     tune(_chosen(options))
+
+
+@_verb("cross-validate", CrossValidateConfig)
+def cross_validate_command(**options: str | None) -> None:
+    """Test every photo once, and say how sure the accuracy is.
+
+    The photos are divided into folds; each is tested by a model trained on the others. After any
+    interruption the same command resumes.
+
+    \b
+    Examples:
+      shopee-mlflow cross-validate --data shop/ --freeze backbone
+      shopee-mlflow cross-validate --data shop/ --folds 10 --refit true --register true
+    """
+    cli_options = _chosen(options)
+    config = resolve(CrossValidateConfig, cli_options)
+    _announce("the model", "torch", "MLflow")
+    from .verbs.cross_validate import cross_validate
+
+    cross_validate(config, cli_options)
 
 
 @_verb("evaluate")
@@ -341,7 +361,7 @@ def experiments_command(files: str, **options: str | None) -> None:
 
 @_verb("clear-cache")
 def clear_cache_command() -> None:
-    """Delete decoded photos and activations from the cache folder.
+    """Delete cached photos and activations.
 
     They are computed again when they are needed.
     """

@@ -396,6 +396,35 @@ class TuneConfig(TrainConfig):
     )
 
 
+@dataclass(frozen=True)
+class CrossValidateConfig(TrainConfig):
+    """Options of a cross-validation. Each photo is tested once; given splits are ignored."""
+
+    split_column: str = option(
+        NONE, "always none: cross-validation tests every photo once", Role.DATA, choices=(NONE,)
+    )
+    resume: str = option(
+        NONE,
+        "run id of an interrupted cross-validation to resume, or 'last'; repeating its command "
+        "resumes it, too",
+        Role.SETUP,
+    )
+    folds: int = option(
+        5,
+        "parts of the photos; each is tested once by a model trained on the others",
+        Role.DATA,
+        minimum=2,
+        maximum=1000,
+        begins=Group.EVALUATION,
+    )
+    refit: bool = option(
+        False,
+        "also train a final model on all photos, for the mean best epoch of the folds, and log it "
+        "with the cross-validated accuracy",
+        Role.SETUP,
+    )
+
+
 ConfigT = TypeVar("ConfigT", bound=DataConfig)
 
 
@@ -522,6 +551,8 @@ def _contradictions(config: DataConfig) -> list[str]:
             )
         if config.nesterov and config.optimizer == "sgd" and not config.momentum:
             problems.append("nesterov=true: needs momentum above 0")
+        if isinstance(config, CrossValidateConfig):
+            problems += _problems_of_folds(config)
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)
@@ -534,6 +565,20 @@ def _contradictions(config: DataConfig) -> list[str]:
             problems.append(
                 f"{name}={getattr(config, name)}: the built-in sample is split by split; set data"
             )
+    return problems
+
+
+def _problems_of_folds(config: CrossValidateConfig) -> list[str]:
+    problems = [
+        f"{name}={getattr(config, name)}: cross-validation tests every photo once; put all photos "
+        "into one table"
+        for name in ("val_csv", "test_csv")
+        if getattr(config, name) != NONE
+    ]
+    if config.nproc > 1:
+        problems.append(f"nproc={config.nproc}: a cross-validation runs in one process")
+    if config.register and not config.refit:
+        problems.append("register=true: needs refit=true, which trains the model to register")
     return problems
 
 

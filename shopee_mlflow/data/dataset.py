@@ -29,6 +29,7 @@ from .cleaning import (
     locate_files,
     select_rows,
 )
+from .fold_splits import check_group_sizes, copy_sets
 from .pixel_cache import compute_phashes, hash_files, load_pixels
 from .plain_photos import clear_plain
 
@@ -81,15 +82,23 @@ class Dataset:
         return photo, int(self.frame["label"].iloc[number])
 
     def __repr__(self) -> str:
-        sizes = "/".join(str(len(self.rows(name))) for name in splits.SPLITS)
+        sizes = self.split_sizes()
         return (
             f"Dataset({'/'.join(self.source.parts[-2:])}: {len(self)} photos, "
-            f"{len(self.classes)} label groups, {'/'.join(splits.SPLITS)} {sizes})"
+            f"{len(self.classes)} label groups, {'/'.join(sizes)} "
+            f"{'/'.join(map(str, sizes.values()))})"
         )
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers (int64) of ``train``, ``val`` or ``test``."""
         return np.flatnonzero(self.frame["split"] == split)
+
+    def split_sizes(self) -> dict[str, int]:
+        """Photos in train, val and test, or in each fold of a cross-validation."""
+        counts = self.frame["split"].value_counts()
+        known = [name for name in splits.SPLITS if name in counts]
+        names = splits.SPLITS if known else sorted(counts.index, key=lambda n: (len(n), n))
+        return {name: int(counts.get(name, 0)) for name in names}
 
     def photos(self, rows: np.ndarray) -> np.ndarray:
         """(n, size, size, 3) uint8, RGB: a copy of the photos in these rows."""
@@ -105,12 +114,32 @@ class Dataset:
         """File, label, split and content digest of every photo, sorted by file."""
         return splits.manifest(self.frame)
 
+    def with_splits(self, split: pd.Series) -> Dataset:
+        """The same photos with other splits; digest and leaks follow from them.
+
+        :param split: for each row ``train``, ``val`` or ``test``, or the name of a fold.
+        """
+        frame = self.frame.assign(split=split)
+        sets = copy_sets(frame)
+        train = set(sets[frame["split"] == splits.TRAIN])
+        return dataclasses.replace(
+            self,
+            frame=frame,
+            digest=splits.digest(splits.manifest(frame)),
+            leaks=int(sets[frame["split"] == splits.TEST].isin(train).sum()),
+        )
+
     def lines(self) -> list[str]:
         """A summary of cleaning and splits, as lines of text."""
-        sizes = " / ".join(f"{len(self.rows(name)):,} {name}" for name in splits.SPLITS)
-        return [
+        sizes = " / ".join(f"{count:,} {name}" for name, count in self.split_sizes().items())
+        lines = [
             *self.cleaning.lines(),
             f"{len(self.frame):>7,} photos of {len(self.classes):,} label groups: {sizes}",
+        ]
+        if not len(self.rows(splits.TEST)):
+            return lines
+        return [
+            *lines,
             f"{self.leaks:>7,} of {len(self.rows(splits.TEST)):,} test photos have a copy in train "
             f"({splits.copy_words(self.config.near_bits)})",
         ]
@@ -140,6 +169,7 @@ def load_dataset(
     # Errors that are certain are raised before decoding, which may take long.
     drop_small_groups(frame, config.min_group, copy.deepcopy(cleaning))
     check_epoch(config, len(frame))
+    check_group_sizes(frame["label_group"], config)
     files = list(frame["file"])
     frame = frame.assign(content=hash_files(files, config.workers))
     decoded = load_pixels(

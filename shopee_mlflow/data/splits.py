@@ -104,7 +104,7 @@ def assign_splits(
     need = _quotas(np.bincount(labels, minlength=len(names)), len(frame))
     rng = np.random.default_rng(seed)
     result = np.empty(len(frame), dtype=np.int64)
-    groups = _in_random_order(number, rng)
+    groups = in_random_order(number, rng)
     for rows in groups:
         result[rows] = split = _draw(need, labels[rows], rng)
         np.subtract.at(need[split], labels[rows], 1)
@@ -257,7 +257,7 @@ def _apportion(sizes: np.ndarray, seats: int, limit: np.ndarray | None = None) -
     return quota
 
 
-def _in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def in_random_order(sets: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """The rows of each set of copies: large sets first, while they fit; equal sizes shuffled."""
     rows = np.argsort(sets, kind="stable")
     groups = np.split(rows, np.flatnonzero(np.diff(sets[rows])) + 1)

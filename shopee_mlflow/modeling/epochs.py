@@ -71,6 +71,7 @@ class BestEpoch:
     """The best epoch by a validation metric, and a copy of its weights.
 
     With few validation photos, equal values are common; the lower validation loss breaks ties.
+    Without validation photos, the last epoch counts as the best.
 
     :ivar monitor: name of the metric; higher is better.
     """
@@ -101,7 +102,8 @@ class BestEpoch:
     def scores(self) -> dict[str, float]:
         """best_epoch, and the best epoch's values of val_accuracy and ``monitor``, as best_*."""
         names = dict.fromkeys(["val_accuracy", self.monitor])
-        values = {f"best_{name}": self.found[name] for name in names}
+        known = [name for name in names if name in self.found.metrics]
+        values = {f"best_{name}": self.found[name] for name in known}
         return {**values, "best_epoch": float(self.found.number)}
 
     def state(self) -> dict[str, object]:
@@ -121,6 +123,8 @@ class BestEpoch:
         return self.found
 
     def _rank(self, epoch: Epoch) -> tuple[float, float]:
+        if self.monitor not in epoch.metrics:
+            return float(epoch.number), 0.0
         return epoch[self.monitor], -epoch["val_loss"]
 
 

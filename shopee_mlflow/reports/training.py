@@ -51,6 +51,9 @@ class TrainingFacts:
     :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
     :ivar chance_error: the calibration error expected by chance.
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
+    :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
+        place of those of a single training.
+    :ivar folds: the results of the folds of a cross-validation.
     """
 
     title: str
@@ -71,6 +74,9 @@ class TrainingFacts:
     chance_error: float
     subsets: Mapping[str, tuple[int, float, float, float]]
     label_names: Sequence[str] = ()
+    headline: Sequence[tuple[str, str]] = ()
+    learned: str = ""
+    folds: Table | None = None
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -85,9 +91,10 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
         "training.html.j2",
         title=facts.title,
         lead=facts.lead,
-        headline=_headline(facts),
+        headline=facts.headline or _headline(facts),
         curves=[_curve(facts, name) for name in ("loss", "accuracy")],
-        learned=_curves_text(facts),
+        learned=facts.learned or _curves_text(facts),
+        folds=facts.folds,
         confusion=figure_picture(
             confusion_figure(facts.counts, "", facts.label_names),
             "Confusion matrix: true label groups in rows, predicted ones in columns.",

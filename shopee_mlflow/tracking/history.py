@@ -22,6 +22,10 @@ from .mlflow_run_log import read_table
 from .names import (
     ANALYSES,
     BEST_FILE,
+    CROSS_VALIDATE,
+    CV_HISTORY_FILE,
+    CV_PREDICTIONS_FILE,
+    FOLD,
     HISTORY_FILE,
     KIND_TAG,
     PREDICTIONS_FILE,
@@ -36,19 +40,21 @@ _log = logging.getLogger(__name__)
 CHOSEN_BY = "best_val_accuracy"
 # The most runs to read when looking for trainings of this project.
 _CONSIDERED = 1000
-_OPTIONS = {f.name for f in dataclasses.fields(TrainConfig)}
+_OPTIONS = {*(f.name for f in dataclasses.fields(TrainConfig)), "folds"}
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """A finished training, or a search with its best trial, as stored in its run.
+    """A finished training, a search with its best trial, or a cross-validation, from its run.
 
     :ivar experiment: name of the experiment.
     :ivar options: options of the training, in normalized spelling; for a search, those of its best
         trial.
-    :ivar epochs: columns epoch, val_loss, val_accuracy.
+    :ivar metrics: best_val_accuracy, best_epoch and others; of a cross-validation, their means.
+    :ivar epochs: columns epoch, val_loss, val_accuracy; of a cross-validation, the folds' means.
     :ivar predictions: image, label_group, predicted and more of the test photos, as text; None
-        for a trial, which is not tested.
+        for a trial, which is not tested. A cross-validation tests all photos.
+    :ivar interval: 95 % interval of a cross-validated accuracy; None for others.
     """
 
     run_id: str
@@ -59,6 +65,7 @@ class PastRun:
     options: Mapping[str, str]
     epochs: pd.DataFrame = field(repr=False)
     predictions: pd.DataFrame | None = field(repr=False)
+    interval: tuple[float, float] | None = None
 
 
 def past_run(run_id: str) -> PastRun:
@@ -101,6 +108,8 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
     for run in runs:
         if len(trainings) == count:
             break
+        if run.data.tags.get(KIND_TAG) == FOLD:
+            continue
         try:
             trainings.append(_read(run))
         except TrackingError as error:
@@ -125,8 +134,11 @@ def _read(run: MlflowRun) -> PastRun:
     kind = tags.get(KIND_TAG, "")
     if kind in ANALYSES:
         raise TrackingError(f"{what}: is a run of {kind}, not a training. Name training runs.")
-    if CHOSEN_BY not in metrics:
+    is_cv = kind == CROSS_VALIDATE
+    if (f"cv_{CHOSEN_BY}" if is_cv else CHOSEN_BY) not in metrics:
         raise TrackingError(f"{what}: is not a finished training and cannot be compared.")
+    if is_cv:
+        metrics = {**metrics, **{name: metrics[f"cv_{name}"] for name in (CHOSEN_BY, "best_epoch")}}
     try:
         options = {name: _normalized(name, text) for name, text in _params(run).items()}
         if STUDY_TAG in tags:
@@ -138,8 +150,11 @@ def _read(run: MlflowRun) -> PastRun:
             tags,
             metrics,
             options,
-            _epochs(run_id),
-            None if is_trial else _predictions(run, what),
+            _epochs(run_id, CV_HISTORY_FILE if is_cv else HISTORY_FILE),
+            None
+            if is_trial
+            else _predictions(run, what, CV_PREDICTIONS_FILE if is_cv else PREDICTIONS_FILE),
+            (metrics["cv_accuracy_low"], metrics["cv_accuracy_high"]) if is_cv else None,
         )
     except STORE_ERRORS as error:
         raise store_error(error) from error
@@ -163,19 +178,19 @@ def _best_options(run_id: str) -> dict[str, str]:
         return {name: as_text(value) for name, value in read_yaml(path).items()}
 
 
-def _epochs(run_id: str) -> pd.DataFrame:
+def _epochs(run_id: str, file: str) -> pd.DataFrame:
     """Metrics per epoch: from the run's metrics if it has all of them, else from its table."""
     client = MlflowClient()
     names = ("val_loss", "val_accuracy")
     by_step = {n: {m.step: m.value for m in client.get_metric_history(run_id, n)} for n in names}
     if all(by_step.values()):
         return pd.DataFrame(by_step).rename_axis("epoch").sort_index().reset_index()
-    return read_table(run_id, HISTORY_FILE)[["epoch", *names]].apply(pd.to_numeric)
+    return read_table(run_id, file)[["epoch", *names]].apply(pd.to_numeric)
 
 
-def _predictions(run: MlflowRun, what: str) -> pd.DataFrame:
+def _predictions(run: MlflowRun, what: str, file: str) -> pd.DataFrame:
     try:
-        return read_table(run.info.run_id, PREDICTIONS_FILE)
+        return read_table(run.info.run_id, file)
     except TrackingError as error:
         place = run.info.artifact_uri
         # A run without artifacts may have no folder; its experiment has one.
@@ -186,6 +201,6 @@ def _predictions(run: MlflowRun, what: str) -> pd.DataFrame:
                 "artifacts. Otherwise the artifacts were deleted."
             ) from error
         raise TrackingError(
-            f"{what}: has no test predictions ({PREDICTIONS_FILE}) and cannot be compared. "
+            f"{what}: has no test predictions ({file}) and cannot be compared. "
             "Name finished trainings."
         ) from error

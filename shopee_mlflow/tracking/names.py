@@ -15,14 +15,19 @@ SEEN_TEST_TAG = "test_photos_seen_by_weights"  # number of test photos that run 
 STUDY_TAG = "study"
 TRIAL_TAG = "trial"
 STATE_TAG = "state"  # of a trial
+CROSS_VALIDATION_TAG = "cross_validation"  # digest of what affects its result
+FOLD_TAG = "fold"  # the fold that a run tests
 REPEATS_TAG = "repeats"  # the earlier trial that this trial repeats
 VERSION_TAG = "shopee_mlflow_version"
 DESCRIPTION_TAG = "mlflow.note.content"
+DIGEST_TAG = "data_digest"  # of photos, labels and splits or folds
+PARENT_TAG = "mlflow.parentRunId"
 
-# Kinds of runs: the command, or a trial of a search.
+# Kinds of runs: the command, a trial of a search, a fold or the final model of a cross-validation.
 TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"
+CROSS_VALIDATE, FOLD, REFIT = "cross-validate", "fold", "refit"
 EVALUATE, COMPARE, EXPLORE = "evaluate", "compare", "explore"
-TRAININGS = (TRAIN, TUNE, EXPERIMENTS)
+TRAININGS = (TRAIN, TUNE, CROSS_VALIDATE, EXPERIMENTS)
 ANALYSES = (EVALUATE, COMPARE, EXPLORE)
 
 # Artifacts of a training.
@@ -39,6 +44,13 @@ MODEL_NAME = "model"
 BEST_FILE = "tune/best.yaml"
 TRIAL_WEIGHTS_FILE = "trial/weights.pt"
 TRIAL_HISTORY_FILE = "trial/history.csv"
+
+# Artifacts of a cross-validation, and the logits of one of its folds.
+CV_HISTORY_FILE = "cv/history.csv"
+CV_PREDICTIONS_FILE = "cv/predictions.csv"
+CV_LOGITS_FILE = "cv/logits.pt"
+CV_FOLDS_FILE = "cv/folds.csv"
+FOLD_LOGITS_FILE = "test/logits.pt"
 
 
 def analyses_of(experiment: str) -> str:

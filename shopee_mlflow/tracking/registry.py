@@ -30,7 +30,12 @@ from .store import downloaded, quieten
 REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
 REFUSED_TAG = "refused"
-_METRICS = ("test_accuracy", "test_accuracy_low", "test_accuracy_high", "best_val_accuracy")
+# The metrics by which versions are compared, and their names in words.
+_CLAIMS = {"test_accuracy": "test accuracy", "cv_accuracy": "cross-validated accuracy"}
+_METRICS = (
+    *(f"{name}{bound}" for name in _CLAIMS for bound in ("", "_low", "_high")),
+    *("cv_macro_f1", "best_val_accuracy"),
+)
 _TAGS = ("data_digest", "git_commit", "classes", WEIGHTS_RUN_TAG, SEEN_TEST_TAG)
 
 
@@ -109,6 +114,8 @@ def register_model(
 
     It becomes the champion if there is none, if its test accuracy is higher than the champion's
     on the same split (equal data digest), or with ``promote``. Otherwise it becomes the challenger.
+    Final models of cross-validations are compared by their cross-validated accuracy on the same
+    folds.
 
     :raises TrackingError: for an unknown run, a run without a model of this project, or a
         registry that does not respond. The aliases are then unchanged.
@@ -193,18 +200,20 @@ def decide(
             f"its test accuracy is not comparable: the weights that it started from have seen "
             f"{seen} of the test photos; {insist}"
         )
-    new, old = (float(t.get("test_accuracy", "nan")) for t in (candidate, champion.tags))
+    # An equal digest means the same split, or the same folds.
+    claim = next((name for name in _CLAIMS if name in candidate), "test_accuracy")
+    new, old = (float(tags.get(claim, "nan")) for tags in (candidate, champion.tags))
     if math.isnan(new) or math.isnan(old):
         return CHALLENGER, (
             f"it cannot be compared with the champion (version {champion.version}): one of them "
-            f"has no test accuracy; {insist}"
+            f"has no {_CLAIMS[claim]}; {insist}"
         )
     if new > old:
         return CHAMPION, (
-            f"test accuracy {new:.1%} is higher than {old:.1%} of version {champion.version}"
+            f"{_CLAIMS[claim]} {new:.1%} is higher than {old:.1%} of version {champion.version}"
         )
     return CHALLENGER, (
-        f"test accuracy {new:.1%} is not higher than {old:.1%} of the champion (version "
+        f"{_CLAIMS[claim]} {new:.1%} is not higher than {old:.1%} of the champion (version "
         f"{champion.version}); {insist}"
     )
 

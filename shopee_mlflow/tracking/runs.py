@@ -26,6 +26,7 @@ from .names import (
     FAILURE_TAG,
     KIND_TAG,
     MANIFEST_FILE,
+    PARENT_TAG,
     PROCESS_TAG,
     TRAININGS,
     VERSION_TAG,
@@ -41,6 +42,7 @@ LONGEST_REASON = 5000
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
+_LATEST_FIRST = ["attributes.start_time DESC"]
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow generates for unnamed runs, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -371,13 +373,33 @@ def _end(
 
 def child_runs(parent: RunLog) -> list[Run]:
     """Child runs of a run with the status RUNNING."""
-    return _running_runs(parent.experiment_id, "mlflow.parentRunId", parent.run_id)
+    return _running_runs(parent.experiment_id, PARENT_TAG, parent.run_id)
+
+
+def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
+    """Runs of an experiment that are not deleted and have this tag, the latest first.
+
+    :param value: without quotes, such as a run id.
+    """
+    client, found, token = MlflowClient(), list[Run](), None
+    while token != "":
+        page = client.search_runs(
+            [experiment_id], f"tags.`{tag}` = '{value}'", order_by=_LATEST_FIRST, page_token=token
+        )
+        found, token = [*found, *page], page.token or ""
+    return found
 
 
 def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
     """Runs with the status RUNNING and this tag in an experiment; none if it does not exist."""
+    found = experiment_id_of(experiment)
+    return _running_runs(found, tag, value) if found else []
+
+
+def experiment_id_of(experiment: str) -> str | None:
+    """The id of an experiment; None if it does not exist."""
     found = mlflow.get_experiment_by_name(experiment)
-    return _running_runs(found.experiment_id, tag, value) if found else []
+    return str(found.experiment_id) if found else None
 
 
 def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:

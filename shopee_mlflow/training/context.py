@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -95,6 +96,8 @@ class TrainingContext:
     :ivar custom: objects of the caller that override options.
     :ivar weights: initial weights by the option ``weights``, each loaded once; others are loaded
         when they are needed.
+    :ivar augment_all: whether variants of all photos are cached, not only of those in train, since
+        the trainings have different splits.
     """
 
     dataset: Dataset
@@ -102,6 +105,7 @@ class TrainingContext:
     group: Group = ALONE
     custom: CustomParts = OPTIONS_ONLY
     weights: dict[str, InitialWeights | None] = field(default_factory=dict)
+    augment_all: bool = False
     _pixels: PixelSource | None = None
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
@@ -109,6 +113,14 @@ class TrainingContext:
     def __post_init__(self) -> None:
         if self.machine.device.type == "cpu":
             keep_freed_memory()
+
+    def with_dataset(self, dataset: Dataset) -> TrainingContext:
+        """A context that shares this one's state, for other splits of the same photos.
+
+        :param dataset: as :meth:`.Dataset.with_splits` returns it.
+        """
+        self._photos()
+        return dataclasses.replace(self, dataset=dataset)
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -226,18 +238,21 @@ class TrainingContext:
     def _frozen(self, prefix: FrozenPrefix, config: TrainConfig) -> ActivationSource:
         transform = training_transform(config)
         assert transform is None or isinstance(transform, (FiniteTransform, FixedDraws))
-        train = self.dataset.rows(TRAIN) if transform else np.array([], dtype=np.int64)
-        key = self._key(prefix, train, config)
+        rows = np.arange(len(self.dataset.frame))
+        augmented = rows if self.augment_all else self.dataset.rows(TRAIN)
+        augmented = augmented if transform else rows[:0]
+        key = self._key(prefix, augmented, config)
         if key not in self._activations:
             # Only one set of activations is kept in memory. Memory-mapped ones are all kept.
-            self._activations = {k: s for k, s in self._activations.items() if s.mapped}
-            unit = "photos and their augmentations" if len(train) else "photos"
+            for other in [k for k, source in self._activations.items() if not source.mapped]:
+                del self._activations[other]
+            unit = "photos and their augmentations" if len(augmented) else "photos"
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
                     prefix.fused(),
                     self._photos(),
-                    np.arange(len(self.dataset.frame)),
-                    train,
+                    rows,
+                    augmented,
                     transform,
                     # A key does not cover the code of the caller's network, so its activations
                     # are not stored in the cache folder.

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from ..config import NONE, TrainConfig, as_params
@@ -91,23 +92,26 @@ class TrainingJob:
         compiled = session.inputs.compiled is not None
         self.run.log_tags({"compiled": str(compiled).lower()})
         if (start := context.initial_weights(self.config)) and start.run_id:
-            self._log_weights_run(start.run_id)
+            log_weights_run(self.run, self.dataset.frame.loc[self.dataset.rows(TEST)], start.run_id)
         if compiled:
             say("compiling the training step, which takes a minute or two")
         return session
 
-    def _log_weights_run(self, run_id: str) -> None:
-        """Log the run whose weights this one starts from, and how many test photos it has seen."""
-        data = self.dataset
-        seen = find_seen(data.frame.loc[data.rows(TEST)], run_id)
-        count = "unknown" if seen.unknown else str(int(seen.mask.sum()))
-        self.run.log_tags({WEIGHTS_RUN_TAG: run_id, SEEN_TEST_TAG: count})
-        if count != "0":
-            say(
-                f"WARNING: {count} of {len(seen.split):,} test photos were in the train or val "
-                f"split of run {run_id}, whose weights this training starts from. The test "
-                "accuracy will be too high for new photos. Use the split of that run."
-            )
+
+def log_weights_run(run: RunLog, tested: pd.DataFrame, run_id: str) -> None:
+    """Log the run whose weights a training starts from, and how many test photos it has seen.
+
+    :param tested: columns ``content`` and ``image_phash`` of the test photos.
+    """
+    seen = find_seen(tested, run_id)
+    count = "unknown" if seen.unknown else str(int(seen.mask.sum()))
+    run.log_tags({WEIGHTS_RUN_TAG: run_id, SEEN_TEST_TAG: count})
+    if count != "0":
+        say(
+            f"WARNING: {count} of {len(seen.split):,} test photos were in the train or val "
+            f"split of run {run_id}, whose weights this training starts from. The test "
+            "accuracy will be too high for new photos. Use the split of that run."
+        )
 
 
 @contextmanager

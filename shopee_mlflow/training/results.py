@@ -32,6 +32,7 @@ from ..tracking.links import report_link
 from ..tracking.names import (
     CLEANING_FILE,
     DESCRIPTION_TAG,
+    DIGEST_TAG,
     HISTORY_FILE,
     LEFT_OUT_FILE,
     MANIFEST_FILE,
@@ -58,12 +59,12 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
     run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
     counts = {**dataset.cleaning.counts(), "label_groups": len(dataset.classes)}
-    counts |= {f"{name}_images": len(dataset.rows(name)) for name in SPLITS}
+    counts |= {f"{name}_images": count for name, count in dataset.split_sizes().items()}
     counts["leaks"] = dataset.leaks
     run.log_text(json.dumps(counts, indent=1) + "\n", PROFILE_FILE)
     name = _dataset_name(dataset, config)
     run.log_dataset(manifest, str(dataset.source), name, dataset.digest, counts)
-    run.log_tags({"data_digest": dataset.digest, "classes": str(len(dataset.classes))})
+    run.log_tags({DIGEST_TAG: dataset.digest, "classes": str(len(dataset.classes))})
 
 
 def log_training(session: TrainingSession, test: TestResult, seconds: float) -> str:
@@ -111,7 +112,7 @@ def log_results(
     run.log_table(counts, "test/confusion_matrix.csv", index=True)
     report = with_label_names(class_report(labels, predicted, dataset.classes), model.label_names)
     run.log_table(report, "test/report.csv")
-    run.log_table(_predictions(dataset, logits), PREDICTIONS_FILE)
+    run.log_table(predictions_table(dataset, logits), PREDICTIONS_FILE)
     certainty = calibration(labels, logits)
     run.log_table(certainty, "test/calibration.csv")
     rows = dataset.rows(TEST)
@@ -204,7 +205,7 @@ def _dataset_name(dataset: Dataset, config: TrainConfig) -> str:
     return SAMPLE if config.data == SAMPLE else name or "catalogue"
 
 
-def _predictions(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
+def predictions_table(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
     """One row per test photo: true and predicted label group, and the probability."""
     probabilities = softmax(logits)
     predicted = probabilities.argmax(axis=1)

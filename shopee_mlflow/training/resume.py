@@ -11,14 +11,25 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config import NONE, TrainConfig, as_params, resolve
+from ..config import NONE, ConfigT, TrainConfig, as_params, resolve
 from ..console import say
 from ..errors import CheckpointError, ConfigError, TrackingError
 from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch
 from ..options import Role, with_role
 from ..tracking.flavor import save_in_folder
-from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STUDY_TAG, TRIAL_TAG
+from ..tracking.names import (
+    CROSS_VALIDATE,
+    FAILURE_TAG,
+    FOLD,
+    KIND_TAG,
+    PARENT_TAG,
+    PROCESS_TAG,
+    REFIT,
+    STUDY_TAG,
+    TRAIN,
+    TRIAL_TAG,
+)
 from ..tracking.processes import is_gone, process_name
 from ..tracking.runs import RUN_ID, Run, close_run, experiment_in_use, find_run, running_runs
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
@@ -49,8 +60,16 @@ def find_resume_state(
         raise ConfigError([f"resume={run_id}: must be a run id (32 hexadecimal digits) or last"])
     checkpoints = checkpoints_of(run_id)
     if checkpoints.is_there():
-        held.enter_context(_only_resumed_here(run_id, checkpoints.folder))
+        held.enter_context(only_resumed_here(run_id, checkpoints.folder))
     run = find_run(run_id)
+    if (kind := run.data.tags.get(KIND_TAG, "")) in (CROSS_VALIDATE, FOLD, REFIT):
+        whole = run.data.tags.get(PARENT_TAG, run_id)
+        raise ConfigError(
+            [
+                f"resume={run_id}: this run ({kind}) is no training of its own; "
+                f"{resume_hint(whole, CROSS_VALIDATE)}"
+            ]
+        )
     if run.info.status == "FINISHED" and not checkpoints.is_there():
         raise ConfigError(
             [
@@ -58,18 +77,18 @@ def find_resume_state(
                 f"model further, start a new run with weights={run_id}"
             ]
         )
-    owner = _living_owner(run)
+    owner = living_owner(run)
     # A process on another machine cannot be checked. The user who gives the id has to.
     if owner and owner.startswith(f"{platform.node()}:"):
         raise ConfigError([f"resume={run_id}: it is running in process {owner}"])
     last, best = checkpoints.load()
-    began = _options_of(last["params"], config, cli_options, run_id)
+    began = original_options(last["params"], config, cli_options, run_id)
     history = [Epoch.from_state(state) for state in last["history"]]
     return ResumeState(run_id, began, history, last, best)
 
 
 @contextmanager
-def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
+def only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
     """Hold a lock that is released when this process dies.
 
     The tag with the owner of a run is not enough: two processes may read it at the same time.
@@ -95,21 +114,25 @@ def _only_resumed_here(run_id: str, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _options_of(
-    params: Mapping[str, str], config: TrainConfig, cli_options: Mapping[str, str], run_id: str
-) -> TrainConfig:
-    """The original options of the training, with the current values of those that may change."""
-    may_change = with_role(TrainConfig, Role.SETUP)
+def original_options(
+    params: Mapping[str, str], config: ConfigT, cli_options: Mapping[str, str], run_id: str
+) -> ConfigT:
+    """The original options of the training, with the current values of those that may change.
+
+    :raises CheckpointError: when this version does not know the original options.
+    :raises ConfigError: when an option that may not change differs.
+    """
+    may_change = with_role(type(config), Role.SETUP)
     fields = dataclasses.fields(config)
     given = {f.name for f in fields if getattr(config, f.name) != f.default} | set(cli_options)
     now = as_params(config)
     # The number of processes always has its current value.
     changed = {name: now[name] for name in given & may_change | {"nproc"}}
     try:
-        began = resolve(TrainConfig, {**params, **changed, "resume": run_id, "config": NONE})
+        began = resolve(type(config), {**params, **changed, "resume": run_id, "config": NONE})
     except ConfigError as error:
         raise CheckpointError(
-            f"The checkpoint of run {run_id} was written by another version: {error}"
+            f"Run {run_id} was begun by another version, whose options differ: {error}"
         ) from error
     before = as_params(began)
     problems = [
@@ -130,7 +153,7 @@ def _latest() -> str:
         run = _run_in_store(file.parent.name)
         if run is None:
             continue
-        if _living_owner(run) is None:
+        if living_owner(run) is None:
             return str(run.info.run_id)
         running += 1
     where = checkpoint_folder().parent.resolve()
@@ -153,7 +176,7 @@ def _run_in_store(run_id: str) -> Run | None:
     return run
 
 
-def _living_owner(run: Run) -> str | None:
+def living_owner(run: Run) -> str | None:
     """The name of another process that may be training this run; None if there is none."""
     owner = run.data.tags.get(PROCESS_TAG, "")
     if run.info.status != "RUNNING" or not owner or owner == process_name() or is_gone(owner):
@@ -215,10 +238,12 @@ def close_stale_runs(experiment: str) -> None:
             say(f"run {run_id} belonged to a process that is gone; it is marked as KILLED")
             if checkpoints_of(run_id).is_there():
                 say(f"  {resume_hint(run_id)}")
+            elif run.data.tags.get(KIND_TAG) == CROSS_VALIDATE:
+                say(f"  {resume_hint(run_id, CROSS_VALIDATE)}")
     except STORE_ERRORS as error:
         raise store_error(error) from error
 
 
-def resume_hint(run_id: str) -> str:
+def resume_hint(run_id: str, command: str = TRAIN) -> str:
     """A message with the command that resumes a run."""
-    return f"resume with: python -m shopee_mlflow train --resume {run_id}"
+    return f"resume with: python -m shopee_mlflow {command} --resume {run_id}"

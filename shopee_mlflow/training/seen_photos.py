@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..data.splits import TRAIN, VAL, tie_copies
+from ..data.splits import SPLITS, TRAIN, VAL, tie_copies
 from ..errors import TrackingError
 from ..modeling.metrics import score
 from ..tracking.names import WEIGHTS_RUN_TAG
@@ -59,6 +59,8 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
         return SeenPhotos(nothing, str(error).splitlines()[0])
     by_bytes = "image_phash" not in known or bool(known["image_phash"].isna().any())
     known = known.reindex(columns=[*_COPY, "split"]).fillna("")
+    # The final model of a cross-validation is trained on all folds.
+    known["split"] = known["split"].where(known["split"].isin(SPLITS), TRAIN)
     known = known[known["split"].isin([TRAIN, VAL])]
     both = pd.concat([known[_COPY], frame[_COPY]], ignore_index=True)
     sets = tie_copies(both, near_bits)

@@ -1,6 +1,6 @@
 """A training session: model, inputs, trainer, best epoch, checkpoints and resumed state.
 
-``train`` and each trial of ``tune`` run this loop.
+``train``, each trial of ``tune`` and each fold of ``cross-validate`` run this loop.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class TestResult:
 class TrainingSession:
     """A training from its first epoch, or from a checkpoint, to its test.
 
-    :ivar model: the model; after :meth:`test` it has the best weights and is in eval mode.
+    :ivar model: the model; after :meth:`test` or :meth:`load_best` it has the best weights and is
+        in eval mode.
     :ivar history: the completed epochs, including those before a resume.
     :ivar pruned: whether ``prune`` has ended :meth:`fit`.
     """
@@ -127,12 +128,16 @@ class TrainingSession:
 
     def test(self) -> TestResult:
         """Load the best weights and predict the test split once."""
-        self.best.load_weights()
-        self.model.eval().requires_grad_(True)
-        self.model.tta = self.config.tta
+        self.load_best()
         labels, logits = self.context.test(self.model, self.inputs)
         scores = {**self.best.scores(), **scores_of_test(labels, logits)}
         return TestResult(labels, logits, scores)
+
+    def load_best(self) -> None:
+        """Give the model the weights of the best epoch, ready to predict."""
+        self.best.load_weights()
+        self.model.eval().requires_grad_(True)
+        self.model.tta = self.config.tta
 
     def history_table(self) -> pd.DataFrame:
         """One row per epoch, with a column ``epoch`` and one for each metric."""

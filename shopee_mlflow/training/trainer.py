@@ -200,16 +200,12 @@ class Trainer:
         seconds = time.perf_counter() - started
         self._group.share_buffers(self.module)
         self._group.share_buffers(self.validated)
-        labels, logits = predict_logits(
-            self.validated, self._val, self._machine, self._group, after_batch
-        )
-        val_loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-        self._check_finite(train_loss, val_loss)
+        validation = self._validate(after_batch) if self._val.photos else {}
+        self._check_finite(train_loss, validation.get("val_loss", 0.0))
         release_memory(self._machine)
         metrics = {
             # The first one leads MLflow's list of metrics and its page that compares runs.
-            **validation_metrics(labels, logits),
-            "val_loss": val_loss,
+            **validation,
             "train_accuracy": train_accuracy,
             "train_loss": train_loss,
             "lr": self._lr,
@@ -221,6 +217,13 @@ class Trainer:
         self._lr = self._current_rate()
         self._begin_epoch()
         return epoch
+
+    def _validate(self, after_batch: Callable[[], None] | None) -> dict[str, float]:
+        labels, logits = predict_logits(
+            self.validated, self._val, self._machine, self._group, after_batch
+        )
+        loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+        return {**validation_metrics(labels, logits), "val_loss": loss}
 
     def _current_rate(self) -> float:
         """The learning rate of the head, which no other exceeds."""

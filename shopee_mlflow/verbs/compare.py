@@ -61,6 +61,8 @@ def compare(
 ) -> Comparison:
     """Compare trainings: options that differ, curves, test accuracies, McNemar's test of pairs.
 
+    Cross-validations with the same folds are compared on all photos.
+
     The comparison is logged as a run and written into a folder.
 
     :param runs: ids of at least two runs; trials of a search may be among them.
@@ -138,7 +140,7 @@ def _compared_run(letter: str, name: str, run: PastRun) -> ComparedRun:
     tested: dict[str, Any] = {}
     if run.predictions is not None:
         right, photos = int(_right(run.predictions).sum()), len(run.predictions)
-        interval = wilson_interval(right, photos)
+        interval = run.interval or wilson_interval(right, photos)
         tested = {"right": right, "photos": photos, "interval": interval}
     return ComparedRun(
         letter=letter,

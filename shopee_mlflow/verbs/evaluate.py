@@ -155,6 +155,11 @@ def _test_split(run: str, data: str, images: str) -> _Photos:
     folder = catalog.folder
     assert folder is not None
     test = manifest[manifest["split"] == TEST].reset_index(drop=True)
+    if test.empty:
+        raise CatalogError(
+            f"run={run}: has no test split. A cross-validation tests every photo once, and its "
+            "final model is trained on all of them; evaluate that on new photos with data."
+        )
     files = find_photo_files(folder, list(test["image"])).files
     contents = hash_files([file or Path("missing") for file in files])
     changed = [

@@ -1,0 +1,170 @@
+"""The trainings of a cross-validation: one for each fold, and the final one on all photos."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..config import CrossValidateConfig, as_params
+from ..console import say, watch
+from ..data.dataset import Dataset
+from ..data.fold_splits import fold_names, fold_split
+from ..data.splits import TEST, TRAIN
+from ..errors import TrackingError
+from ..modeling.models import ProductClassifier
+from ..tracking.mlflow_run_log import read_table, read_weights
+from ..tracking.names import (
+    DIGEST_TAG,
+    FAILURE_TAG,
+    FOLD,
+    FOLD_LOGITS_FILE,
+    FOLD_TAG,
+    HISTORY_FILE,
+    PARENT_TAG,
+    PREDICTIONS_FILE,
+    PROCESS_TAG,
+    REFIT,
+)
+from ..tracking.processes import process_name
+from ..tracking.run_log import RunLog
+from ..tracking.runs import Run, close_run, open_run, runs_with_tag
+from .context import TrainingContext
+from .results import log_data, predictions_table
+from .session import TrainingSession
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A finished fold.
+
+    :ivar name: fold1, fold2, ...
+    :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
+    :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
+    :ivar history: one row per epoch.
+    """
+
+    name: str
+    run_id: str
+    rows: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False)
+    scores: Mapping[str, float]
+    history: pd.DataFrame = field(repr=False)
+
+
+def run_folds(
+    config: CrossValidateConfig, context: TrainingContext, parent: RunLog
+) -> list[FoldResult]:
+    """Train and test each fold in a child run; finished folds of an earlier attempt are kept.
+
+    :param context: its dataset has folds as splits.
+    """
+    data = context.dataset
+    datasets = {
+        name: data.with_splits(fold_split(data.frame, name, config))
+        for name in fold_names(config.folds)
+    }
+    found = _finished(parent, datasets)
+    if found:
+        say(f"{len(found)} of {config.folds} folds are finished already: {', '.join(found)}")
+    return [
+        found.get(name) or _run_fold(config, context.with_dataset(dataset), name, parent)
+        for name, dataset in datasets.items()
+    ]
+
+
+def train_on_all(
+    config: CrossValidateConfig, context: TrainingContext, epochs: int, parent: RunLog
+) -> ProductClassifier:
+    """Train the final model on all photos, without validation, in a child run.
+
+    The learning rate follows the schedule of ``config.epochs``, as in the folds.
+
+    :param epochs: after so many epochs training ends.
+    """
+    data = context.dataset
+    everything = data.with_splits(pd.Series(TRAIN, data.frame.index))
+    config = dataclasses.replace(config, patience=0)
+    with open_run("final model", parent=parent, kind=REFIT, tags=_owner()) as run:
+        run.log_params(as_params(config))
+        session = TrainingSession(config, context.with_dataset(everything), run)
+        session.fit(_EpochBar("final model", epochs), lambda epoch: epoch.number >= epochs)
+        session.load_best()
+        run.log_table(session.history_table(), HISTORY_FILE)
+    return session.model
+
+
+class _EpochBar:
+    """A bar that counts epochs."""
+
+    def __init__(self, title: str, epochs: int) -> None:
+        self._show, self._epochs = watch(f"{title}, epochs"), epochs
+
+    def batch(self, done: int, loss: float, accuracy: float) -> None:
+        """Show nothing."""
+
+    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:  # noqa: ARG002
+        """Count an epoch."""
+        self._show(number, self._epochs)
+
+
+def _run_fold(
+    config: CrossValidateConfig, context: TrainingContext, name: str, parent: RunLog
+) -> FoldResult:
+    data = context.dataset
+    with open_run(name, parent=parent, kind=FOLD, tags={FOLD_TAG: name, **_owner()}) as run:
+        run.log_params(as_params(config))
+        log_data(run, data, config)
+        session = TrainingSession(config, context, run)
+        session.fit(_EpochBar(name, config.epochs))
+        test = session.test()
+        history = session.history_table()
+        run.log_weights({"logits": torch.from_numpy(test.logits)}, FOLD_LOGITS_FILE)
+        run.log_table(predictions_table(data, test.logits), PREDICTIONS_FILE)
+        run.log_table(history, HISTORY_FILE)
+        run.log_metrics(test.scores)
+    say(
+        f"{name} of {config.folds}: test accuracy {test.scores['test_accuracy']:.1%} of "
+        f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of {len(history)}"
+    )
+    return FoldResult(name, run.run_id, data.rows(TEST), test.logits, test.scores, history)
+
+
+def _owner() -> dict[str, str]:
+    return {PROCESS_TAG: process_name()}
+
+
+def _finished(parent: RunLog, datasets: Mapping[str, Dataset]) -> dict[str, FoldResult]:
+    """The folds that an earlier attempt has finished; runs that it left open are ended."""
+    found: dict[str, FoldResult] = {}
+    for run in runs_with_tag(parent.experiment_id, PARENT_TAG, parent.run_id):
+        name, tags = run.data.tags.get(FOLD_TAG, ""), run.data.tags
+        if run.info.status == "RUNNING":
+            reason = f"its process {tags.get(PROCESS_TAG)} is gone; the fold starts again"
+            close_run(run.info.run_id, "KILLED", {FAILURE_TAG: reason})
+        elif run.info.status == "FINISHED" and name in datasets and name not in found:
+            if tags.get(DIGEST_TAG) != datasets[name].digest:
+                continue
+            try:
+                found[name] = _read(run, name, datasets[name])
+            except TrackingError as error:
+                _log.warning("%s starts again, since its results cannot be read: %s", name, error)
+    return {name: found[name] for name in datasets if name in found}
+
+
+def _read(run: Run, name: str, data: Dataset) -> FoldResult:
+    run_id, rows = run.info.run_id, data.rows(TEST)
+    # The order of rows in the catalogue may have changed.
+    logits = read_weights(run_id, FOLD_LOGITS_FILE)["logits"].numpy()
+    images = read_table(run_id, PREDICTIONS_FILE)["image"]
+    place = pd.Series(range(len(images)), index=images)
+    logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
+    history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
+    return FoldResult(name, run_id, rows, logits, run.data.metrics, history)
