@@ -27,6 +27,8 @@ from shopee_mlflow.errors import (
 from shopee_mlflow.tracking.photo_classifier import PhotoClassifier
 from shopee_mlflow.verbs.predict import predict
 
+COLUMNS = ["image", "label_group", "label_name", "probability", "error"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
@@ -56,7 +58,7 @@ def test_every_form_of_one_photo_gives_the_models_answer(
     forms.append(pd.DataFrame({"image": [pixels]}))
     for form in forms:
         answer = classifier.predict(form)
-        assert list(answer.columns) == ["image", "label_group", "label_name", "probability", "error"]
+        assert list(answer.columns) == COLUMNS
         (row,) = answer.to_dict("records")
         assert row["label_group"] == classifier.classes[int(shares.argmax())], type(form)
         assert row["probability"] == pytest.approx(float(shares.max()), abs=1e-5)
@@ -126,7 +128,7 @@ def test_what_is_no_photo_is_refused_in_words(run: SmallRun, classifier: Classif
 
 def test_no_photos_give_no_rows(classifier: Classifier) -> None:
     answer = classifier.predict([])
-    assert list(answer.columns) == ["image", "label_group", "label_name", "probability", "error"]
+    assert list(answer.columns) == COLUMNS
     assert len(answer) == 0
     assert classifier.embed([]).shape == (0, 512)
 
