@@ -176,7 +176,7 @@ class ExploreConfig(DataConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """Options of a training run. The defaults train EfficientNet-B0."""
+    """Options of a training run. docs/recipes.md has the measurements behind the defaults."""
 
     model: str = option(
         "effnet_pretrained",
@@ -204,7 +204,7 @@ class TrainConfig(DataConfig):
         choices=(AUTO, "float32", "float16"),
     )
     augment: str = option(
-        "original",
+        "flip",
         "none, original (flips, grayscale), flip, crop, light (also colour) or strong "
         "(TrivialAugment, erasing)",
         choices=AUGMENTATIONS,
@@ -233,7 +233,7 @@ class TrainConfig(DataConfig):
     mix_alpha: float = option(
         0.2, "parameter of mix's beta distribution; larger values mix more", above=0, maximum=100
     )
-    epochs: int = option(50, "passes over the training photos", minimum=1, maximum=100_000)
+    epochs: int = option(20, "passes over the training photos", minimum=1, maximum=100_000)
     batch_size: int = option(75, "photos in a batch", minimum=1, maximum=65_536)
     accumulate: int = option(
         1, "batches in a training step, whose gradients are accumulated", minimum=1, maximum=65_536
@@ -247,7 +247,7 @@ class TrainConfig(DataConfig):
     )
     optimizer: str = option("sgd", "optimization algorithm", choices=("sgd", "adamw"))
     lr: float | str = option(
-        0.01, "learning rate; auto: 0.01 for sgd, 0.001 for adamw", above=0, maximum=100
+        0.02, "learning rate; auto: 0.02 for sgd, 0.001 for adamw", above=0, maximum=100
     )
     backbone_lr_factor: float = option(
         1.0, "learning rate of the backbone, as a factor of lr", above=0, maximum=1

@@ -49,7 +49,7 @@ def numbers(epochs: list[Epoch]) -> list[tuple[float, ...]]:
 
 
 def test_auto_is_a_rate_for_each_optimizer() -> None:
-    assert learning_rate(resolve(TrainConfig, {"lr": "auto"})) == 0.01
+    assert learning_rate(resolve(TrainConfig, {"lr": "auto"})) == 0.02
     assert learning_rate(resolve(TrainConfig, {"lr": "auto", "optimizer": "adamw"})) == 0.001
     assert learning_rate(resolve(TrainConfig, {"lr": "1e-3"})) == 0.001
     with pytest.raises(ConfigError, match="lr=often: must be a number above 0 .*, or auto"):
@@ -60,7 +60,7 @@ def test_auto_is_a_rate_for_each_optimizer() -> None:
 
 def test_a_search_over_optimizers_gives_each_its_own_auto_rate() -> None:
     plan = SearchPlan(resolve(TuneConfig, {"lr": "auto"}), {}, {})
-    for name, rate in (("sgd", 0.01), ("adamw", 0.001)):
+    for name, rate in (("sgd", 0.02), ("adamw", 0.001)):
         assert learning_rate(plan.trial_config({"optimizer": name})) == rate
 
 

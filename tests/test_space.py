@@ -165,12 +165,12 @@ def test_a_section_replaces_the_baseline(tmp_path: Path) -> None:
 def test_an_option_that_the_original_had_not_begins_with_our_default(tmp_path: Path) -> None:
     space = {
         "patience": [0, 3],
-        "augment": ["none", "original"],
+        "augment": ["none", "flip"],
         "freeze": ["backbone", "features.5"],
     }
     (start,) = plan_of(tmp_path, {"space": space}).baselines()
     assert start["patience"] == 0
-    assert start["augment"] == "original"
+    assert start["augment"] == "flip"
     assert start["freeze"] == "backbone"  # our default, none, is not in the space
 
 

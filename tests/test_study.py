@@ -58,7 +58,7 @@ def run(found: Search, *results: tuple[float, float]) -> list[dict[str, Any]]:
 def test_the_first_trial_has_the_originals_settings(tmp_path: Path) -> None:
     first, second, third = run(search(tmp_path), (0.5, 1.0), (0.6, 1.0), (0.7, 1.0))
     assert first == {"lr": 0.001, "momentum": 0.9}  # its lr lies outside of the space
-    assert second == {"lr": 0.01, "momentum": 0.9}, "the package's defaults"
+    assert second == {"lr": 0.02, "momentum": 0.9}, "the package's defaults"
     assert 0.01 < third["lr"] <= 0.1
     found = search(tmp_path)
     assert [t.baseline for t in found.results()] == [True, False, False]
@@ -169,7 +169,7 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
         "study=mine: is another search. Start another study with study=NAME, or repeat the "
         "original command:",
         "  baseline.momentum: was 0.9, is not set",
-        "  epochs: was 50, is 3",
+        "  epochs: was 20, is 3",
         "  momentum: was not set, is 0.9",
         "  space.lr: was 0.01 to 0.1, log, is 0.02 to 0.1",
         "  space.momentum: was one of 0.5, 0.9, is not set",
@@ -232,7 +232,7 @@ def test_several_studies_share_a_file(tmp_path: Path) -> None:
         ),
         (
             {"pruner": "hyperband", "pruner_settings": {"n_warmup_steps": 1}},
-            r"pruner_settings: Optuna's HyperbandPruner does not accept {'max_resource': 50, ",
+            r"pruner_settings: Optuna's HyperbandPruner does not accept {'max_resource': 20, ",
         ),
         ({"sampler_settings": {"seed": 3}}, "sampler_settings: seed: use the option seed"),
     ],
@@ -353,7 +353,7 @@ def test_a_trial_given_to_another_before_its_values_were_chosen_is_passed_over(
 
     monkeypatch.setattr(study_module, "suggest", late)
     trial, values = next(found.trials())
-    assert (trial.number, values["lr"]) == (1, 0.01)
+    assert (trial.number, values["lr"]) == (1, 0.02)
     again, values = next(found.trials())
     assert values["lr"] == 0.001
     assert again.user_attrs[BASELINE] is True

@@ -123,7 +123,7 @@ def test_the_page_is_in_the_run_and_holds_all_it_shows(run: SmallRun) -> None:
     for line in result.dataset.lines():
         assert " ".join(line.split()) in page.text
     assert "image_size 32" in page.text
-    assert "augment original" in page.text
+    assert "augment flip" in page.text
     assert "Rp 5$ off $" in page.text, "titles stand below the photos"
 
 

@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], tuple[str, ...]]] = {
     "adamw": (AdamW, ()),
 }
 # Learning rates of lr=auto, for fine-tuning pretrained weights.
-AUTO_LR = {"sgd": 0.01, "adamw": 0.001}
+AUTO_LR = {"sgd": 0.02, "adamw": 0.001}
 # Number of different learning rates that layerwise_lr uses in a backbone.
 _STEPS = 10
 
