@@ -184,7 +184,7 @@ class TrainingProgress:
         """
         self.photos = photos_per_epoch
         self.epochs = epochs
-        self.started = time.monotonic()
+        self._epoch_began = time.monotonic()
         self.bar = tqdm(
             total=photos_per_epoch * epochs,
             initial=photos_per_epoch * done,
@@ -193,7 +193,7 @@ class TrainingProgress:
             disable=_Voice.muted or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-        self._epochs_done = self._epochs_before = done
+        self._epochs_done = done
         self._name_epoch()
 
     def _name_epoch(self) -> None:
@@ -221,8 +221,12 @@ class TrainingProgress:
         self._epochs_done = number
         self._name_epoch()
         self.bar.update(number * self.photos - self.bar.n)
-        epoch_seconds = (time.monotonic() - self.started) / (number - self._epochs_before)
-        left = epoch_seconds * (self.epochs - number)
+        # The next epochs take as long as this one. If a resume began in the middle of it, only its
+        # rate tells how long a whole one takes.
+        now = time.monotonic()
+        whole = self.photos / metrics["images_per_second"]
+        left = max(now - self._epoch_began, whole) * (self.epochs - number)
+        self._epoch_began = now
         say(
             f"epoch {number:>{len(str(self.epochs))}}/{self.epochs}  "
             f"train loss {metrics['train_loss']:.3f} accuracy {metrics['train_accuracy']:6.1%}  "

@@ -89,3 +89,17 @@ def test_bars_say_what_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.bar.refresh()
     assert "epoch 2 of 4:  38%" in terminal.getvalue()
     assert "150 of 400 photos" in terminal.getvalue()
+
+
+def test_the_time_left_does_not_come_from_the_rest_of_a_resumed_epoch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shopee_mlflow.console.time.monotonic", itertools.count(0, 5).__next__)
+    metrics = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy"), 0.5)
+    with TrainingProgress(600, epochs=4) as progress:
+        # Five seconds for what was left of this epoch, at a rate of a minute for all of it.
+        progress.epoch(1, {**metrics, "images_per_second": 10.0}, best=True)
+        progress.epoch(2, {**metrics, "images_per_second": 600.0}, best=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("10 images/s, 3 min left")
+    assert second.endswith("600 images/s, 10 s left")
