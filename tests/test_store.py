@@ -19,8 +19,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from small_run import SmallRun, small_run
 
 from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
-from shopee_mlflow.tracking import registry, runs, store
-from shopee_mlflow.tracking.runs import open_run, open_run_if_writable, read_manifest
+from shopee_mlflow.tracking import registry, store
+from shopee_mlflow.tracking.finding import read_manifest, unquoted
+from shopee_mlflow.tracking.runs import open_run, open_run_if_writable
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -202,7 +203,7 @@ def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> No
     _, params = read_manifest(run.result.run_id)
     assert params["remark"] == remark
     assert params["model"] == "cnn"
-    assert runs.unquoted("'a b'") == "a b"
+    assert unquoted("'a b'") == "a b"
 
 
 @pytest.mark.fault

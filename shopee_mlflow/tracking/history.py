@@ -18,6 +18,7 @@ from mlflow.utils.uri import is_local_uri
 from ..config import TrainConfig, read_yaml
 from ..errors import TrackingError
 from ..options import as_text, parse_option
+from .finding import find_run, unquoted
 from .mlflow_run_log import read_table
 from .names import (
     ANALYSES,
@@ -32,7 +33,6 @@ from .names import (
     STUDY_TAG,
     TRIAL_TAG,
 )
-from .runs import find_run, unquoted
 from .store import STORE_ERRORS, downloaded, quieten, store_error
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from mlflow.utils.uri import is_local_uri
 
 from ..errors import TrackingError
 from ..masking import mask_passwords
+from .finding import find_run
 from .run_log import NOT_STORED, RunLog
-from .runs import find_run
 from .views import VIEW_KEY
 
 _SQLITE = "sqlite:///"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mlflow.entities import Run
 
+from .finding import unquoted
 from .links import report_link, run_link
 from .names import DESCRIPTION_TAG, REPORT_FILE
-from .runs import unquoted
 
 
 def model_card(name: str) -> str:

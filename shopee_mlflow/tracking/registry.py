@@ -21,10 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from ..errors import TrackingError
+from .finding import RUN_ID, find_run
 from .flavor import check_probe, load_folder
 from .model_card import model_card, version_card
 from .names import REGISTERED_MODEL, SEEN_TEST_TAG, WEIGHTS_RUN_TAG
-from .runs import RUN_ID, find_run
 from .store import downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL

@@ -5,28 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import mlflow
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
 from ..masking import mask_passwords
-from .mlflow_run_log import MlflowRunLog, read_table
+from .finding import find_run
+from .mlflow_run_log import MlflowRunLog
 from .names import (
     ANALYSIS_EXPERIMENT,
     CONTINUES_TAG,
     DEFAULT_EXPERIMENT,
     FAILURE_TAG,
     KIND_TAG,
-    MANIFEST_FILE,
-    PARENT_TAG,
     PROCESS_TAG,
     TRAININGS,
     VERSION_TAG,
@@ -39,10 +36,8 @@ from .views import save_view
 _log = logging.getLogger(__name__)
 
 LONGEST_REASON = 5000
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
-_LATEST_FIRST = ["attributes.start_time DESC"]
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow generates for unnamed runs, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -175,24 +170,6 @@ def end_status(error: BaseException) -> tuple[str, str]:
         return "FAILED", mask_passwords(error.message)
     reason = str(error) if isinstance(error, ShopeeError) else repr(error)
     return "FAILED", mask_passwords(reason)
-
-
-def read_manifest(run_id: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The split manifest of a training run, and its parameters without shell quotes.
-
-    :raises TrackingError: when there is no such run, or it has no manifest.
-    """
-    run = find_run(run_id)
-    table = read_table(run_id, MANIFEST_FILE)
-    return table, {name: unquoted(value) for name, value in run.data.params.items()}
-
-
-def unquoted(value: str) -> str:
-    """A parameter without the shell quotes with which it was logged, see ``log_params``."""
-    try:
-        return "".join(shlex.split(value))
-    except ValueError:  # an apostrophe: logged by another tool, and not quoted
-        return value
 
 
 def end_unopened_run(reason: str, status: str = "FAILED") -> None:
@@ -369,58 +346,6 @@ def _end(
         mlflow.end_run(status)
     reason = str(failure).split("\n")[0]
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
-
-
-def child_runs(parent: RunLog) -> list[Run]:
-    """Child runs of a run with the status RUNNING."""
-    return _running_runs(parent.experiment_id, PARENT_TAG, parent.run_id)
-
-
-def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
-    """Runs of an experiment that are not deleted and have this tag, the latest first.
-
-    :param value: without quotes, such as a run id.
-    """
-    client, found, token = MlflowClient(), list[Run](), None
-    while token != "":
-        page = client.search_runs(
-            [experiment_id], f"tags.`{tag}` = '{value}'", order_by=_LATEST_FIRST, page_token=token
-        )
-        found, token = [*found, *page], page.token or ""
-    return found
-
-
-def running_runs(experiment: str, tag: str, value: str) -> list[Run]:
-    """Runs with the status RUNNING and this tag in an experiment; none if it does not exist."""
-    found = experiment_id_of(experiment)
-    return _running_runs(found, tag, value) if found else []
-
-
-def experiment_id_of(experiment: str) -> str | None:
-    """The id of an experiment; None if it does not exist."""
-    found = mlflow.get_experiment_by_name(experiment)
-    return str(found.experiment_id) if found else None
-
-
-def _running_runs(experiment_id: str, tag: str, value: str) -> list[Run]:
-    running = "attributes.status = 'RUNNING'"
-    found = MlflowClient().search_runs([experiment_id], running, max_results=50_000)
-    # The tag is not part of the filter, where an apostrophe would end the string.
-    return [run for run in found if run.data.tags.get(tag) == value]
-
-
-def find_run(run_id: str) -> Run:
-    """Find a run by its id.
-
-    :raises TrackingError: when there is no such run.
-    """
-    try:
-        return mlflow.get_run(run_id)
-    except STORE_ERRORS as error:
-        short = "" if RUN_ID.fullmatch(run_id) else "; run ids have 32 hexadecimal digits"
-        raise TrackingError(
-            f"run={run_id}: no such run in {mlflow.get_tracking_uri()} ({error}){short}"
-        ) from error
 
 
 def close_run(run_id: str, status: str, tags: Mapping[str, str]) -> None:

@@ -11,18 +11,11 @@ from ..config import NONE, CrossValidateConfig, as_params
 from ..console import say
 from ..errors import ConfigError, TrainingError
 from ..options import Role, with_role
+from ..tracking.finding import experiment_id_of, find_run, runs_with_tag, unquoted
 from ..tracking.names import CROSS_VALIDATE, CROSS_VALIDATION_TAG, KIND_TAG, PROCESS_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import (
-    Run,
-    experiment_id_of,
-    experiment_in_use,
-    find_run,
-    open_run,
-    runs_with_tag,
-    unquoted,
-)
+from ..tracking.runs import Run, experiment_in_use, open_run
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import checkpoints_of, training_facts
 from .context import TrainingContext

@@ -18,6 +18,7 @@ from ..data.fold_splits import fold_names, fold_split
 from ..data.splits import TEST, TRAIN
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
+from ..tracking.finding import runs_with_tag
 from ..tracking.mlflow_run_log import read_table, read_weights
 from ..tracking.names import (
     DIGEST_TAG,
@@ -33,7 +34,7 @@ from ..tracking.names import (
 )
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import Run, close_run, open_run, runs_with_tag
+from ..tracking.runs import Run, close_run, open_run
 from .context import TrainingContext
 from .results import log_data, predictions_table
 from .session import TrainingSession

@@ -17,6 +17,7 @@ from ..errors import CheckpointError, ConfigError, TrackingError
 from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch
 from ..options import Role, with_role
+from ..tracking.finding import RUN_ID, find_run, running_runs
 from ..tracking.flavor import save_in_folder
 from ..tracking.names import (
     CROSS_VALIDATE,
@@ -31,7 +32,7 @@ from ..tracking.names import (
     TRIAL_TAG,
 )
 from ..tracking.processes import is_gone, process_name
-from ..tracking.runs import RUN_ID, Run, close_run, experiment_in_use, find_run, running_runs
+from ..tracking.runs import Run, close_run, experiment_in_use
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession

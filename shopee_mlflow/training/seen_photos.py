@@ -10,8 +10,8 @@ import pandas as pd
 from ..data.splits import SPLITS, TRAIN, VAL, tie_copies
 from ..errors import TrackingError
 from ..modeling.metrics import score
+from ..tracking.finding import find_run, read_manifest
 from ..tracking.names import WEIGHTS_RUN_TAG
-from ..tracking.runs import find_run, read_manifest
 
 _COPY = ["content", "image_phash"]
 

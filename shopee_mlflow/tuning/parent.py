@@ -8,17 +8,11 @@ from contextlib import contextmanager, suppress
 from ..config import AUTO
 from ..console import say
 from ..errors import ShopeeError, TrackingError
+from ..tracking.finding import child_runs, find_run, running_runs
 from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG, TUNE
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import (
-    child_runs,
-    close_run,
-    find_run,
-    join_run,
-    open_run,
-    running_runs,
-)
+from ..tracking.runs import close_run, join_run, open_run
 from ..tracking.store import STORE_ERRORS
 from .study import Search
 

@@ -19,10 +19,10 @@ from ..data.fold_splits import assign_folds
 from ..modeling.device import choose_machine
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
+from ..tracking.finding import find_run
 from ..tracking.links import report_link, view_lines
 from ..tracking.names import DESCRIPTION_TAG, DIGEST_TAG, REPORT_FILE
 from ..tracking.run_log import RunLog
-from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
 from ..tracking.store import check_store
 from ..training.context import TrainingContext, check_model

@@ -25,11 +25,12 @@ from ..modeling.inference import Predictor
 from ..modeling.metrics import class_report, confusion, softmax, with_label_names
 from ..reports.training_figures import confusion_figure, mistakes_figure
 from ..tracking.environment import machine_tags
+from ..tracking.finding import read_manifest
 from ..tracking.links import run_link, view_lines
 from ..tracking.names import ANALYSIS_EXPERIMENT, DESCRIPTION_TAG, EVALUATE
 from ..tracking.registry import LoadedModel, load_classifier
 from ..tracking.run_log import RunLog
-from ..tracking.runs import open_run_if_writable, read_manifest
+from ..tracking.runs import open_run_if_writable
 from ..tracking.signals import stop_on_signals
 from ..training.seen_photos import SeenPhotos, eval_scores, find_seen, in_words
 
