@@ -173,8 +173,9 @@ def test_entry_points_are_commands_and_declare_no_parameters() -> None:
 
 
 def test_experiments_hold_only_differences_and_say_how_to_run_them() -> None:
-    from shopee_mlflow.config import TrainConfig, TuneConfig, as_params, read_yaml, resolve
+    from shopee_mlflow.config import TrainConfig, TuneConfig, as_params, resolve
     from shopee_mlflow.tuning.space import DEFAULT_FILE, SECTIONS, plan_search
+    from shopee_mlflow.yaml_file import read_yaml
 
     files = sorted((ROOT / "experiments").glob("*.yaml"))
     assert len(files) >= 6

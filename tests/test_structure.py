@@ -22,6 +22,7 @@ LAYERS = {
     "masking": -1,
     "errors": 0,
     "options": 0,
+    "yaml_file": 0,
     "config": 1,
     "console": 1,
     "cache_folder": 1,

@@ -17,11 +17,12 @@ from conftest import MakeCatalog
 from mlflow.entities import Run
 
 from shopee_mlflow import TrainConfig, train, tune
-from shopee_mlflow.config import as_params, read_yaml, resolve
+from shopee_mlflow.config import as_params, resolve
 from shopee_mlflow.data.splits import SPLITS
 from shopee_mlflow.errors import CatalogError, ModelError, TrainingError
 from shopee_mlflow.tracking.flavor import ABOUT_FILE
 from shopee_mlflow.tracking.registry import load_classifier
+from shopee_mlflow.yaml_file import read_yaml
 
 
 def tiny(folder: Path, **options: Any) -> TrainConfig:

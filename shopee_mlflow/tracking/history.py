@@ -15,9 +15,10 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from ..config import TrainConfig, read_yaml
+from ..config import TrainConfig
 from ..errors import TrackingError
 from ..options import as_text, parse_option
+from ..yaml_file import read_yaml
 from .finding import find_run, unquoted
 from .mlflow_run_log import read_table
 from .names import (

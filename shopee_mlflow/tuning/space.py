@@ -15,18 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import (
-    AUTO,
-    NONE,
-    PRETRAINED,
-    TrainConfig,
-    TuneConfig,
-    read_yaml,
-    resolve,
-)
+from ..config import AUTO, NONE, PRETRAINED, TrainConfig, TuneConfig, resolve
 from ..errors import ConfigError
 from ..options import Role, as_text, parse_option, unknown_option, value_kind, with_role
 from ..training.weights_source import initial_weights
+from ..yaml_file import read_yaml
 
 DEFAULT_FILE = Path(__file__).parents[2] / "experiments" / "tune.yaml"
 # Settings of the original experiment; see docs/original.md.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import PRETRAINED, TrainConfig, read_yaml, resolve
+from ..config import PRETRAINED, TrainConfig, resolve
 from ..console import duration, say, watch
 from ..data.catalog_forms import load_catalog
 from ..errors import ConfigError, ShopeeError
@@ -19,6 +19,7 @@ from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..training.resume import close_stale_runs
+from ..yaml_file import read_yaml
 from .train import train
 
 _FOLDER = Path(__file__).parents[2] / "experiments"
