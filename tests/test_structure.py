@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file may import from its own folder and from folders on lower layers.
 LAYERS = {
-    "masking": -1,
-    "errors": 0,
+    "masking": -2,
+    "errors": -1,
     "options": 0,
     "yaml_file": 0,
     "config": 1,
