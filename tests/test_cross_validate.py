@@ -19,6 +19,7 @@ import torch
 from conftest import MakeCatalog, draw_photo
 from matplotlib.figure import Figure
 from mlflow.entities import Run
+from new_store import new_store
 
 from shopee_mlflow import TrainConfig, compare, cross_validate, evaluate, train
 from shopee_mlflow.cli import main
@@ -326,13 +327,15 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "shopee_mlflow", "cross-validate", *words]
 
-    def environment(name: str) -> dict[str, str]:
-        store = f"sqlite:///{tmp_path}/{name}.db"
-        return {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
+    stores = {name: new_store(tmp_path / f"{name}.db") for name in ("whole", "killed")}
 
     def run(name: str, folds_before_kill: int | None) -> subprocess.CompletedProcess[str]:
         process = subprocess.Popen(
-            command, env=environment(name), cwd=ROOT, stdout=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, "MLFLOW_TRACKING_URI": stores[name], "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         said = []
         assert process.stdout is not None
@@ -357,8 +360,8 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
     assert last.returncode == 0
     assert "are finished already" in last.stdout
     results = []
-    for name in ("whole", "killed"):
-        client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/{name}.db")
+    for store in stores.values():
+        client = mlflow.MlflowClient(store)
         found = client.get_experiment_by_name("folds")
         there = client.search_runs([found.experiment_id], "tags.kind = 'cross-validate'")
         (parent,) = there
