@@ -24,6 +24,8 @@ from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
 
 _INTERRUPTED = 130
+# About half a millisecond: longer than most waits within a training step.
+_SPIN_COUNT = "10000"
 # The option that is meant by a value without a name; the first one that a command has.
 _USUAL = ("data", "runs", "run", "source", "out")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -381,14 +383,29 @@ def _loading(what: str, *heavy: str) -> Iterator[None]:
     Of processes that train together, the first one says it. What the block imports stays until the
     process ends, so the garbage collector never looks for garbage in it.
     """
+    lines = [f"loading {' and '.join(heavy)}, then {what}"]
+    if "torch" in heavy and _release_cores():
+        lines.append(f"waiting threads release their cores (GOMP_SPINCOUNT={_SPIN_COUNT})")
     if os.environ.get("RANK", "0") == "0":
-        say(f"loading {' and '.join(heavy)}, then {what}")
+        say(*lines)
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _release_cores() -> bool:
+    """Limit how long torch's threads spin when they wait for each other; False if the user has.
+
+    By default they spin for milliseconds, and trainings that share a machine take the cores from
+    each other; benchmarks/RESULTS.md has figures. The variable is read when torch is imported.
+    """
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return False
+    os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    return True
 
 
 def _chosen(options: dict[str, str | None]) -> dict[str, str]:

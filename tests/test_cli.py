@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,25 @@ def test_mistakes_are_found_before_photos_are_read_and_a_run_is_opened(
     assert run(*given, "--data", "empty", "--experiment", experiment, *arguments) == 2
     assert message in capsys.readouterr().err
     assert mlflow.get_experiment_by_name(experiment) is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_waiting_threads_release_their_cores_unless_the_user_decides(
+    chosen: dict[str, str],
+    count: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert run("train", "--data", "not there") == 2
+    assert os.environ.get("GOMP_SPINCOUNT") == count
+    assert ("(GOMP_SPINCOUNT=10000)" in capsys.readouterr().out) == (not chosen)
 
 
 @pytest.mark.slow
