@@ -257,6 +257,7 @@ def test_a_mistake_under_mlflow_run_is_left_in_its_run(monkeypatch: pytest.Monke
     assert "epochs=none: must be a whole number" in ended.data.tags["failure"]
 
 
+@pytest.mark.slow
 def test_sample_prints_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "shop"
     assert run("sample", "--px", "64", "--out", str(folder)) == 0
@@ -269,6 +270,7 @@ def test_clear_cache_says_what_it_freed(capsys: pytest.CaptureFixture[str]) -> N
     assert "MiB freed in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_experiments_compares_and_goes_on_after_a_failure(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

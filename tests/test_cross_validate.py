@@ -146,6 +146,7 @@ def test_every_photo_is_tested_once(
     assert set(manifest["split"]) == {"fold1", "fold2", "fold3"}
 
 
+@pytest.mark.slow
 def test_activations_are_computed_once(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     make = ActivationSource.__init__
@@ -162,6 +163,7 @@ def test_activations_are_computed_once(config: MakeConfig, monkeypatch: pytest.M
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit", [False, True])
 def test_an_interrupted_cross_validation_keeps_finished_folds(
     explicit: bool,
@@ -194,6 +196,7 @@ def test_an_interrupted_cross_validation_keeps_finished_folds(
     ]
 
 
+@pytest.mark.slow
 def test_other_options_and_other_photos_start_a_new_one(
     config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_fold_that_diverges_fails_the_run(config: MakeConfig, tmp_path: Path) 
     assert [parent.info.status, children[-1].info.status] == ["FAILED", "FAILED"]
 
 
+@pytest.mark.slow
 def test_the_final_model_is_trained_on_all_photos_and_claims_the_cross_validated_accuracy(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -279,6 +283,7 @@ def _train_options(config: CrossValidateConfig) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "epochs": 1}
 
 
+@pytest.mark.slow
 def test_photos_of_all_folds_are_seen_by_the_final_model(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -288,6 +293,7 @@ def test_photos_of_all_folds_are_seen_by_the_final_model(
         evaluate(f"runs:/{result.run_id}/model", run=result.run_id)
 
 
+@pytest.mark.slow
 def test_two_cross_validations_are_compared_on_all_photos(
     config: MakeConfig, tmp_path: Path
 ) -> None:

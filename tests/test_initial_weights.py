@@ -80,6 +80,7 @@ def test_the_same_architecture_has_several_names(trained: ProductClassifier) -> 
     torch.testing.assert_close(again.state_dict(), trained.state_dict())
 
 
+@pytest.mark.slow
 def test_a_run_a_model_uri_a_logged_model_and_a_folder_name_the_same_weights(
     run: SmallRun, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_run_a_model_uri_a_logged_model_and_a_folder_name_the_same_weights(
     assert initial_weights("auto") is None
 
 
+@pytest.mark.slow
 def test_a_program_cannot_be_trained(trained: ProductClassifier, tmp_path: Path) -> None:
     from mlflow.models import Model
 
@@ -142,6 +144,7 @@ def options_of(run: SmallRun, **changed: object) -> dict[str, str]:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_test_photos_that_the_weights_have_seen_are_counted_over_all_earlier_runs(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,7 +194,7 @@ def test_mixing_behind_frozen_layers_is_refused(mix: str) -> None:
         resolve(TrainConfig, {"mix": mix, "freeze": "backbone"})
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("mix", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
 def test_a_training_that_mixes(make_catalog: MakeCatalog, mix: str) -> None:
     options = {
         "data": str(make_catalog()),
