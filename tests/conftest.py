@@ -132,6 +132,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings without their report page, which takes a second and has its own tests."""
+    monkeypatch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
+
+
+@pytest.fixture
 def journal(tmp_path: Path) -> Path:
     """Where a study may be kept."""
     return tmp_path / "studies" / "study.journal"

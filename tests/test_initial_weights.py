@@ -20,6 +20,8 @@ from shopee_mlflow.tracking.flavor import save_in_folder, save_model
 from shopee_mlflow.tracking.registry import CHALLENGER, CHAMPION, decide
 from shopee_mlflow.training.weights_source import initial_weights
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 SMALL = "mobilenet_v3_small"
 
 

@@ -252,6 +252,7 @@ def test_a_run_that_is_stopped_is_killed(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("no_page")
 def test_each_experiment_file_trains(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,8 +263,6 @@ def test_each_experiment_file_trains(
         return architectures._torchvision_network(network, 32).state_dict()
 
     monkeypatch.setattr(architectures, "download_state", random_state)
-    # The page is every training's, and has its own tests.
-    monkeypatch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
     folder = make_catalog()
     files = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
     assert files
