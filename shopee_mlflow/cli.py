@@ -5,10 +5,13 @@ Imports of torch and MLflow wait inside the commands, so that ``--help`` is inst
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +24,8 @@ from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
 
 _INTERRUPTED = 130
+# About half a millisecond: longer than most waits within a training step.
+_SPIN_COUNT = "10000"
 # The option that is meant by a value without a name; the first one that a command has.
 _USUAL = ("data", "runs", "run", "source", "out")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -168,8 +173,8 @@ def explore_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(ExploreConfig, cli_options)
-    _announce(f"the catalogue ({config.data})", "pandas", "MLflow")
-    from .verbs.explore import explore
+    with _loading(f"the catalogue ({config.data})", "pandas", "MLflow"):
+        from .verbs.explore import explore
 
     explore(config, cli_options)
 
@@ -194,8 +199,8 @@ def train_command(**options: str | None) -> None:
         from .training.launch import start_group
 
         start_group(config.nproc, ["train", *_words(cli_options)])
-    _announce("the model", "torch", "MLflow")
-    from .verbs.train import train
+    with _loading("the model", "torch", "MLflow"):
+        from .verbs.train import train
 
     train(config, cli_options)
 
@@ -212,8 +217,8 @@ def tune_command(**options: str | None) -> None:
       shopee-mlflow tune --data shop/ --freeze backbone --n-trials 30
       shopee-mlflow tune --data shop/ --models effnet_pretrained,resnet50_pretrained
     """
-    _announce("the models", "torch", "MLflow")
-    from .verbs.tune import tune
+    with _loading("the models", "torch", "MLflow"):
+        from .verbs.tune import tune
 
     tune(_chosen(options))
 
@@ -232,8 +237,8 @@ def cross_validate_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(CrossValidateConfig, cli_options)
-    _announce("the model", "torch", "MLflow")
-    from .verbs.cross_validate import cross_validate
+    with _loading("the model", "torch", "MLflow"):
+        from .verbs.cross_validate import cross_validate
 
     cross_validate(config, cli_options)
 
@@ -256,8 +261,8 @@ def evaluate_command(**options: Any) -> None:
       shopee-mlflow evaluate --model models:/shopee-classifier@champion --data new-shop/
       shopee-mlflow evaluate --model runs:/RUN_ID/model --run RUN_ID
     """
-    _announce(f"the model {options['model']}", "torch", "MLflow")
-    from .verbs.evaluate import evaluate
+    with _loading(f"the model {options['model']}", "torch", "MLflow"):
+        from .verbs.evaluate import evaluate
 
     evaluate(**options)
 
@@ -283,8 +288,8 @@ def compare_command(runs: str, **options: Any) -> None:
       shopee-mlflow compare --experiment shopee --best 3
       shopee-mlflow compare --runs RUN_ID,RUN_ID --out comparison
     """
-    _announce("the runs", "MLflow")
-    from .verbs.compare import compare
+    with _loading("the runs", "MLflow"):
+        from .verbs.compare import compare
 
     compare(runs.split(","), **options)
 
@@ -310,8 +315,8 @@ def predict_command(out: Path, **options: Any) -> None:
     Example:
       shopee-mlflow predict --model models:/shopee-classifier@champion --source photos/ --top-k 3
     """
-    _announce(f"the photos ({options['source']})", "torch", "MLflow")
-    from .verbs.predict import predict
+    with _loading(f"the photos ({options['source']})", "torch", "MLflow"):
+        from .verbs.predict import predict
 
     predict(out=out, **options)
 
@@ -325,8 +330,8 @@ def register_command(run: str, name: str, promote: bool) -> None:
 
     Better: on the same test split. --promote true makes it the champion whatever it scored.
     """
-    _announce(f"run {run}", "MLflow")
-    from .verbs.register import register
+    with _loading(f"run {run}", "MLflow"):
+        from .verbs.register import register
 
     register(run, name, promote=promote)
 
@@ -336,8 +341,8 @@ def register_command(run: str, name: str, promote: bool) -> None:
 @click.option("--out", default="model.onnx", show_default=True, type=click.Path(path_type=Path))
 def export_command(model: str, out: Path) -> None:
     """Write a model as an ONNX file, verified against torch."""
-    _announce(f"the model {model}", "torch", "MLflow")
-    from .verbs.export import export
+    with _loading(f"the model {model}", "torch", "MLflow"):
+        from .verbs.export import export
 
     export(model, out)
 
@@ -352,8 +357,8 @@ def experiments_command(files: str, **options: str | None) -> None:
     Each file is a run of its own. Options given here override those in the files, for instance
     --epochs 5; --weights applies to pretrained models only.
     """
-    _announce("the experiment files", "torch", "MLflow")
-    from .verbs.experiments import original_table, run_experiments
+    with _loading("the experiment files", "torch", "MLflow"):
+        from .verbs.experiments import original_table, run_experiments
 
     chosen = [Path(name) for name in files.split(",") if name] or original_table()
     sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
@@ -371,13 +376,36 @@ def clear_cache_command() -> None:
     say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")
 
 
-def _announce(what: str, *heavy: str) -> None:
+@contextmanager
+def _loading(what: str, *heavy: str) -> Iterator[None]:
     """Say what the command begins with, since imports of these libraries take seconds.
 
-    Of processes that train together, the first one says it.
+    Of processes that train together, the first one says it. What the block imports stays until the
+    process ends, so the garbage collector never looks for garbage in it.
     """
+    lines = [f"loading {' and '.join(heavy)}, then {what}"]
+    if "torch" in heavy and _release_cores():
+        lines.append(f"waiting threads release their cores (GOMP_SPINCOUNT={_SPIN_COUNT})")
     if os.environ.get("RANK", "0") == "0":
-        say(f"loading {' and '.join(heavy)}, then {what}")
+        say(*lines)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _release_cores() -> bool:
+    """Limit how long torch's threads spin when they wait for each other; False if the user has.
+
+    By default they spin for milliseconds, and trainings that share a machine take the cores from
+    each other; benchmarks/RESULTS.md has figures. The variable is read when torch is imported.
+    """
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return False
+    os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+    return True
 
 
 def _chosen(options: dict[str, str | None]) -> dict[str, str]:
@@ -393,6 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0: done; 1: training failed; 2: an error that the user can correct; 130: interrupted.
     """
+    # The interpreter's last collection, over all modules, takes seconds with torch loaded.
+    atexit.register(gc.freeze)
     guard_output()
     show_log_messages()
     try:

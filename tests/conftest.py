@@ -51,6 +51,8 @@ def own_places(
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
     monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path))
+    # Processes that tests start share the cores with other tests.
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -127,6 +129,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings without their report page, which takes a second and has its own tests."""
+    monkeypatch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_counts_add_up_and_only_whole_single_photos_are_left(
     assert kept["label_group"].nunique() <= (largest_groups or 3)
 
 
+@pytest.mark.slow
 @modest
 @given(frame=catalogs(), largest_groups=st.integers(0, 4), seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_rows_does_not_matter(

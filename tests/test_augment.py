@@ -27,6 +27,8 @@ from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.freezing import ActivationSource, split_model
 from shopee_mlflow.training.context import TrainingContext
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 POLICIES = ["crop", "light", "strong"]
 CPU = torch.device("cpu")
 
@@ -170,8 +172,15 @@ def test_each_number_of_draws_and_each_seed_has_activations_of_its_own(
     assert source() is not source(seed=1)
 
 
-@pytest.mark.parametrize("name", ["light", "strong"])
-@pytest.mark.parametrize("freeze", ["none", "backbone"])
+@pytest.mark.parametrize(
+    ("name", "freeze"),
+    [
+        ("light", "none"),
+        pytest.param("strong", "none", marks=pytest.mark.slow),
+        pytest.param("light", "backbone", marks=pytest.mark.slow),
+        pytest.param("strong", "backbone", marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_with_a_policy(make_catalog: MakeCatalog, name: str, freeze: str) -> None:
     options = {"data": str(make_catalog()), "model": "cnn", "image_size": "32", "epochs": "2"}
     more = {"augment": name, "freeze": freeze, "variants": "2", "batch_size": "8"}

@@ -151,6 +151,7 @@ def test_an_image_is_seen_as_its_file_is(classifier: Classifier, tmp_path: Path)
     np.testing.assert_allclose(opened["probability"], read["probability"], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_it_loads_by_run_and_from_a_folder(run: SmallRun, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(mlflow.artifacts.download_artifacts(run.uri), folder)
@@ -165,6 +166,7 @@ def test_its_repr_fits_a_line(run: SmallRun, classifier: Classifier) -> None:
     assert repr(classifier) == f"Classifier('{run.uri}', cnn, 3 classes, {SIZE} px)"
 
 
+@pytest.mark.slow
 def test_a_program_has_predictions_and_no_embeddings(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

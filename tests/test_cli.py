@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,25 @@ def test_mistakes_are_found_before_photos_are_read_and_a_run_is_opened(
     assert mlflow.get_experiment_by_name(experiment) is None
 
 
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_waiting_threads_release_their_cores_unless_the_user_decides(
+    chosen: dict[str, str],
+    count: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert run("train", "--data", "not there") == 2
+    assert os.environ.get("GOMP_SPINCOUNT") == count
+    assert ("(GOMP_SPINCOUNT=10000)" in capsys.readouterr().out) == (not chosen)
+
+
 @pytest.mark.slow
 def test_each_command_says_what_it_begins_with_before_heavy_imports() -> None:
     code = """if True:
@@ -237,6 +257,7 @@ def test_a_mistake_under_mlflow_run_is_left_in_its_run(monkeypatch: pytest.Monke
     assert "epochs=none: must be a whole number" in ended.data.tags["failure"]
 
 
+@pytest.mark.slow
 def test_sample_prints_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "shop"
     assert run("sample", "--px", "64", "--out", str(folder)) == 0
@@ -249,6 +270,7 @@ def test_clear_cache_says_what_it_freed(capsys: pytest.CaptureFixture[str]) -> N
     assert "MiB freed in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_experiments_compares_and_goes_on_after_a_failure(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_many_pairs_are_held_to_a_stricter_measure(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_many_runs_in_few_words(tmp_path: Path) -> None:
     """28 runs: two that are always right, and 26 that are wrong on the same 15 photos."""
     runs = [made_run("many", f"run {n}", range(15) if n > 1 else []) for n in range(28)]
@@ -183,6 +184,7 @@ def test_the_same_digest_with_other_photos_is_an_error(tmp_path: Path) -> None:
     assert mlflow.get_experiment_by_name("changed-analysis") is None
 
 
+@pytest.mark.slow
 def test_the_best_of_an_experiment_by_validation(tmp_path: Path) -> None:
     name = "contest"
 
@@ -241,6 +243,7 @@ def test_a_search_counts_with_its_best_trial(tmp_path: Path) -> None:
     assert not {"n_trials", "batch_size"} & set(result.runs)
 
 
+@pytest.mark.slow
 def test_facts_that_are_no_options(tmp_path: Path) -> None:
     """Another commit may be why two runs differ; a run that does not tell its own, says nothing."""
     commits = ("1" * 40, "2" * 40, None)
@@ -328,6 +331,7 @@ def test_files_of_others_are_not_replaced(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "mine" / name).read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_an_earlier_comparison_is_replaced(tmp_path: Path) -> None:
     runs = [made_run("again", run) for run in ("one", "two", "three")]
     compare(runs[:2], out=tmp_path / "out")

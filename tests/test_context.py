@@ -104,6 +104,7 @@ def test_half_precision_changes_activations_by_its_rounding_only(config: TrainCo
     torch.testing.assert_close(near, exact, rtol=2**-11, atol=2**-24)
 
 
+@pytest.mark.slow
 def test_training_on_half_precision_activations_is_as_good(config: TrainConfig) -> None:
     config = dataclasses.replace(config, cache=True, augment="none", epochs=4, lr=1e-4)
     losses = []

@@ -19,6 +19,7 @@ import torch
 from conftest import MakeCatalog, draw_photo
 from matplotlib.figure import Figure
 from mlflow.entities import Run
+from new_store import new_store
 
 from shopee_mlflow import TrainConfig, compare, cross_validate, evaluate, train
 from shopee_mlflow.cli import main
@@ -145,6 +146,7 @@ def test_every_photo_is_tested_once(
     assert set(manifest["split"]) == {"fold1", "fold2", "fold3"}
 
 
+@pytest.mark.slow
 def test_activations_are_computed_once(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     make = ActivationSource.__init__
@@ -161,6 +163,7 @@ def test_activations_are_computed_once(config: MakeConfig, monkeypatch: pytest.M
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit", [False, True])
 def test_an_interrupted_cross_validation_keeps_finished_folds(
     explicit: bool,
@@ -193,6 +196,7 @@ def test_an_interrupted_cross_validation_keeps_finished_folds(
     ]
 
 
+@pytest.mark.slow
 def test_other_options_and_other_photos_start_a_new_one(
     config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +248,7 @@ def test_a_fold_that_diverges_fails_the_run(config: MakeConfig, tmp_path: Path) 
     assert [parent.info.status, children[-1].info.status] == ["FAILED", "FAILED"]
 
 
+@pytest.mark.slow
 def test_the_final_model_is_trained_on_all_photos_and_claims_the_cross_validated_accuracy(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -278,6 +283,7 @@ def _train_options(config: CrossValidateConfig) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "epochs": 1}
 
 
+@pytest.mark.slow
 def test_photos_of_all_folds_are_seen_by_the_final_model(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -287,6 +293,7 @@ def test_photos_of_all_folds_are_seen_by_the_final_model(
         evaluate(f"runs:/{result.run_id}/model", run=result.run_id)
 
 
+@pytest.mark.slow
 def test_two_cross_validations_are_compared_on_all_photos(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -326,13 +333,15 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "shopee_mlflow", "cross-validate", *words]
 
-    def environment(name: str) -> dict[str, str]:
-        store = f"sqlite:///{tmp_path}/{name}.db"
-        return {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
+    stores = {name: new_store(tmp_path / f"{name}.db") for name in ("whole", "killed")}
 
     def run(name: str, folds_before_kill: int | None) -> subprocess.CompletedProcess[str]:
         process = subprocess.Popen(
-            command, env=environment(name), cwd=ROOT, stdout=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, "MLFLOW_TRACKING_URI": stores[name], "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         said = []
         assert process.stdout is not None
@@ -358,8 +367,8 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
     assert last.returncode == 0
     assert "are finished already" in last.stdout
     results = []
-    for name in ("whole", "killed"):
-        client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/{name}.db")
+    for store in stores.values():
+        client = mlflow.MlflowClient(store)
         found = client.get_experiment_by_name("folds")
         there = client.search_runs([found.experiment_id], "tags.kind = 'cross-validate'")
         (parent,) = there

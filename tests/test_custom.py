@@ -154,6 +154,7 @@ def test_a_training_with_own_objects(dataset: Dataset, capsys: pytest.CaptureFix
     np.testing.assert_array_equal(again.test_logits, result.test_logits)
 
 
+@pytest.mark.slow
 def test_a_module_that_the_model_needs_is_named(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_results_that_the_store_refuses_are_left_as_a_model_that_loads(
     assert Classifier.load(folder / "model").classes == dataset.classes
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_trained_further(dataset: Dataset) -> None:
     first = train(CONFIG, dataset=dataset)
     config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, warmup_epochs=0)
@@ -197,6 +199,7 @@ def test_a_trained_model_is_trained_further(dataset: Dataset) -> None:
     assert not torch.equal(second.model.head.weight, first.model.head.weight)
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision_is_frozen_at_a_stage(dataset: Dataset) -> None:
     net = squeezenet1_1(num_classes=3)
     config = dataclasses.replace(CONFIG, freeze="features.9", epochs=1, augment="flip")

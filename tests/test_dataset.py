@@ -267,6 +267,7 @@ def test_long_steps_are_watched(shop: Path) -> None:
     assert calls["computing phashes"][-1] == (22, 22)
 
 
+@pytest.mark.slow
 def test_sample_has_the_sizes_of_the_real_data() -> None:
     leaky = load("sample", sample_px=64, largest_groups=21, split="random")
     clean = load("sample", sample_px=64, largest_groups=21)

@@ -51,6 +51,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @on_linux
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     # 64 MiB are 16,384 pages of 4 KiB, taken in each of the five steps or in almost none.
@@ -94,6 +95,7 @@ print((before - psutil.Process().memory_info().rss) // 2**20)
 """
 
 
+@pytest.mark.slow
 @on_linux
 def test_freed_memory_is_given_back_where_it_is_much() -> None:
     assert number_from(HELD, "0") > 100

@@ -24,6 +24,8 @@ from shopee_mlflow.tracking.flavor import save_in_folder
 from shopee_mlflow.training import seen_photos
 from shopee_mlflow.verbs.evaluate import evaluate
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
@@ -131,6 +133,7 @@ def test_resized_copies_under_other_names_are_seen(run: SmallRun, tmp_path: Path
     assert result.predictions["seen"].tolist() == ["train", "train", ""]
 
 
+@pytest.mark.slow
 def test_near_copies_are_seen_by_the_runs_own_near_bits(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +169,7 @@ def test_without_an_unseen_photo_there_is_no_accuracy(
     assert "There are no photos to measure the accuracy on new photos" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun) -> None:
     options = {"data": str(run.shop), "model": "cnn", "image_size": 32, "epochs": 1}
     other = train(resolve(TrainConfig, {**options, "batch_size": 8, "split_seed": 1}))
@@ -177,6 +181,7 @@ def test_another_runs_test_split_is_checked_against_the_models_own(run: SmallRun
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
     run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +234,7 @@ def test_labels_that_the_model_does_not_know_are_counted_and_not_scored(
         evaluate(run.uri, data=str(shop))
 
 
+@pytest.mark.slow
 def test_photos_that_do_not_decode_are_left_out_and_counted(
     run: SmallRun, shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

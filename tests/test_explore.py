@@ -92,6 +92,7 @@ def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     assert [section["id"] for section in page.all("h2")][:2] == ["overview", "unknown"]
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_training_is_what_it_does(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_every_photo_is_accounted_for(tmp_path: Path) -> None:
     assert means == pytest.approx(good[["red", "green", "blue"]].mean().to_numpy())
 
 
+@pytest.mark.slow
 def test_of_very_many_photos_a_stated_sample_is_looked_at(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
@@ -226,6 +228,7 @@ def test_photos_that_are_too_few_to_train_on_do_not_hide_the_csv(tmp_path: Path)
     assert len(result.tables["splits.csv"]) == 40
 
 
+@pytest.mark.slow
 def test_an_earlier_page_is_replaced_and_other_files_are_not(make_catalog: MakeCatalog) -> None:
     shop = make_catalog()
     explore(ExploreConfig(data=str(shop), out="seen"))
@@ -287,6 +290,7 @@ def test_thumbnails_keep_their_proportions(tmp_path: Path) -> None:
     assert read_thumbnail(shop / "train_images" / "g0n0.png", 50).shape == (40, 40, 3)
 
 
+@pytest.mark.slow
 def test_real_photos_have_the_facts_that_are_known_of_them(grocery: Path) -> None:
     result = explore(ExploreConfig(data=str(grocery), out="seen"))
     known = {
@@ -333,6 +337,7 @@ def test_the_real_catalogue_fits_its_page(tmp_path: Path) -> None:
     assert seen["page"] <= seen["window"], "the page is wider than the window"
 
 
+@pytest.mark.slow
 def test_very_many_phashes_that_are_alike_are_counted_to_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ def code(*arguments: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("serialization", ["pickle", "pt2"])
+@pytest.mark.parametrize("serialization", ["pickle", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_the_file_answers_like_torch(
     serialization: str,
     tmp_path: Path,

@@ -182,8 +182,11 @@ class Squared:
 
 @pytest.fixture(
     scope="module",
-    params=[(kind, how) for kind in ("pickle", "pt2") for how in ("pad", "crop")],
-    ids="-".join,
+    params=[
+        pytest.param((kind, how), id=f"{kind}-{how}", marks=marks)
+        for kind, marks in (("pickle", ()), ("pt2", pytest.mark.slow))
+        for how in ("pad", "crop")
+    ],
 )
 def squared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -46,6 +46,7 @@ def test_the_map_is_hottest_where_the_class_comes_from(label: int, hot: str) -> 
     assert maps[0, 12:20, 12:20].max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "effnet", "resnet18", "densenet121", "vgg11"])
 def test_maps_of_whole_networks(name: str) -> None:
     """One map a photo, as large as the photo, from 0 to 1 with the highest at 1."""

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.distributed.run
 from conftest import MakeCatalog, draw_photo
+from new_store import new_store
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -111,7 +112,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self.folder = folder
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = new_store(folder / "mlflow.db")
         self.env = {**os.environ, "MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1"}
         self.env["PYTHONUNBUFFERED"] = "1"
 

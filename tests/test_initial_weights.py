@@ -20,6 +20,8 @@ from shopee_mlflow.tracking.flavor import save_in_folder, save_model
 from shopee_mlflow.tracking.registry import CHALLENGER, CHAMPION, decide
 from shopee_mlflow.training.weights_source import initial_weights
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 SMALL = "mobilenet_v3_small"
 
 
@@ -80,6 +82,7 @@ def test_the_same_architecture_has_several_names(trained: ProductClassifier) -> 
     torch.testing.assert_close(again.state_dict(), trained.state_dict())
 
 
+@pytest.mark.slow
 def test_a_run_a_model_uri_a_logged_model_and_a_folder_name_the_same_weights(
     run: SmallRun, tmp_path: Path
 ) -> None:
@@ -94,6 +97,7 @@ def test_a_run_a_model_uri_a_logged_model_and_a_folder_name_the_same_weights(
     assert initial_weights("auto") is None
 
 
+@pytest.mark.slow
 def test_a_program_cannot_be_trained(trained: ProductClassifier, tmp_path: Path) -> None:
     from mlflow.models import Model
 
@@ -142,6 +146,7 @@ def options_of(run: SmallRun, **changed: object) -> dict[str, str]:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_test_photos_that_the_weights_have_seen_are_counted_over_all_earlier_runs(
     run: SmallRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

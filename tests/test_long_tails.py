@@ -17,6 +17,8 @@ from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.modeling.epochs import EPOCH_METRICS, validation_metrics
 from shopee_mlflow.modeling.metrics import FINAL_METRICS, scores_of_test
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 SIZES = [80, 15, 5]
 
 
@@ -75,6 +77,7 @@ def test_metrics_are_scikit_learns() -> None:
     assert scores.keys() <= set(FINAL_METRICS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", MONITORED)
 def test_every_metric_chooses_the_best_epoch(make_catalog: MakeCatalog, monitor: str) -> None:
     options = {"data": str(make_catalog()), "model": "cnn", "image_size": "32", "epochs": "3"}
@@ -84,6 +87,7 @@ def test_every_metric_chooses_the_best_epoch(make_catalog: MakeCatalog, monitor:
     assert set(result.history.columns) == {"epoch", *EPOCH_METRICS}
 
 
+@pytest.mark.slow
 def test_a_balanced_training_repeats_exactly(make_catalog: MakeCatalog) -> None:
     options = {"data": str(make_catalog()), "model": "cnn", "image_size": "32", "epochs": "2"}
     options |= {"batch_size": "8", "sampling": "balanced", "class_weights": "balanced"}

@@ -22,6 +22,8 @@ from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.loss import CrossEntropy
 from shopee_mlflow.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 CPU = Machine(torch.device("cpu"), "fp32")
 CONFIG = TrainConfig(model="cnn", epochs=2, batch_size=4, lr=0.01, image_size=32)
 MIXES = [MixUp(1.0), CutMix(1.0)]
@@ -194,7 +196,7 @@ def test_mixing_behind_frozen_layers_is_refused(mix: str) -> None:
         resolve(TrainConfig, {"mix": mix, "freeze": "backbone"})
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("mix", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
 def test_a_training_that_mixes(make_catalog: MakeCatalog, mix: str) -> None:
     options = {
         "data": str(make_catalog()),

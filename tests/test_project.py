@@ -15,6 +15,7 @@ import psutil
 import pytest
 from conftest import MakeCatalog
 from mlflow.entities import Run, ViewType
+from new_store import new_store
 
 from shopee_mlflow import cli
 
@@ -28,9 +29,8 @@ QUICK = {"model": "cnn", "image_size": "32", "epochs": "2", "batch_size": "8", "
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A store of its own for each test, and this Python as ``python``, as in an active venv."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    store = f"sqlite:///{tmp_path}/runs.db"
+    store = new_store(tmp_path / "runs.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    mlflow.search_experiments()  # makes the tables, which two processes must not do at once
     return {
         **os.environ,
         "PATH": path,

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torchvision
 from conftest import MakeCatalog, draw_photo
+from new_store import new_store
 
 from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.cli import main
@@ -28,6 +29,8 @@ from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.tracking.signals import Stopped
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 ROOT = Path(__file__).parents[1]
 # Dropout, batch norms and augmentation: all that could make a second half differ. 3 batches.
@@ -332,8 +335,8 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
     folder = make_catalog(groups=3, each=40)
-    store = tmp_path / "mlflow.db"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}", "OMP_NUM_THREADS": "1"}
+    store = new_store(tmp_path / "mlflow.db")
+    env = {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
     options = {**OPTIONS, "data": str(folder), "model": "cnn", "epochs": "30", "batch_size": "4"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "shopee_mlflow", "train"]

@@ -254,6 +254,7 @@ def test_a_run_that_is_stopped_is_killed(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("no_page")
 def test_each_experiment_file_trains(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,10 +32,8 @@ def searches(
     server: PostgresServer,
     make_catalog: MakeCatalog,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Searches]:
-    base, data = tmp_path_factory.getbasetemp(), make_catalog(each=12)
-    with searching(tmp_path, base, data, server.new_database(), epochs=80) as searches:
+    with searching(tmp_path, make_catalog(each=12), server.new_database(), epochs=80) as searches:
         yield searches
 
 

@@ -23,12 +23,10 @@ pytestmark = pytest.mark.slow
 def searches(
     make_catalog: MakeCatalog,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[Searches]:
-    base, data = tmp_path_factory.getbasetemp(), make_catalog(each=12)
     epochs = getattr(request, "param", EPOCHS)
-    with searching(tmp_path, base, data, epochs=epochs) as searches:
+    with searching(tmp_path, make_catalog(each=12), epochs=epochs) as searches:
         yield searches
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -19,6 +17,7 @@ import optuna
 import psutil
 import pytest
 from mlflow.entities import Run
+from new_store import new_store
 from optuna.trial import FrozenTrial, TrialState
 
 from shopee_mlflow.tracking.store import local_folder
@@ -226,29 +225,18 @@ class Searches:
 
 @contextmanager
 def searching(
-    folder: Path, base: Path, data: Path, storage: str = "auto", epochs: int = EPOCHS
+    folder: Path, data: Path, storage: str = "auto", epochs: int = EPOCHS
 ) -> Iterator[Searches]:
     """A search with a tracking store of its own; all its processes are ended with the test.
 
-    :param base: ``tmp_path_factory.getbasetemp()``.
     :param epochs: of a trial; longer ones wait for processes that start late.
     """
-    # A copy, since a new store takes seconds.
-    shutil.copy(_empty_store(base), folder / "runs.db")
+    store = new_store(folder / "runs.db")
     searches = Searches(folder, data, storage, epochs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/runs.db")
+        patch.setenv("MLFLOW_TRACKING_URI", store)
         try:
             yield searches
         finally:
             for tuner in searches.tuners:
                 tuner.clear()
-
-
-@cache
-def _empty_store(base: Path) -> Path:
-    store = base / "empty-store.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-        mlflow.search_experiments()
-    return store

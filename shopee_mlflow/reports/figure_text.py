@@ -1,14 +1,26 @@
-"""Names in figures. Figures have one font, which lacks Chinese, Japanese, Korean, Thai, emoji."""
+"""Figures and the names in them. Their font lacks Chinese, Japanese, Korean, Thai, emoji.
+
+matplotlib is imported with the first figure, since it takes half a second.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from typing import TYPE_CHECKING
 
 from .pages import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure whose parts are arranged to fit; its size is in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def drawable(text: str) -> str:
@@ -40,4 +52,6 @@ def measure_name(metric: str) -> str:
 
 @cache
 def _has_glyph(character: str) -> bool:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
     return get_font(findfont(FontProperties())).get_char_index(ord(character)) != 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from .figure_text import drawable, group_names
+from .figure_text import drawable, group_names, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Two colours of the Okabe-Ito palette, which colour-blind people can distinguish.
 TRAIN_COLOUR = "#0072B2"
@@ -23,7 +25,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
 
     :param history: columns epoch, train_loss, val_loss, train_accuracy, val_accuracy.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         _draw_curves(axes, history, name, best_epoch)
     return figure
@@ -31,12 +33,14 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> Figure:
 
 def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> Figure:
     """Half of :func:`learning_curves`, ``loss`` or ``accuracy``, as a separate figure."""
-    figure = Figure(figsize=(5.2, 4), layout="constrained")
+    figure = new_figure(5.2, 4)
     _draw_curves(figure.subplots(), history, name, best_epoch)
     return figure
 
 
 def _draw_curves(axes: Axes, history: pd.DataFrame, name: str, best_epoch: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for part, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
         axes.plot(history["epoch"], history[f"{part}_{name}"], color=colour, label=part, marker=".")
     axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"best epoch ({best_epoch})")
@@ -59,7 +63,7 @@ def confusion_figure(counts: pd.DataFrame, title: str, names: Sequence[str] = ()
     if len(classes) > _NAMED_CLASSES:
         return _confusion_dots(values, title)
     side = max(4.5, 0.3 * len(classes) + 1.8)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
     axes = figure.subplots()
     share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -73,7 +77,7 @@ def confusion_figure(counts: pd.DataFrame, title: str, names: Sequence[str] = ()
 
 
 def _confusion_dots(values: np.ndarray, title: str) -> Figure:
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = new_figure(9, 9)
     axes = figure.subplots()
     rows, columns = np.nonzero(values)
     wrong = rows != columns
@@ -129,7 +133,7 @@ def mistakes_figure(
     shown = rows[:most]
     columns = 5
     lines = max(-(-len(shown) // columns), 1)
-    figure = Figure(figsize=(2.6 * columns, 3.0 * lines), layout="constrained")
+    figure = new_figure(2.6 * columns, 3.0 * lines)
     figure.suptitle(
         f"{len(rows)} mistakes" + (f", the {most} most confident" if len(rows) > most else "")
     )
@@ -151,7 +155,7 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
 
     :param table: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
     """
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    figure = new_figure(5.5, 5)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", label="perfect calibration")
     axes.plot(table["confidence"], table["accuracy"], color=TRAIN_COLOUR, linewidth=1)
@@ -186,9 +190,7 @@ def f1_figure(scores: pd.DataFrame) -> Figure:
     table = scores[scores["support"] > 0]
     table = table.sort_values("f1-score", kind="stable")
     named = len(table) <= _NAMED_CLASSES
-    figure = Figure(
-        figsize=(6.4, max(2.5, 0.21 * len(table) + 0.9) if named else 4), layout="constrained"
-    )
+    figure = new_figure(6.4, max(2.5, 0.21 * len(table) + 0.9) if named else 4)
     axes = figure.subplots()
     rows = np.arange(len(table))
     if named:

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -33,6 +33,9 @@ from .metric_queue import MetricQueue
 from .names import MODEL_NAME
 from .signals import defer_stop
 from .store import STORE_ERRORS, artifact_errors, downloaded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PARAMS_PER_REQUEST = 100
 # How long a training waits at its end for a store that is not available.
