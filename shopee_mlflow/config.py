@@ -92,6 +92,12 @@ class DataConfig:
     exclude: str = option(
         NONE, "text file with the file names or posting ids to leave out, one a line", Role.SETUP
     )
+    corrections: str = option(
+        NONE,
+        "table of reviewed labels (image, label_group, action: relabel, drop or keep, "
+        "new_label_group), as cross-validate writes it",
+        Role.SETUP,
+    )
     sample_px: int = option(
         256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
     )
