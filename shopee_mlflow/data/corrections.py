@@ -77,8 +77,9 @@ def check_corrections_file(file: str) -> None:
     :raises CatalogError: otherwise.
     """
     if file != NONE and (problem := file_problem(Path(file).expanduser())):
+        reason = f"it is {problem}" if problem.startswith("a ") else problem
         raise CatalogError(
-            f"corrections={file}: cannot be read ({problem}), relative to {Path.cwd()}. Name a "
+            f"corrections={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a "
             "table such as cv/label_issues.csv of a cross-validation."
         )
 
