@@ -15,33 +15,10 @@ from matplotlib.figure import Figure
 
 from shopee_mlflow import cross_validate, load_dataset
 from shopee_mlflow.config import CrossValidateConfig, resolve
-from shopee_mlflow.modeling.label_quality import disputed, normalized_margin
 from shopee_mlflow.reports.label_review import LabelIssue, LabelReview
 from shopee_mlflow.tracking.mlflow_run_log import read_table
 
 CrossValidate = Callable[..., Any]
-
-
-def test_the_margin_is_that_to_the_most_probable_other_label() -> None:
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])
-    margin = normalized_margin(np.array([0, 2, 0]), probabilities)
-    np.testing.assert_allclose(margin, [0.5, -0.2, -0.7])
-
-
-def test_labels_are_disputed_by_predictions_that_are_usual_for_another_label() -> None:
-    labels = np.array([0, 0, 0, 1, 1, 1])
-    probabilities = np.array(
-        [[0.9, 0.1], [0.95, 0.05], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6], [0.55, 0.45]]
-    )
-    # Row 2 is above the mean 0.65 of label 1. Row 5 is predicted as 0, but below its mean 0.68.
-    assert disputed(labels, probabilities).tolist() == [False, False, True, False, False, False]
-
-
-def test_a_label_that_is_predicted_is_not_disputed() -> None:
-    labels = np.array([0, 0, 1, 1])
-    # Row 0 is usual for label 1, whose photos are all predicted as 0, and not for label 0.
-    probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.8, 0.2]])
-    assert not disputed(labels, probabilities)[0]
 
 
 @pytest.fixture
@@ -79,7 +56,11 @@ def test_a_wrong_label_is_found_reviewed_and_given_back(
     assert (issue["action"], issue["new_label_group"]) == ("", "=group0")
     assert issue["given_probability"] < 0.5 < issue["new_probability"]
     assert issue["title"] == "title 0"
-    fold = first.predictions.set_index("image")["fold"]
+    predictions = first.predictions.set_index("image")
+    wrong = predictions.index[predictions["label_group"] != predictions["predicted"]]
+    assert set(first.label_issues["image"]) == set(wrong)
+    assert first.label_issues["given_probability"].is_monotonic_increasing
+    fold = predictions["fold"]
     for number in (1, 2, 3):
         near = issue[f"nearest_{number}"]
         assert near.startswith("g0n")

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from ..data.dataset import Dataset
-from ..modeling.label_quality import disputed, normalized_margin
 from ..modeling.metrics import softmax
 from ..reports.label_review import LabelIssue, LabelReview
 from .nearest_photos import NEAREST
@@ -17,7 +16,13 @@ _MOST_SHOWN = 12
 
 
 def label_issues(data: Dataset, logits: np.ndarray, nearest: pd.DataFrame) -> pd.DataFrame:
-    """The labels that out-of-fold predictions dispute, the most doubtful ones first.
+    """The photos predicted as another label group than theirs, the most doubtful labels first.
+
+    The rank is the self-confidence: the probability of the given label, predicted by the model that
+    has not seen the photo. docs/label_issues.md compares it with other ranks.
+
+    Source: C. Northcutt, L. Jiang and I. Chuang, "Confident learning: estimating uncertainty in
+    dataset labels", Journal of Artificial Intelligence Research 70 (2021), 1373-1411.
 
     Photos that the option ``corrections`` names have been reviewed. They come first, as they were
     reviewed, so that the list replaces the earlier one.
@@ -25,22 +30,22 @@ def label_issues(data: Dataset, logits: np.ndarray, nearest: pd.DataFrame) -> pd
     :param data: its splits are the folds.
     :param logits: (N, C) float, in the order of the dataset's rows.
     :param nearest: as :func:`.nearest_photos` returns it, of all photos.
-    :returns: the columns of a list of corrections, then given_probability, new_probability, margin,
-        fold, the nearest training photos with their label groups, and title if there is one. The
+    :returns: the columns of a list of corrections, then given_probability, new_probability, fold,
+        the nearest training photos with their label groups, and title if there is one. The
         proposed label is in new_label_group; action is empty.
     """
     labels, probabilities = data.frame["label"].to_numpy(np.int64), softmax(logits)
-    margin = normalized_margin(labels, probabilities)
+    given = probabilities[np.arange(len(labels)), labels]
+    predicted = probabilities.argmax(axis=1)
     reviewed = data.cleaning.corrections
     done = set() if reviewed is None else set(reviewed["image"])
-    rows = np.flatnonzero(disputed(labels, probabilities) & ~data.frame["image"].isin(done))
-    rows = rows[np.argsort(margin[rows], kind="stable")]
+    rows = np.flatnonzero((predicted != labels) & ~data.frame["image"].isin(done))
+    rows = rows[np.argsort(given[rows], kind="stable")]
     table = data.frame.loc[rows, ["image", "label_group"]].assign(
         action="",
-        new_label_group=[data.classes[c] for c in probabilities[rows].argmax(axis=1)],
-        given_probability=probabilities[rows, labels[rows]].round(6),
+        new_label_group=[data.classes[c] for c in predicted[rows]],
+        given_probability=given[rows].round(6),
         new_probability=probabilities[rows].max(axis=1).round(6),
-        margin=margin[rows].round(6),
         fold=data.frame.loc[rows, "split"],
     )
     group = data.frame.set_index("image")["label_group"]
