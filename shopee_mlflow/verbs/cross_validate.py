@@ -152,7 +152,8 @@ def _description(
 ) -> str:
     """The result in a few lines of Markdown, which MLflow's UI shows above the metrics."""
     data, other = context.dataset, changed_options(config)
-    lines = [f"{line[0].upper()}{line[1:]}." for line in summary(pooled, data)]
+    accuracy, *rest = [f"{line[0].upper()}{line[1:]}." for line in summary(pooled, data)]
+    lines = [accuracy, " ".join(rest)]
     final = " The model is trained on all photos." if config.refit else ""
     lines.append(
         f"{config.model}, freeze={config.freeze}; {len(data):,} photos of {len(data.classes):,} "
