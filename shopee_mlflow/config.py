@@ -90,6 +90,12 @@ class DataConfig:
     exclude: str = option(
         NONE, "text file of file names or posting ids to leave out, one a line", Role.SETUP
     )
+    corrections: str = option(
+        NONE,
+        "table of reviewed labels (image, label_group, action: relabel, drop or keep, "
+        "new_label_group), as cross-validate writes it",
+        Role.SETUP,
+    )
     sample_px: int = option(
         256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
     )
@@ -386,6 +392,14 @@ class TuneConfig(TrainConfig):
         minimum=0,
         maximum=10**9,
     )
+    folds: int = option(
+        0,
+        "choose the best trial by this many folds of all photos outside test, each trained and "
+        "validated in turn; 0: by the validation photos",
+        Role.DATA,
+        minimum=0,
+        maximum=100,
+    )
     jobs: int = option(
         1, "processes on this machine that run trials", Role.SETUP, minimum=1, maximum=256
     )
@@ -507,6 +521,8 @@ def _contradictions(config: DataConfig) -> list[str]:
             problems.append(
                 f"resume={config.resume}: a search resumes when its command is repeated"
             )
+        if isinstance(config, TuneConfig) and config.folds == 1:
+            problems.append("folds=1: must be 0, or at least 2")
         if config.nproc > 1 and isinstance(config, TuneConfig):
             problems.append(f"nproc={config.nproc}: a search runs trials in parallel with jobs")
         if config.nproc > config.batch_size:

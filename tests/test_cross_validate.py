@@ -309,6 +309,13 @@ def test_two_cross_validations_are_compared_on_all_photos(
     assert pair.only_first_right == int((right[0] & ~right[1]).sum())
     assert pair.only_second_right == int((~right[0] & right[1]).sum())
 
+    of_experiment = compare(experiment=tmp_path.name, out=tmp_path / "experiment")
+    assert set(of_experiment.runs["run_id"]) == {first.run_id, second.run_id}
+    (same,) = of_experiment.pairs.itertuples()
+    assert {same.only_first_right, same.only_second_right} == {
+        *(pair.only_first_right, pair.only_second_right)
+    }
+
     other = cross_validate(config(split_seed=1))
     assert compare([first.run_id, other.run_id], out=tmp_path / "other").pairs.empty
 

@@ -487,7 +487,7 @@ def test_a_file_of_notes_beside_each_photo_does_not_matter(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("option", ["data", "val_csv", "test_csv", "exclude"])
+@pytest.mark.parametrize("option", ["data", "val_csv", "test_csv", "exclude", "corrections"])
 @pytest.mark.parametrize("name", ["pipe.csv", "device.csv"])
 def test_a_pipe_or_a_device_in_place_of_a_table_is_not_opened(
     shop: Path, option: str, name: str

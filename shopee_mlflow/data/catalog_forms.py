@@ -24,6 +24,7 @@ from .catalog_csv import (
 from .class_folders import read_class_folders
 from .cleaning import column_remarks
 from .columns import OPTIONS, REQUIRED, ColumnChoice
+from .corrections import check_corrections_file
 from .photo_files import inside_folder
 from .pixel_cache import Progress
 from .splits import TEST, TRAIN, VAL, parse_splits
@@ -62,6 +63,7 @@ def check_paths(config: DataConfig) -> None:
     for option in ("val_csv", "test_csv"):
         if (file := getattr(config, option)) != NONE:
             existing_path(file, option)
+    check_corrections_file(config.corrections)
 
 
 def load_catalog(

@@ -54,6 +54,8 @@ class Cleaning:
     :ivar remarks: lines of text.
     :ivar left_out: every row that a step removed, except those outside the largest label groups,
         which the option ``largest_groups`` excludes.
+    :ivar corrections: the corrections that were applied: image, label_group, action,
+        new_label_group; None without the option ``corrections``.
     """
 
     rows: int
@@ -61,6 +63,7 @@ class Cleaning:
     notes: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    corrections: pd.DataFrame | None = None
 
     def keep(
         self,
@@ -141,8 +144,13 @@ def _reason_lines(step: Step) -> Iterator[str]:
         yield f"          and {more} other reasons"
 
 
-_WORTH_NAMING = {"excluded", "unsafe_paths", "missing_files", "conflicting_files", "bad_images"}
+_WORTH_NAMING = {
+    *("dropped_by_corrections", "excluded", "unsafe_paths", "missing_files"),
+    *("conflicting_files", "bad_images"),
+}
 _NOTES = {
+    "relabelled_photos": "{:,} photos have a new label group from the corrections",
+    "confirmed_labels": "{:,} photos keep their label group by the corrections",
     "files_in_several_splits": "{:,} files are in several splits; each stays in test, else in val",
     "val_leaks": "{:,} val photos have a copy in train",
     "val_leaks_into_test": "{:,} test photos have a copy in val",

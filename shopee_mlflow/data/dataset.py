@@ -29,6 +29,7 @@ from .cleaning import (
     locate_files,
     select_rows,
 )
+from .corrections import apply_corrections
 from .fold_splits import check_group_sizes, copy_sets
 from .pixel_cache import compute_phashes, hash_files, load_pixels
 from .plain_photos import clear_plain
@@ -163,7 +164,8 @@ def load_dataset(
     catalog = load_catalog(config, watch)
     assert catalog.folder is not None
     cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
-    frame = drop_excluded(catalog.rows, config.exclude, cleaning)
+    frame = apply_corrections(catalog.rows, config.corrections, cleaning)
+    frame = drop_excluded(frame, config.exclude, cleaning)
     frame = select_rows(frame, config.largest_groups, cleaning)
     frame = locate_files(frame, catalog.folder, cleaning)
     # Errors that are certain are raised before decoding, which may take long.

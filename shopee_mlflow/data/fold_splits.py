@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..config import CrossValidateConfig, DataConfig
+from ..config import CrossValidateConfig, DataConfig, TuneConfig
 from ..errors import CatalogError, ConfigError
 from . import splits
 
@@ -57,7 +57,21 @@ def fold_split(frame: pd.DataFrame, fold: str, config: CrossValidateConfig) -> p
     return splits.fill_splits(frame.assign(split=given), "leak_free", config.split_seed, sets)
 
 
-def assign_folds(frame: pd.DataFrame, config: CrossValidateConfig) -> pd.Series:
+def validation_folds(frame: pd.DataFrame, config: TuneConfig) -> list[pd.Series]:
+    """For each fold a split, in which val is that fold of all photos outside test.
+
+    :param frame: as for :func:`assign_folds`, with a column ``split``.
+    :raises CatalogError: as :func:`assign_folds` does.
+    """
+    test = frame["split"] == splits.TEST
+    folds = assign_folds(frame[~test], config).reindex(frame.index, fill_value=splits.TEST)
+    return [
+        folds.map({splits.TEST: splits.TEST, name: splits.VAL}).fillna(splits.TRAIN)
+        for name in fold_names(config.folds)
+    ]
+
+
+def assign_folds(frame: pd.DataFrame, config: CrossValidateConfig | TuneConfig) -> pd.Series:
     """Assign each photo to a fold, ``fold1``, ``fold2``, ...
 
     Sets of copies are assigned whole, the largest first, each to the fold that lacks most photos of

@@ -5,6 +5,7 @@ The steps are those of :mod:`shopee_mlflow.data.dataset`, without decoding photo
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,18 +104,24 @@ class Selection:
         )
 
 
-def select_photos(rows: pd.DataFrame, config: DataConfig, photos: PhotoSurvey | None) -> Selection:
+def select_photos(
+    rows: pd.DataFrame,
+    config: DataConfig,
+    photos: PhotoSurvey | None,
+    before: Cleaning | None = None,
+) -> Selection:
     """Apply the cleaning steps of training as far as they are known.
 
     If not every photo was opened, or too few photos are present to train on, only the steps that
     need only the CSV are applied.
 
     :param rows: with columns image and label_group, and clean phashes where there are any.
+    :param before: the record of the steps that were applied to ``rows`` already.
     :raises CatalogError: when the steps for the CSV leave no row.
     """
     problem = ""
     for known in (photos, None) if photos is not None and photos.complete else (None,):
-        cleaning = Cleaning(rows=len(rows))
+        cleaning = copy.deepcopy(before) if before else Cleaning(rows=len(rows))
         listed = drop_excluded(rows, config.exclude, cleaning)
         chosen = select_rows(listed, config.largest_groups, cleaning)
         splits = pd.DataFrame(columns=list(_COLUMNS))

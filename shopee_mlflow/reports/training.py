@@ -11,6 +11,7 @@ import pandas as pd
 from ..config import NONE
 from ..data.splits import copy_words
 from .figure_text import measure_name
+from .label_review import LabelReview
 from .pages import (
     Gallery,
     Picture,
@@ -53,7 +54,8 @@ class TrainingFacts:
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
     :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
         place of those of a single training.
-    :ivar folds: the results of the folds of a cross-validation.
+    :ivar folds: the results of the folds of a cross-validation, and ``review``, the labels that
+        they dispute.
     """
 
     title: str
@@ -77,6 +79,7 @@ class TrainingFacts:
     headline: Sequence[tuple[str, str]] = ()
     learned: str = ""
     folds: Table | None = None
+    review: LabelReview | None = None
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -95,6 +98,7 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
         curves=[_curve(facts, name) for name in ("loss", "accuracy")],
         learned=facts.learned or _curves_text(facts),
         folds=facts.folds,
+        review=facts.review,
         confusion=figure_picture(
             confusion_figure(facts.counts, "", facts.label_names),
             "Confusion matrix: true label groups in rows, predicted ones in columns.",

@@ -81,7 +81,8 @@ def past_run(run_id: str) -> PastRun:
 def best_runs(experiment: str, count: int) -> list[PastRun]:
     """Finished trainings of an experiment, the highest best_val_accuracy first.
 
-    A search counts as one training, with the results of its best trial.
+    A search counts as one training, with the results of its best trial, and a cross-validation with
+    the mean best_val_accuracy of its folds.
 
     :param count: the maximum number of trainings.
     :raises TrackingError: when there is no such experiment, or no training in it.
@@ -96,13 +97,12 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
                 f"its experiments are: {', '.join(there)}"
             )
         # Evaluations have no best_val_accuracy, trials no test_accuracy: both are left out.
-        runs = MlflowClient().search_runs(
-            [found.experiment_id],
-            f"attributes.status = 'FINISHED' and metrics.{CHOSEN_BY} >= 0 "
-            "and metrics.test_accuracy >= 0",
-            order_by=[f"metrics.{CHOSEN_BY} DESC", "attributes.start_time ASC"],
-            max_results=_CONSIDERED,
-        )
+        runs = [
+            *_finished(found.experiment_id, CHOSEN_BY, "test_accuracy"),
+            *_finished(found.experiment_id, f"cv_{CHOSEN_BY}", "cv_accuracy"),
+        ]
+        # Stable: of equal ones, trainings come first, and each in the order of their start.
+        runs.sort(key=lambda run: -_value_of(run))
     except STORE_ERRORS as error:
         raise store_error(error) from error
     trainings: list[PastRun] = []
@@ -126,6 +126,24 @@ def best_runs(experiment: str, count: int) -> list[PastRun]:
             "experiment."
         )
     return trainings
+
+
+def _finished(experiment_id: str, order: str, tested: str) -> list[MlflowRun]:
+    """Finished runs with both metrics, the highest ``order`` first."""
+    return list(
+        MlflowClient().search_runs(
+            [experiment_id],
+            f"attributes.status = 'FINISHED' and metrics.{order} >= 0 and metrics.{tested} >= 0",
+            order_by=[f"metrics.{order} DESC", "attributes.start_time ASC"],
+            max_results=_CONSIDERED,
+        )
+    )
+
+
+def _value_of(run: MlflowRun) -> float:
+    """The best_val_accuracy of a training, or the mean of a cross-validation."""
+    metrics: dict[str, float] = run.data.metrics
+    return metrics.get(CHOSEN_BY, metrics.get(f"cv_{CHOSEN_BY}", 0.0))
 
 
 def _read(run: MlflowRun) -> PastRun:

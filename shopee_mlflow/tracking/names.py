@@ -35,6 +35,7 @@ MANIFEST_FILE = "data/manifest.csv"
 CLEANING_FILE = "data/cleaning.txt"
 PROFILE_FILE = "data/counts.json"
 LEFT_OUT_FILE = "data/left_out.csv"
+CORRECTIONS_FILE = "data/corrections.csv"
 HISTORY_FILE = "training/history.csv"
 PREDICTIONS_FILE = "test/predictions.csv"
 REPORT_FILE = "report.html"
@@ -50,7 +51,9 @@ CV_HISTORY_FILE = "cv/history.csv"
 CV_PREDICTIONS_FILE = "cv/predictions.csv"
 CV_LOGITS_FILE = "cv/logits.pt"
 CV_FOLDS_FILE = "cv/folds.csv"
+CV_ISSUES_FILE = "cv/label_issues.csv"
 FOLD_LOGITS_FILE = "test/logits.pt"
+FOLD_NEAREST_FILE = "test/nearest_photos.csv"
 
 
 def analyses_of(experiment: str) -> str:

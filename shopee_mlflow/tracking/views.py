@@ -21,7 +21,7 @@ from .store import STORE_ERRORS
 VIEW_NAME, VIEW_KEY = "Accuracy", "accuracy"
 _TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _COLUMNS = {
-    "metrics": ("best_val_accuracy", "test_accuracy"),
+    "metrics": ("best_val_accuracy", "test_accuracy", "cv_accuracy"),
     "params": ("model", "freeze", "augment", "epochs", "lr", "image_size"),
 }
 # Charts in this order: curves by epoch, and bars.
@@ -29,6 +29,7 @@ _CHARTS = (
     *(("val_accuracy", "LINE"), ("train_accuracy", "LINE"), ("test_accuracy", "BAR")),
     *(("val_loss", "LINE"), ("train_loss", "LINE"), ("best_val_accuracy", "BAR")),
     *(("val_macro_f1", "LINE"), ("test_macro_f1", "BAR"), ("lr", "LINE")),
+    ("cv_accuracy", "BAR"),
 )
 _SECTION = "accuracy"
 

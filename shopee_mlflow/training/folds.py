@@ -25,6 +25,7 @@ from ..tracking.names import (
     FAILURE_TAG,
     FOLD,
     FOLD_LOGITS_FILE,
+    FOLD_NEAREST_FILE,
     FOLD_TAG,
     HISTORY_FILE,
     PARENT_TAG,
@@ -36,6 +37,7 @@ from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import Run, close_run, open_run
 from .context import TrainingContext
+from .nearest_photos import nearest_photos
 from .results import log_data, predictions_table
 from .session import TrainingSession
 
@@ -48,6 +50,7 @@ class FoldResult:
 
     :ivar name: fold1, fold2, ...
     :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
+    :ivar nearest: the training photos nearest to each of them, see :func:`.nearest_photos`.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
     :ivar history: one row per epoch.
     """
@@ -56,6 +59,7 @@ class FoldResult:
     run_id: str
     rows: np.ndarray = field(repr=False)
     logits: np.ndarray = field(repr=False)
+    nearest: pd.DataFrame = field(repr=False)
     scores: Mapping[str, float]
     history: pd.DataFrame = field(repr=False)
 
@@ -126,16 +130,18 @@ def _run_fold(
         session = TrainingSession(config, context, run)
         session.fit(_EpochBar(name, config.epochs))
         test = session.test()
-        history = session.history_table()
+        history, nearest = session.history_table(), nearest_photos(session)
         run.log_weights({"logits": torch.from_numpy(test.logits)}, FOLD_LOGITS_FILE)
         run.log_table(predictions_table(data, test.logits), PREDICTIONS_FILE)
+        run.log_table(nearest, FOLD_NEAREST_FILE)
         run.log_table(history, HISTORY_FILE)
         run.log_metrics(test.scores)
     say(
         f"{name} of {config.folds}: test accuracy {test.scores['test_accuracy']:.1%} of "
         f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of {len(history)}"
     )
-    return FoldResult(name, run.run_id, data.rows(TEST), test.logits, test.scores, history)
+    rows = data.rows(TEST)
+    return FoldResult(name, run.run_id, rows, test.logits, nearest, test.scores, history)
 
 
 def _owner() -> dict[str, str]:
@@ -168,4 +174,5 @@ def _read(run: Run, name: str, data: Dataset) -> FoldResult:
     place = pd.Series(range(len(images)), index=images)
     logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
     history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
-    return FoldResult(name, run_id, rows, logits, run.data.metrics, history)
+    nearest = read_table(run_id, FOLD_NEAREST_FILE)
+    return FoldResult(name, run_id, rows, logits, nearest, run.data.metrics, history)

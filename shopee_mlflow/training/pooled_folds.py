@@ -12,6 +12,7 @@ import torch
 from ..config import CrossValidateConfig, as_params
 from ..data.dataset import Dataset
 from ..data.fold_splits import copy_sets
+from ..data.titles import without_formulas
 from ..modeling.clustered import clustered_interval, macro_f1_interval
 from ..modeling.metrics import (
     calibration,
@@ -29,12 +30,14 @@ from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.names import (
     CV_FOLDS_FILE,
     CV_HISTORY_FILE,
+    CV_ISSUES_FILE,
     CV_LOGITS_FILE,
     CV_PREDICTIONS_FILE,
     REPORT_FILE,
 )
 from ..tracking.run_log import RunLog
 from .folds import FoldResult
+from .label_issues import label_issues, label_review, open_issues
 
 # Metrics of the whole cross-validation; each fold's accuracy has its number as the step.
 FOLD_METRIC = "cv_fold_accuracy"
@@ -49,6 +52,7 @@ class PooledFolds:
         cv_top5_accuracy, cv_calibration_error; the folds' means cv_best_val_accuracy and
         cv_best_epoch.
     :ivar predictions: image, label_group, predicted, probability, fold of each photo.
+    :ivar issues: the labels that the predictions dispute, see :func:`.label_issues`.
     :ivar folds: one row per fold.
     :ivar history: one row per epoch, means over the folds that trained so long.
     """
@@ -56,6 +60,7 @@ class PooledFolds:
     logits: np.ndarray = field(repr=False)
     scores: dict[str, float]
     predictions: pd.DataFrame = field(repr=False)
+    issues: pd.DataFrame = field(repr=False)
     folds: pd.DataFrame = field(repr=False)
     history: pd.DataFrame = field(repr=False)
 
@@ -84,6 +89,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
         logits,
         {f"cv_{name}": value for name, value in values.items()},
         _predictions(data, logits),
+        label_issues(data, logits, pd.concat([fold.nearest for fold in results])),
         pd.DataFrame([_fold_row(fold, data) for fold in results]),
         histories.groupby("epoch").mean().reset_index(),
     )
@@ -103,6 +109,7 @@ def log_pooled(
     for number, accuracy in enumerate(pooled.folds["test_accuracy"], start=1):
         run.log_metrics({FOLD_METRIC: accuracy}, step=number)
     run.log_table(pooled.predictions, CV_PREDICTIONS_FILE)
+    run.log_table(without_formulas(pooled.issues), CV_ISSUES_FILE)
     run.log_weights({"logits": torch.from_numpy(logits)}, CV_LOGITS_FILE)
     run.log_table(pooled.folds, CV_FOLDS_FILE)
     run.log_table(pooled.history, CV_HISTORY_FILE)
@@ -138,6 +145,7 @@ def log_pooled(
         headline=_headline(pooled, data),
         learned=_curves_text(pooled),
         folds=_folds_table(pooled.folds),
+        review=label_review(pooled.issues, data, label_names),
     )
     # There is no map of where the network looked: each fold has a network of its own.
     run.log_text(training_page(facts, lambda *_: None), REPORT_FILE)
@@ -146,13 +154,14 @@ def log_pooled(
 def summary(pooled: PooledFolds, data: Dataset) -> list[str]:
     """The result in words."""
     s = pooled.scores
-    accuracies = pooled.folds["test_accuracy"]
+    accuracies, disputed = pooled.folds["test_accuracy"], len(open_issues(pooled.issues))
     return [
         f"cross-validated accuracy {s['cv_accuracy']:.1%} of {len(data):,} photos, 95 % interval "
         f"{s['cv_accuracy_low']:.1%} to {s['cv_accuracy_high']:.1%}; {len(pooled.folds)} folds "
         f"from {accuracies.min():.1%} to {accuracies.max():.1%}",
         f"macro F1 {s['cv_macro_f1']:.1%}, 95 % interval {s['cv_macro_f1_low']:.1%} to "
         f"{s['cv_macro_f1_high']:.1%}; mean best epoch {s['cv_best_epoch']:.1f}",
+        f"disputed labels: {disputed:,}, listed for a review in {CV_ISSUES_FILE} of the run",
     ]
 
 

@@ -31,6 +31,7 @@ from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.links import report_link
 from ..tracking.names import (
     CLEANING_FILE,
+    CORRECTIONS_FILE,
     DESCRIPTION_TAG,
     DIGEST_TAG,
     HISTORY_FILE,
@@ -58,6 +59,8 @@ def log_data(run: RunLog, dataset: Dataset, config: TrainConfig) -> None:
     run.log_table(manifest, MANIFEST_FILE)
     run.log_text("\n".join(dataset.lines()) + "\n", CLEANING_FILE)
     run.log_table(dataset.cleaning.left_out_table(), LEFT_OUT_FILE)
+    if dataset.cleaning.corrections is not None:
+        run.log_table(dataset.cleaning.corrections, CORRECTIONS_FILE)
     counts = {**dataset.cleaning.counts(), "label_groups": len(dataset.classes)}
     counts |= {f"{name}_images": count for name, count in dataset.split_sizes().items()}
     counts["leaks"] = dataset.leaks

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from ..config import TrainConfig
+from ..console import say
 from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..options import as_text
@@ -17,12 +18,13 @@ from ..reports.comparison_statistics import chance_line
 from ..reports.figure_text import measure_name
 from ..tracking.mlflow_run_log import read_table, read_weights
 from ..tracking.names import TRIAL_HISTORY_FILE, TRIAL_WEIGHTS_FILE
+from ..tracking.run_log import NullRunLog
 from ..training.context import TrainingContext
-from ..training.session import TestResult
+from ..training.session import TestResult, TrainingSession
 from .space import SearchPlan
 from .study import Search
 from .trial_results import TrialResult
-from .trials import in_words
+from .trials import EpochBar, in_words
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,14 @@ def score_references(search: Search, context: TrainingContext, best: Tested) -> 
 
 
 def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
-    """Load the weights of a trial's best epoch and score the test split."""
-    assert trial.run_id is not None
+    """Load the weights of a trial's best epoch and score the test split.
+
+    Each fold of a trial has a model of its own, so one is trained on train then.
+    """
     config = plan.trial_config(trial.values)
+    if plan.config.folds:
+        return _train_and_test(config, context, trial)
+    assert trial.run_id is not None
     model = context.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, TRIAL_WEIGHTS_FILE))
     model.tta = config.tta
@@ -99,6 +106,14 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     scores = {f"best_{name}": float(best[name]) for name in names}
     test = TestResult(labels, logits, {**scores, **scores_of_test(labels, logits)})
     return Tested(trial, config, model.eval(), history, test)
+
+
+def _train_and_test(config: TrainConfig, context: TrainingContext, trial: TrialResult) -> Tested:
+    say(f"training with the values of trial {trial.number} on train, for the test")
+    session = TrainingSession(config, context, NullRunLog())
+    session.fit(EpochBar(f"trial {trial.number}", config.epochs))
+    test = session.test()
+    return Tested(trial, config, session.model, session.history_table(), test)
 
 
 def best_yaml(plan: SearchPlan, best: Tested, run_id: str) -> str:
@@ -137,11 +152,16 @@ def summarize(
     often = "once" if times == 1 else f"{times} times, for {times} best trials"
     lines += [
         "",
-        f"The best trial was chosen by its {measure_name(search.plan.config.monitor)}, which is "
-        "therefore biased upwards. "
+        f"The best trial was chosen by its {measure_name(search.plan.config.monitor)}"
+        f"{_over_folds(search, best)}, which is therefore biased upwards. "
         f"The test split was used {often}, after the choice.",
     ]
     return lines
+
+
+def _over_folds(search: Search, best: Tested) -> str:
+    folds, score = search.plan.config.folds, best.trial.score or 0.0
+    return f" of all photos outside test, in {folds} folds ({score:.1%})" if folds else ""
 
 
 def _scores(tested: Tested) -> str:

@@ -15,6 +15,9 @@ from ..config import NONE
 from ..errors import ConfigError
 from .space import Choice, Range, SearchPlan
 
+# Settings of pruners that count steps, which are epochs without folds.
+_IN_EPOCHS = ("n_warmup_steps", "interval_steps", "min_resource", "max_resource")
+
 
 def suggest(trial: Trial, name: str, where: Range | Choice) -> Any:
     """The value of one option: fixed in the trial, or chosen by the sampler."""
@@ -42,13 +45,17 @@ def make_pruner(plan: SearchPlan) -> BasePruner:
 
     :raises ConfigError: if it does not accept its settings.
     """
+    folds, settings = plan.config.folds, dict(plan.pruner_settings)
     if plan.config.pruner == NONE:
         return NopPruner()
+    if folds:
+        # A step is a fold. Numbers of epochs mean nothing then.
+        settings = {k: v for k, v in settings.items() if k not in _IN_EPOCHS}
     if plan.config.pruner == "hyperband":
         epochs = plan.space.get("epochs", Choice((plan.config.epochs,)))
-        given = {"max_resource": max(epochs.ends), **plan.pruner_settings}
+        given = {"max_resource": folds or max(epochs.ends), **settings}
         return _make(HyperbandPruner, "pruner_settings", given)
-    return _make(MedianPruner, "pruner_settings", plan.pruner_settings)
+    return _make(MedianPruner, "pruner_settings", settings)
 
 
 def _make(kind: Any, section: str, settings: Mapping[str, Any], **ours: Any) -> Any:

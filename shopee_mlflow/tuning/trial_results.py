@@ -15,6 +15,7 @@ from .queue import FAILURE, PLANNED
 # The trials with the original's settings, and the one with the package's defaults.
 BASELINE, DEFAULT = "baseline", "default"
 FIXED, RUN_ID = "fixed", "run_id"
+EPOCHS = "epochs"
 VAL_ACCURACY, VAL_LOSS, BEST_EPOCH, SECONDS = "val_accuracy", "val_loss", "best_epoch", "seconds"
 NAMES = {
     TrialState.COMPLETE: "complete",
@@ -32,7 +33,8 @@ class TrialResult:
     :ivar state: complete, pruned, failed, running or waiting.
     :ivar values: of the searched options.
     :ivar score: the monitored metric of its best epoch; of a pruned trial, of its last.
-    :ivar val_accuracy: of its best epoch, like ``val_loss``.
+    :ivar val_accuracy: of its best epoch, like ``val_loss``. With the option ``folds``, these are
+        of the validation photos of all folds together, and ``epochs`` is the sum over them.
     :ivar baseline: whether it has the original's settings; ``default`` the package's defaults.
     """
 
@@ -72,7 +74,7 @@ def read_result(trial: FrozenTrial, names: Iterable[str]) -> TrialResult:
         val_accuracy=attrs.get(VAL_ACCURACY),
         val_loss=attrs.get(VAL_LOSS),
         best_epoch=attrs.get(BEST_EPOCH),
-        epochs=len(trial.intermediate_values),
+        epochs=attrs.get(EPOCHS, len(trial.intermediate_values)),
         seconds=attrs.get(SECONDS),
         baseline=BASELINE in attrs,
         default=DEFAULT in attrs,

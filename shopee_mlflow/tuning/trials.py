@@ -31,7 +31,17 @@ from ..training.session import TrainingSession
 from .queue import FAILURE, OWNER, REPEATS
 from .storage import reachable
 from .study import Search
-from .trial_results import BASELINE, BEST_EPOCH, DEFAULT, RUN_ID, SECONDS, VAL_ACCURACY, VAL_LOSS
+from .trial_folds import TrialOutcome, train_folds
+from .trial_results import (
+    BASELINE,
+    BEST_EPOCH,
+    DEFAULT,
+    EPOCHS,
+    RUN_ID,
+    SECONDS,
+    VAL_ACCURACY,
+    VAL_LOSS,
+)
 
 _KINDS = {BASELINE: "original", DEFAULT: "defaults"}
 _OVERTAKEN = "presumed dead and repeated by another process"
@@ -60,8 +70,9 @@ def run_trial(
                 trial.set_user_attr(RUN_ID, run.run_id)
             config = search.plan.trial_config(values)
             run.log_params(as_params(config))
-            session, kept = _train(search, context, run, trial, config)
-            _record(search, run, trial, values, session, kept, time.monotonic() - started)
+            train = _train_folds if search.plan.config.folds else _train
+            outcome = train(search, context, run, trial, config)
+            _record(search, run, trial, values, outcome, time.monotonic() - started)
         except (StudyError, TrackingError, *REQUEST_ERRORS):
             _give_back(search, run, trial)
             raise
@@ -72,11 +83,11 @@ def run_trial(
             raise
 
 
-class _TrialProgress:
+class EpochBar:
     """A bar that counts epochs."""
 
-    def __init__(self, trial: Trial, epochs: int) -> None:
-        self._show, self._epochs = watch(f"trial {trial.number}", "epochs"), epochs
+    def __init__(self, title: str, epochs: int) -> None:
+        self._show, self._epochs = watch(title, "epochs"), epochs
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
         """Show nothing."""
@@ -88,14 +99,14 @@ class _TrialProgress:
 
 def _train(
     search: Search, context: TrainingContext, run: RunLog, trial: Trial, config: TrainConfig
-) -> tuple[TrainingSession, bool]:
-    """Train with early stopping by the pruner; returns whether the best weights were logged."""
+) -> TrialOutcome:
+    """Train with early stopping by the pruner."""
 
     def prune(epoch: Epoch) -> bool:
         return search.should_stop(trial, epoch.number, epoch[config.monitor])
 
     session = TrainingSession(config, context, run)
-    session.fit(_TrialProgress(trial, config.epochs), prune)
+    session.fit(EpochBar(f"trial {trial.number}", config.epochs), prune)
     best = session.best.load_weights()
     kept = not session.pruned and (
         any(mark in trial.user_attrs for mark in _KINDS)
@@ -105,7 +116,22 @@ def _train(
         # The best trial and those with the original's and default settings are tested at the end.
         run.log_weights(session.model.state_dict(), TRIAL_WEIGHTS_FILE)
         run.log_table(session.history_table(), TRIAL_HISTORY_FILE)
-    return session, kept
+    best, epochs = session.best.found, len(session.history)
+    return TrialOutcome(dict(best.metrics), best.number, epochs, session.pruned, kept)
+
+
+def _train_folds(
+    search: Search, context: TrainingContext, run: RunLog, trial: Trial, config: TrainConfig
+) -> TrialOutcome:
+    """Train each fold, unless the pruner ends the trial after one of them."""
+    return train_folds(
+        context,
+        run,
+        config,
+        search.plan.config,
+        lambda fold: EpochBar(f"trial {trial.number}, fold {fold}", config.epochs),
+        lambda folds, score: search.should_stop(trial, folds, score),
+    )
 
 
 def _record(
@@ -113,27 +139,28 @@ def _record(
     run: RunLog,
     trial: Trial,
     values: dict[str, Any],
-    session: TrainingSession,
-    kept: bool,
+    outcome: TrialOutcome,
     seconds: float,
 ) -> None:
-    best, monitor = session.best.found, session.config.monitor
-    run.log_metrics(session.best.scores())
+    best, monitor, pruned = outcome.best, search.plan.config.monitor, outcome.pruned
+    scores = {f"best_{name}": best[name] for name in dict.fromkeys(["val_accuracy", monitor])}
+    run.log_metrics({**scores, "best_epoch": float(outcome.best_epoch)})
     attrs = {
         VAL_ACCURACY: best["val_accuracy"],
         VAL_LOSS: best["val_loss"],
-        BEST_EPOCH: best.number,
+        BEST_EPOCH: outcome.best_epoch,
+        EPOCHS: outcome.epochs,
         SECONDS: round(seconds, 2),
     }
-    state = "pruned" if session.pruned else "complete"
-    how = (None, attrs, TrialState.PRUNED) if session.pruned else (best[monitor], attrs)
+    state = "pruned" if pruned else "complete"
+    how = (None, attrs, TrialState.PRUNED) if pruned else (best[monitor], attrs)
     if not search.queue.end(trial, *how):
         return _ignore(run, trial, values)
     # Logged after the study has the result, so that the run is never ahead of the study.
-    run.log_tags({STATE_TAG: state, "weights_kept": as_text(kept)})
-    after = f"after {len(session.history)} epochs" if session.pruned else f"in {duration(seconds)}"
+    run.log_tags({STATE_TAG: state, "weights_kept": as_text(outcome.kept)})
+    after = f"after {outcome.epochs} epochs" if pruned else f"in {duration(seconds)}"
     say(
-        f"{_title(trial, values)}: {monitor} {best[monitor]:6.1%} (epoch {best.number}), "
+        f"{_title(trial, values)}: {monitor} {best[monitor]:6.1%} (epoch {outcome.best_epoch}), "
         f"{state} {after}"
     )
     return None

@@ -144,7 +144,8 @@ def _exit_code(assignment: Assignment) -> int:
         with stop_on_signals(parent=psutil.Process(assignment.parent_pid)):
             search = Search(plan, assignment.folder)
             machine = choose_machine(plan.config.device, plan.config.precision)
-            context = TrainingContext(load_dataset(plan.config), machine)
+            data = load_dataset(plan.config)
+            context = TrainingContext(data, machine, augment_all=plan.config.folds > 0)
             work(search, context, MlflowRunLog(*assignment.run), assignment.deadline)
     except ShopeeError as error:
         fail(str(error))

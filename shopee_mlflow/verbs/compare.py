@@ -67,7 +67,8 @@ def compare(
 
     :param runs: ids of at least two runs; trials of a search may be among them.
     :param experiment: instead, the ``best`` finished trainings of this MLflow experiment, by
-        ``best_val_accuracy``. A search counts as one training, with its best trial.
+        ``best_val_accuracy``. A search counts as one training, with its best trial, and a
+        cross-validation with the mean over its folds.
     :raises ShopeeError: when there are not two runs, or one of them is no training.
     """
     ids = _check_call(runs, experiment, best, out)

@@ -45,6 +45,8 @@ class CrossValidation:
         cv_top5_accuracy, cv_calibration_error, cv_best_val_accuracy, cv_best_epoch.
     :ivar folds: one row per fold, with its accuracy and the id of its run.
     :ivar predictions: image, label_group, predicted, probability, fold of each photo.
+    :ivar label_issues: the labels that these predictions dispute, the most doubtful ones first;
+        with a filled in column ``action`` it is a table for the option ``corrections``.
     :ivar logits: (N, C) float32, in the order of ``predictions``; columns are ``classes``.
     :ivar model: the final model; None without ``refit``.
     """
@@ -53,6 +55,7 @@ class CrossValidation:
     scores: dict[str, float]
     folds: pd.DataFrame = field(repr=False)
     predictions: pd.DataFrame = field(repr=False)
+    label_issues: pd.DataFrame = field(repr=False)
     logits: np.ndarray = field(repr=False)
     classes: list[str] = field(repr=False)
     model: ProductClassifier | None = field(repr=False)
@@ -107,6 +110,7 @@ def cross_validate(
         pooled.scores,
         pooled.folds,
         pooled.predictions,
+        pooled.issues,
         pooled.logits,
         data.classes,
         model,
@@ -150,7 +154,8 @@ def _description(
 ) -> str:
     """The result in a few lines of Markdown, which MLflow's UI shows above the metrics."""
     data, other = context.dataset, changed_options(config)
-    lines = [f"{line[0].upper()}{line[1:]}." for line in summary(pooled, data)]
+    accuracy, *rest = [f"{line[0].upper()}{line[1:]}." for line in summary(pooled, data)]
+    lines = [accuracy, " ".join(rest)]
     final = " The model is trained on all photos." if config.refit else ""
     lines.append(
         f"{config.model}, freeze={config.freeze}; {len(data):,} photos of {len(data.classes):,} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from ..config import AUTO, SAMPLE, ExploreConfig, as_params
 from ..console import duration, say, watch
 from ..data.catalog_csv import IMAGES_NAME
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
+from ..data.cleaning import Cleaning
 from ..data.columns import REQUIRED
+from ..data.corrections import apply_corrections
 from ..data.titles import without_formulas
 from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
@@ -58,9 +61,12 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     started = time.monotonic()
     photos = config.data == SAMPLE or config.images != AUTO
     catalog = load_catalog(config, watch, required=("image",), photos=photos)
+    cleaning = Cleaning(rows=len(catalog.rows))
+    rows = apply_corrections(catalog.rows, config.corrections, cleaning)
+    catalog = dataclasses.replace(catalog, rows=rows.reset_index(drop=True))
     out = prepare_folder(Path(config.out).expanduser(), catalog.folder)
     with stop_on_signals():
-        explored = explore_catalog(config, catalog)
+        explored = explore_catalog(config, catalog, cleaning)
     facts, tables = explored.facts(), explored.tables()
     name = _run_subject(config, catalog.source)
     # Opened last, so that a mistake of the user leaves no failed run.
@@ -86,8 +92,11 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     return ExploreResult(run.run_id, facts, out / REPORT_FILE, tables)
 
 
-def explore_catalog(config: ExploreConfig, catalog: Catalog) -> Explored:
-    """Survey a catalogue and its photos."""
+def explore_catalog(config: ExploreConfig, catalog: Catalog, cleaning: Cleaning) -> Explored:
+    """Survey a catalogue and its photos.
+
+    :param cleaning: the record of the corrections that were applied.
+    """
     rows, folder = catalog.rows, catalog.folder
     photos = None
     if folder is not None:
@@ -103,7 +112,7 @@ def explore_catalog(config: ExploreConfig, catalog: Catalog) -> Explored:
     selection, reason = None, "Without label_group this is unknown."
     if all(name in survey.rows for name in REQUIRED):
         try:
-            selection = select_photos(survey.rows, config, photos)
+            selection = select_photos(survey.rows, config, photos, cleaning)
         except CatalogError as error:
             reason = str(error)
     where = _text(folder or catalog.source.parent / IMAGES_NAME)

@@ -13,6 +13,7 @@ from ..config import as_params
 from ..console import duration, say, watch
 from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
+from ..data.fold_splits import validation_folds
 from ..errors import TrainingError
 from ..modeling.device import choose_machine
 from ..modeling.initial_weights import InitialWeights
@@ -81,11 +82,14 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         say(f"reading the catalogue ({config.data})")
         dataset = load_dataset(config, watch)
         say(*dataset.lines())
+        if config.folds:
+            validation_folds(dataset.frame, config)  # folds that are impossible are an error here
         search = Search(plan, local_folder())
         search.check_data(dataset.digest)
         with parent_run(search) as run:
             _log_search(search, run, dataset, str(machine))
-            context = TrainingContext(dataset, machine, weights=weights)
+            augment_all = config.folds > 0
+            context = TrainingContext(dataset, machine, weights=weights, augment_all=augment_all)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
