@@ -249,6 +249,7 @@ def cross_validate_command(**options: str | None) -> None:
 @click.option("--images", default="auto", help="Folder of the photos; auto: beside the CSV.")
 @click.option("--image-column", default="auto", help="Column of file names.")
 @click.option("--label-column", default="auto", help="Column of labels.")
+@click.option("--label-folder", default="auto", help="Label of nested photos: first or path.")
 @click.option("--run", help="Training run whose test split is scored.")
 @click.option(
     "--experiment", default="shopee-analysis", help="MLflow experiment of the evaluation."

@@ -54,3 +54,12 @@ def test_the_macro_f1_interval_surrounds_the_score_and_respects_copies() -> None
     assert 0.08 < high - low < 0.14
     pairs = np.repeat(labels, 2), np.repeat(predicted, 2), np.repeat(np.arange(200), 2)
     assert macro_f1_interval(*pairs) == (low, high)
+
+
+def test_the_macro_f1_of_small_label_groups_is_within_its_interval() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(300), 3)
+    predicted = np.where(rng.random(900) < 0.6, labels, rng.integers(0, 300, 900))
+    low, high = macro_f1_interval(labels, predicted, np.arange(900))
+    assert low < f1_score(labels, predicted, average="macro") < high
+    assert macro_f1_interval(labels, labels, np.arange(900)) == (1.0, 1.0)

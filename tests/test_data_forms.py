@@ -341,6 +341,12 @@ def test_a_split_that_is_not_given_is_drawn_from_train(shop: Path, table: pd.Dat
     assert load(shop, split_seed=1).digest != dataset.digest
 
 
+def test_an_empty_column_split_is_no_split(shop: Path, table: pd.DataFrame) -> None:
+    drawn = load(shop)
+    table.assign(split="").to_csv(shop / "train.csv", index=False)
+    assert load(shop).digest == drawn.digest
+
+
 @pytest.mark.fault
 def test_splits_that_cannot_be_used(shop: Path, table: pd.DataFrame) -> None:
     def write(names: tuple[str, str, str]) -> None:

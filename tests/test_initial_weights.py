@@ -18,6 +18,9 @@ from shopee_mlflow.modeling.initial_weights import InitialWeights, weights_of_mo
 from shopee_mlflow.modeling.models import ProductClassifier
 from shopee_mlflow.tracking.flavor import save_in_folder, save_model
 from shopee_mlflow.tracking.registry import CHALLENGER, CHAMPION, decide
+from shopee_mlflow.tracking.runs import open_run
+from shopee_mlflow.training.job import log_weights_run
+from shopee_mlflow.training.seen_photos import find_seen
 from shopee_mlflow.training.weights_source import initial_weights
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -175,6 +178,35 @@ def test_test_photos_that_the_weights_have_seen_are_counted_over_all_earlier_run
     alias, reason = decide({**candidate, "test_photos_seen_by_weights": "3"}, champion, False)
     assert alias == CHALLENGER
     assert "have seen 3 of the test photos" in reason
+    alias, reason = decide({**candidate, "test_photos_seen_by_weights": "unknown"}, champion, False)
+    assert alias == CHALLENGER
+    assert "it is unknown whether the weights" in reason
+    high = [*tags, ModelVersionTag("test_photos_seen_by_weights", "3")]
+    alias, reason = decide(candidate, ModelVersion("shop", "1", 0, tags=high), promote=False)
+    assert alias == CHALLENGER
+    assert "of the champion (version 1), the test accuracy is not comparable" in reason
+    alias, reason = decide({**candidate, "test_photos_seen_by_weights": "3"}, None, False)
+    assert (alias, "have seen 3 of the test photos" in reason) == (CHAMPION, True)
+
+
+def test_an_earlier_run_that_is_gone_hides_no_photo_of_the_later_one(
+    run: SmallRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = run.result.dataset
+    train_photos = data.frame.loc[data.rows("train")]
+    client = mlflow.MlflowClient()
+    client.set_tag(run.result.run_id, "weights_run", "0" * 32)
+    try:
+        seen = find_seen(train_photos, run.result.run_id)
+        assert seen.mask.all()
+        assert "0" * 32 in seen.unknown
+        with open_run("another") as log:
+            log_weights_run(log, train_photos, "0" * 32)
+    finally:
+        client.delete_tag(run.result.run_id, "weights_run")
+    logged = mlflow.get_run(log.run_id).data.tags
+    assert logged["test_photos_seen_by_weights"] == "unknown"
+    assert "WARNING: it cannot be checked whether run 000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["uri", "run"])

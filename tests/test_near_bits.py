@@ -178,6 +178,19 @@ def test_planted_near_copies_are_in_one_split(name: str, tmp_path: Path) -> None
     assert "in train (equal bytes or phashes)" in "\n".join(untied.lines())
 
 
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
+def test_what_is_a_copy_does_not_depend_on_resize(tmp_path: Path, resize: str) -> None:
+    """A narrow object on white, which has little detail beside white margins."""
+    pictures = {f"{n}.png": (draw(n), f"label{n % 3}") for n in range(30)}
+    tall = Image.new("RGB", (400, 900), "white")
+    tall.paste(draw(99).resize((110, 420)), (150, 240))
+    pictures["a.png"] = (tall, "label0")
+    pictures["b.png"] = (as_jpeg(tall.resize((200, 450)), 60), "label0")
+    frame = load(shop_of(tmp_path / "shop", pictures), resize=resize).frame.set_index("image")
+    assert frame.loc["a.png", "copy_set"] == frame.loc["b.png", "copy_set"]
+    assert len(frame["copy_set"].unique()) == 31
+
+
 def squares_and_small_objects() -> dict[str, tuple[Image.Image, str]]:
     """Squares of one colour, some with a vignette, and small objects on white."""
     pictures: dict[str, tuple[Image.Image, str]] = {}

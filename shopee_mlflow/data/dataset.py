@@ -215,7 +215,7 @@ def _tie_copies(
     """
     sets, phashes = splits.tie_copies(frame, config.near_bits), frame["image_phash"]
     shared = phashes.duplicated(keep=False) | sets.duplicated(keep=False)
-    frame = clear_plain(frame, decoded, frame.index[shared])
+    frame = clear_plain(frame, decoded, frame.index[shared], config.resize)
     if not frame["image_phash"].equals(phashes):
         sets = splits.tie_copies(frame, config.near_bits)
     cleaning.notes |= {

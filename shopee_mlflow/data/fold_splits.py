@@ -47,7 +47,7 @@ def fold_names(folds: int) -> list[str]:
 
 
 def fold_split(frame: pd.DataFrame, fold: str, config: CrossValidateConfig) -> pd.Series:
-    """One fold as the test split; val is drawn from the others, a tenth of them; the rest is train.
+    """The split of one fold: its photos are test, a tenth of the others are val, the rest is train.
 
     :param frame: as for :func:`assign_folds`, with the names of folds in the column ``split``.
     :returns: for each row ``train``, ``val`` or ``test``.

@@ -32,7 +32,7 @@ MOST_PAIRS = 500_000
 _COMPARISONS, _COMPARISONS_EACH = 300_000, 50
 _BYTES = 8
 _CHUNK = 65_536
-# A phash with fewer bits set, or as few not set, is that of a photo without detail.
+# A phash with fewer bits set, or with fewer bits not set, belongs to a photo without detail.
 _LEAST_SET = 16
 
 
@@ -61,7 +61,7 @@ def parse_phashes(phashes: Sequence[str]) -> np.ndarray:
 
 
 def near_phashes(phashes: Sequence[str], most: int = NEAR_BITS) -> NearPairs:
-    """:func:`near_pairs` of distinct phashes, without those that :func:`telling` leaves out.
+    """:func:`near_pairs` of those distinct phashes that tell photos apart, see :func:`telling`.
 
     :returns: pairs of indices of ``phashes``.
     """

@@ -83,8 +83,8 @@ def assign_splits(
     With ``random`` the sizes are exact: ceil(0.8 n) to train, ceil(0.1 n) to val and the rest to
     test (662, 83 and 82 of 827). With ``leak_free`` a set of copies is never divided, so val and
     test may be a few photos short, and with large sets the proportions of labels may differ. A set
-    with several labels is drawn only for a split that still needs all of its photos of each of
-    them. Each label is in train.
+    with several labels goes to a split only if that split still needs at least that many photos of
+    each of these labels. Each label is in train.
 
     :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
         any row order: the result for a photo does not depend on it.
@@ -142,7 +142,9 @@ def parse_splits(values: pd.Series, column: str, *, certain: bool) -> pd.Series 
             f"{', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}. Correct "
             "them, or ignore the column with split_column=none."
         )
-    return None if unknown else values.map(distinct).astype("str")
+    if unknown or not (certain or any(distinct.values())):
+        return None
+    return values.map(distinct).astype("str")
 
 
 def fill_splits(
@@ -291,7 +293,7 @@ def _fill_up(
     """Move sets of copies from train to splits that are short of photos, small sets first.
 
     Otherwise, sets larger than each label's quota would all be in train. No label loses its last
-    photo in train, and only an empty split gets more photos than it is short of.
+    photo in train, and a split gets more photos than it lacks only if it is empty.
     """
     train = np.bincount(labels[result == 0])
     held = np.bincount(result, minlength=len(SPLITS))

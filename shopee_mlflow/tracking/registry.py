@@ -8,7 +8,7 @@ matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -184,8 +184,9 @@ def decide(
     candidate: dict[str, str], champion: ModelVersion | None, promote: bool
 ) -> tuple[str, str]:
     """The alias for a candidate with these tags, and the reason for it, as text."""
+    seen = _words_of_seen(candidate)
     if champion is None:
-        return CHAMPION, "there was no champion"
+        return CHAMPION, f"there was no champion{f'; beware: {seen}' if seen else ''}"
     insist = "to make it the champion anyway, register it with promote=true"
     if promote:
         return CHAMPION, f"promote=true; the champion was version {champion.version}"
@@ -195,12 +196,11 @@ def decide(
             f"it cannot be compared with the champion (version {champion.version}): their splits "
             f"differ (data_digest {mine} and {its}); {insist}"
         )
-    if (seen := candidate.get(SEEN_TEST_TAG, "0")) != "0":
-        return CHALLENGER, (
-            f"its test accuracy is not comparable: the weights that it started from have seen "
-            f"{seen} of the test photos; {insist}"
-        )
-    # An equal digest means the same split, or the same folds.
+    if seen:
+        return CHALLENGER, f"{seen}; {insist}"
+    if its_seen := _words_of_seen(champion.tags):
+        return CHALLENGER, f"of the champion (version {champion.version}), {its_seen}; {insist}"
+    # Equal digests mean equal splits or equal folds, so both have the same kind of accuracy.
     claim = next((name for name in _CLAIMS if name in candidate), "test_accuracy")
     new, old = (float(tags.get(claim, "nan")) for tags in (candidate, champion.tags))
     if math.isnan(new) or math.isnan(old):
@@ -215,6 +215,22 @@ def decide(
     return CHALLENGER, (
         f"{_CLAIMS[claim]} {new:.1%} is not higher than {old:.1%} of the champion (version "
         f"{champion.version}); {insist}"
+    )
+
+
+def _words_of_seen(tags: Mapping[str, str]) -> str:
+    """Why a test accuracy is too high, by the tags of its version; empty if it is not."""
+    count = tags.get(SEEN_TEST_TAG, "0")
+    if count == "0":
+        return ""
+    if not count.isdigit():
+        return (
+            "the test accuracy is not comparable: it is unknown whether the weights that the "
+            "training started from have seen test photos"
+        )
+    return (
+        f"the test accuracy is not comparable: the weights that the training started from have "
+        f"seen {count} of the test photos"
     )
 
 

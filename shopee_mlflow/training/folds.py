@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import CrossValidateConfig, as_params
+from ..config import CrossValidateConfig, as_params, check_epoch
 from ..console import say, watch
 from ..data.dataset import Dataset
 from ..data.fold_splits import fold_names, fold_split
@@ -64,18 +64,32 @@ class FoldResult:
     history: pd.DataFrame = field(repr=False)
 
 
-def run_folds(
-    config: CrossValidateConfig, context: TrainingContext, parent: RunLog
-) -> list[FoldResult]:
-    """Train and test each fold in a child run; finished folds of an earlier attempt are kept.
+def fold_datasets(data: Dataset, config: CrossValidateConfig) -> dict[str, Dataset]:
+    """For each fold the photos with it as the test split.
 
-    :param context: its dataset has folds as splits.
+    :param data: has the folds as splits.
+    :raises CatalogError: when the photos are too few, or their copies too many, for such splits.
+    :raises ConfigError: when a training step would be longer than an epoch of a fold.
     """
-    data = context.dataset
     datasets = {
         name: data.with_splits(fold_split(data.frame, name, config))
         for name in fold_names(config.folds)
     }
+    check_epoch(config, min(len(dataset.rows(TRAIN)) for dataset in datasets.values()))
+    return datasets
+
+
+def run_folds(
+    config: CrossValidateConfig,
+    context: TrainingContext,
+    datasets: Mapping[str, Dataset],
+    parent: RunLog,
+) -> list[FoldResult]:
+    """Train and test each fold in a child run; finished folds of an earlier attempt are kept.
+
+    :param context: what the trainings of ``datasets`` share.
+    :param datasets: from :func:`fold_datasets`.
+    """
     found = _finished(parent, datasets)
     if found:
         say(f"{len(found)} of {config.folds} folds are finished already: {', '.join(found)}")
@@ -154,7 +168,8 @@ def _finished(parent: RunLog, datasets: Mapping[str, Dataset]) -> dict[str, Fold
     for run in runs_with_tag(parent.experiment_id, PARENT_TAG, parent.run_id):
         name, tags = run.data.tags.get(FOLD_TAG, ""), run.data.tags
         if run.info.status == "RUNNING":
-            reason = f"its process {tags.get(PROCESS_TAG)} is gone; the fold starts again"
+            what = f"fold {name}" if name else "final training"
+            reason = f"its process {tags.get(PROCESS_TAG)} is gone; this {what} starts again"
             close_run(run.info.run_id, "KILLED", {FAILURE_TAG: reason})
         elif run.info.status == "FINISHED" and name in datasets and name not in found:
             if tags.get(DIGEST_TAG) != datasets[name].digest:

@@ -105,13 +105,20 @@ def log_weights_run(run: RunLog, tested: pd.DataFrame, run_id: str) -> None:
     :param tested: columns ``content`` and ``image_phash`` of the test photos.
     """
     seen = find_seen(tested, run_id)
-    count = "unknown" if seen.unknown else str(int(seen.mask.sum()))
-    run.log_tags({WEIGHTS_RUN_TAG: run_id, SEEN_TEST_TAG: count})
-    if count != "0":
+    count = int(seen.mask.sum())
+    known = count or not seen.unknown
+    run.log_tags({WEIGHTS_RUN_TAG: run_id, SEEN_TEST_TAG: str(count) if known else "unknown"})
+    if count:
         say(
-            f"WARNING: {count} of {len(seen.split):,} test photos were in the train or val "
+            f"WARNING: {count:,} of {len(seen.split):,} test photos were in the train or val "
             f"split of run {run_id}, whose weights this training starts from. The test "
             "accuracy will be too high for new photos. Use the split of that run."
+        )
+    elif not known:
+        say(
+            f"WARNING: it cannot be checked whether run {run_id}, whose weights this training "
+            f"starts from, has seen test photos ({seen.unknown}). If it has, the test accuracy is "
+            "too high for new photos."
         )
 
 

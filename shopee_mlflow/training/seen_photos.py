@@ -41,9 +41,9 @@ class SeenPhotos:
 def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     """Compare photos with the manifests of the runs that have trained a model.
 
-    Photos are copies by the option ``near_bits`` of the run that has logged the model, so the test
-    split of a leak-free run is unseen. Runs from before this option have compared phashes for
-    equality.
+    The option ``near_bits`` of the model's run decides which photos are copies, so the test split
+    of a leak-free run is unseen. For runs without this option, phashes must be equal. If only the
+    manifests of some of the runs can be read, the photos in these are found.
 
     :param frame: columns ``content`` and ``image_phash``.
     :param run_id: the run that has logged the model; None if it is unknown. The runs whose weights
@@ -52,11 +52,10 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     nothing = pd.Series("", index=frame.index)
     if not run_id:
         return SeenPhotos(nothing, "the model does not record the run that trained it")
-    try:
-        manifests, near_bits = _manifests(run_id)
-        known = pd.concat(manifests, ignore_index=True)
-    except TrackingError as error:
-        return SeenPhotos(nothing, str(error).splitlines()[0])
+    manifests, near_bits, unread = _manifests(run_id)
+    if not manifests:
+        return SeenPhotos(nothing, unread)
+    known = pd.concat(manifests, ignore_index=True)
     by_bytes = "image_phash" not in known or bool(known["image_phash"].isna().any())
     known = known.reindex(columns=[*_COPY, "split"]).fillna("")
     # The final model of a cross-validation is trained on all folds.
@@ -69,19 +68,25 @@ def find_seen(frame: pd.DataFrame, run_id: str | None) -> SeenPhotos:
     for name in (VAL, TRAIN):  # a copy in train overrides one in val
         copied = np.isin(mine, theirs[(known["split"] == name).to_numpy()])
         split = split.mask(copied, name)
-    return SeenPhotos(split, by_bytes=by_bytes)
+    return SeenPhotos(split, unread, by_bytes=by_bytes)
 
 
-def _manifests(run_id: str) -> tuple[list[pd.DataFrame], int]:
-    """The manifests of a run and of the runs whose weights it started from, and its near_bits."""
-    manifests, near_bits, seen = [], list[int](), set[str]()
-    while run_id and run_id not in seen:
-        seen.add(run_id)
-        manifest, params = read_manifest(run_id)
-        manifests.append(manifest)
-        near_bits.append(int(params.get("near_bits", "0")))
-        run_id = find_run(run_id).data.tags.get(WEIGHTS_RUN_TAG, "")
-    return manifests, near_bits[0]
+def _manifests(run_id: str) -> tuple[list[pd.DataFrame], int, str]:
+    """The manifests of a run and of the runs whose weights it started from.
+
+    :returns: the manifests, near_bits of the first run, and why another one cannot be read.
+    """
+    manifests, near_bits, seen = list[pd.DataFrame](), list[int](), set[str]()
+    try:
+        while run_id and run_id not in seen:
+            seen.add(run_id)
+            manifest, params = read_manifest(run_id)
+            manifests.append(manifest)
+            near_bits.append(int(params.get("near_bits", "0")))
+            run_id = find_run(run_id).data.tags.get(WEIGHTS_RUN_TAG, "")
+    except TrackingError as error:
+        return manifests, near_bits[0] if near_bits else 0, str(error).splitlines()[0]
+    return manifests, near_bits[0], ""
 
 
 def eval_scores(labels: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> dict[str, float]:

@@ -27,7 +27,7 @@ from ..tracking.signals import stop_on_signals
 from ..tracking.store import check_store
 from ..training.context import TrainingContext, check_model
 from ..training.cv_run import cross_validation_run, result_key, resumed_options
-from ..training.folds import run_folds, train_on_all
+from ..training.folds import fold_datasets, run_folds, train_on_all
 from ..training.job import log_weights_run
 from ..training.naming import changed_options
 from ..training.pooled_folds import FOLD_METRIC, PooledFolds, log_pooled, pool, summary
@@ -87,13 +87,14 @@ def cross_validate(
     say(f"reading the catalogue ({config.data})")
     dataset = load_dataset(config, watch)
     data = dataset.with_splits(assign_folds(dataset.frame, config))
+    datasets = fold_datasets(data, config)
     say(*data.lines())
     context = TrainingContext(data, machine, weights=weights, augment_all=True)
     key, model = result_key(config, context), None
     with stop_on_signals(), ExitStack() as held:
         with cross_validation_run(config, key, held) as (run, resumed):
             _begin(run, config, context, typed, resumed)
-            pooled = pool(run_folds(config, context, run), data)
+            pooled = pool(run_folds(config, context, datasets, run), data)
             log_pooled(run, pooled, data, config, context.label_names)
             if config.refit:
                 epochs = round(pooled.scores["cv_best_epoch"])
@@ -138,11 +139,11 @@ def _begin(
     if resumed:
         run.skip_logged_metrics([FOLD_METRIC])
         run.delete_logged_models()
+    if (start := context.initial_weights(config)) and start.run_id:
+        log_weights_run(run, data.frame, start.run_id)
     if resumed and DIGEST_TAG in find_run(run.run_id).data.tags:
         return
     log_data(run, data, config)
-    if (start := context.initial_weights(config)) and start.run_id:
-        log_weights_run(run, data.frame, start.run_id)
 
 
 def _description(

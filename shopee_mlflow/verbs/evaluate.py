@@ -37,7 +37,8 @@ from ..training.seen_photos import SeenPhotos, eval_scores, find_seen, in_words
 _FOLDER = "evaluation"
 
 # Options of a training that locate its photos, besides data and images.
-_DATA_OPTIONS = ("sample_px", "image_column", "label_column", "label_folder", "val_csv", "test_csv")
+_TABLES = ("val_csv", "test_csv")
+_DATA_OPTIONS = ("sample_px", "image_column", "label_column", "label_folder", *_TABLES)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def evaluate(
     images: str = AUTO,
     image_column: str = AUTO,
     label_column: str = AUTO,
+    label_folder: str = AUTO,
     run: str | None = None,
     experiment: str = ANALYSIS_EXPERIMENT,
 ) -> Evaluation:
@@ -93,6 +95,7 @@ def evaluate(
     :param images: the folder of the photos; auto: see ``data``.
     :param image_column: the column of file names in the catalogue.
     :param label_column: the column of labels in the catalogue.
+    :param label_folder: the label of photos in nested class folders, as for trainings.
     :param run: id of a training run, whose test split is scored.
     :param experiment: name of the experiment of the new run.
     :raises ShopeeError: when the photos or the model do not exist, the run's photos have changed,
@@ -101,7 +104,10 @@ def evaluate(
     with stop_on_signals():
         loaded = load_classifier(model)
         columns = {"image_column": image_column, "label_column": label_column}
-        photos = _test_split(run, data, images) if run else _catalogue(data, images, columns)
+        columns["label_folder"] = label_folder
+        photos = (
+            _test_split(run, data, images, columns) if run else _catalogue(data, images, columns)
+        )
         frame, pixels = _decode(_of_known_labels(photos.frame, loaded), loaded)
         seen = find_seen(frame, loaded.run_id)
         labels = frame["label_group"].map({n: i for i, n in enumerate(loaded.classes)}).to_numpy()
@@ -142,16 +148,21 @@ def _catalogue(data: str, images: str, columns: Mapping[str, str]) -> _Photos:
     return _Photos(frame, catalog.source)
 
 
-def _test_split(run: str, data: str, images: str) -> _Photos:
+def _test_split(run: str, data: str, images: str, columns: Mapping[str, str]) -> _Photos:
     """The test photos of a run.
 
     :raises CatalogError: when photos are missing or have changed.
     """
     manifest, params = read_manifest(run)
     given = {name: value for name, value in (("data", data), ("images", images)) if value != AUTO}
-    # If data is given, the options data and images of the run are ignored.
-    names = ("sample_px",) if data != AUTO else ("data", "images", *_DATA_OPTIONS)
-    config = resolve(DataConfig, {**{n: params[n] for n in names if n in params}, **given})
+    given |= {name: value for name, value in columns.items() if value != AUTO}
+    # Options given here replace those of the run. The manifest has the split.
+    names = _DATA_OPTIONS if data != AUTO else ("data", "images", *_DATA_OPTIONS)
+    options = {n: params[n] for n in names if n in params} | {"split_column": NONE}
+    if data != AUTO:
+        # Tables beside the former place of the catalogue may be gone.
+        options = {n: v for n, v in options.items() if n not in _TABLES or Path(v).exists()}
+    config = resolve(DataConfig, {**options, **given})
     catalog = load_catalog(config, watch)
     folder = catalog.folder
     assert folder is not None
@@ -215,7 +226,7 @@ def _decode(frame: pd.DataFrame, loaded: LoadedModel) -> tuple[pd.DataFrame, np.
         say(*cleaning.lines())
     pixels = decoded.values[frame.index.to_numpy()]
     frame = fill_phashes(frame.reset_index(drop=True), compute_phashes, cleaning)
-    return clear_plain(frame, pixels, frame.index), pixels
+    return clear_plain(frame, pixels, frame.index, loaded.resize), pixels
 
 
 def _predictions(

@@ -14,6 +14,7 @@ from ..console import duration, say, watch
 from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..data.fold_splits import validation_folds
+from ..data.splits import TEST
 from ..errors import TrainingError
 from ..modeling.device import choose_machine
 from ..modeling.initial_weights import InitialWeights
@@ -26,6 +27,7 @@ from ..tracking.run_log import RunLog
 from ..tracking.signals import stop_on_signals
 from ..tracking.store import check_store, local_folder
 from ..training.context import TrainingContext, check_model
+from ..training.job import log_weights_run
 from ..training.results import log_data, log_results
 from ..training.weights_source import initial_weights
 from ..tuning.finish import best_yaml, score_references, score_trial, summarize
@@ -137,7 +139,10 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     assert found is not None
     best = score_trial(plan, context, found)
     references = score_references(search, context, best)
-    log_results(run, context.dataset, best.model, best.config, best.history, best.test)
+    data = context.dataset
+    if (start := context.initial_weights(best.config)) and start.run_id:
+        log_weights_run(run, data.frame.loc[data.rows(TEST)], start.run_id)
+    log_results(run, data, best.model, best.config, best.history, best.test)
     for reference in references:
         if reference.tested is not best:
             run.log_metrics(reference.metrics)
