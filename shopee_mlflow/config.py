@@ -57,8 +57,8 @@ class DataConfig:
 
     data: str = option(
         SAMPLE,
-        "folder with train.csv and train_images/, or with a folder of photos for each label, or a "
-        "table (CSV, Parquet, JSON lines); 'sample' is built in",
+        "folder with train.csv and train_images/ or with a folder of photos for each label, or a "
+        "table; 'sample' is built in",
         Role.SETUP,
         begins=Group.DATA,
     )
@@ -66,22 +66,23 @@ class DataConfig:
         AUTO, "folder of a table's photos; auto: train_images or images beside it", Role.SETUP
     )
     image_column: str = option(
-        AUTO, "column with file names; auto: image, or a usual name such as filename", Role.SETUP
+        AUTO, "column with file names; auto: image, or a usual name", Role.SETUP
     )
     label_column: str = option(
-        AUTO, "column with labels; auto: label_group, or a usual name such as label", Role.SETUP
+        AUTO, "column with labels; auto: label_group, or a usual name", Role.SETUP
     )
-    title_column: str = option(
-        AUTO, "column with titles; auto: title, or a usual name such as product_name", Role.SETUP
-    )
+    title_column: str = option(AUTO, "column with titles; auto: title, or a usual name", Role.SETUP)
     split_column: str = option(
         AUTO, "column with train, val and test; auto: split, if it is there; none", Role.DATA
     )
     label_folder: str = option(
         AUTO,
-        "label of photos in nested class folders: the first folder, or the whole path",
+        "label of nested photos; path: all folders",
         Role.DATA,
         choices=(AUTO, "first", "path"),
+        details="In a folder of class folders, the label of a photo is the name of its first "
+        "folder (first) or the path of all its folders (path). auto: an error if both are "
+        "possible.",
     )
     val_csv: str = option(
         NONE, "table of the validation photos; data then holds the training photos", Role.SETUP
@@ -90,7 +91,7 @@ class DataConfig:
         NONE, "table of the test photos; data then holds the training photos", Role.SETUP
     )
     exclude: str = option(
-        NONE, "text file with the file names or posting ids to leave out, one a line", Role.SETUP
+        NONE, "text file of file names or posting ids to leave out, one a line", Role.SETUP
     )
     sample_px: int = option(
         256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
@@ -103,22 +104,24 @@ class DataConfig:
     )
     bad_images: str = option(
         "skip",
-        "for photos that cannot be decoded: skip leaves them out and counts them, error stops",
+        "photos that cannot be decoded: skip leaves them out, error stops",
         Role.DATA,
         choices=("skip", "error"),
     )
     split: str = option(
         "leak_free",
-        "leak_free keeps copies of a photo in one split; random does not",
+        "leak_free keeps copies of a photo in one split; or random",
         Role.DATA,
         choices=("leak_free", "random"),
     )
     near_bits: int = option(
         4,
-        "photos whose phashes differ in at most this many of 64 bits are copies; 0: equal phashes",
+        "copies are photos whose phashes differ in at most this many bits",
         Role.DATA,
         minimum=0,
         maximum=6,
+        details="A phash has 64 bits. With 0, only photos with equal phashes or equal bytes are "
+        "copies.",
     )
     split_seed: int = option(
         0, "seed of the train/val/test split", Role.DATA, minimum=0, maximum=2**32 - 1
@@ -128,10 +131,11 @@ class DataConfig:
     )
     resize: str = option(
         "stretch",
-        "how photos become squares: stretch changes their proportions; pad adds white margins; "
-        "crop keeps the centre",
+        "how photos become squares: stretch, pad (white), crop (centre)",
         Role.DATA,
         choices=("stretch", "pad", "crop"),
+        details="stretch changes the proportions of what a photo shows; pad keeps them and adds "
+        "white margins; crop keeps them and cuts off what is beside the centre.",
     )
     cache: bool = option(
         True,
@@ -176,46 +180,55 @@ class TrainConfig(DataConfig):
 
     model: str = option(
         "effnet_pretrained",
-        "cnn, effnet, effnet_pretrained, any torchvision classifier such as resnet50 or "
-        "resnet50_pretrained, or timm/NAME (extra timm)",
+        "cnn, effnet, effnet_pretrained, a torchvision classifier such as resnet50_pretrained, or "
+        "timm/NAME",
         begins=Group.MODEL,
+        details="Names with _pretrained start from torchvision's weights, the others from random "
+        "ones. Models of timm need the extra timm.",
     )
     weights: str = option(
         AUTO,
-        "weights to start from: a state-dict file, a model (models:/NAME@champion), the id of a "
-        "run, or a logged model's folder; auto: *_pretrained models download theirs",
+        "a state-dict file, model URI, run id or logged model to start from; auto: *_pretrained "
+        "models download theirs",
         Role.SETUP,
     )
     freeze: str = option(
-        NONE, "none, backbone (train the head only), or the last stage to freeze, e.g. features.5"
+        NONE,
+        "last frozen stage, e.g. features.5; backbone: all but the head",
+        details="With none, all layers are trained. Activations of frozen layers are cached.",
     )
     activation_dtype: str = option(
         AUTO,
-        "dtype of cached activations of frozen layers: float32, float16 (half the size); auto: "
-        "float16 where float32 would take more than 4 GiB",
+        "dtype of cached activations; auto: float32, float16 above 4 GiB",
         Role.RECORD,
         choices=(AUTO, "float32", "float16"),
     )
     augment: str = option(
         "original",
-        "augmentation of training photos; original: with probability 0.5 one of horizontal flip, "
-        "vertical flip, grayscale; flip: horizontal flip; crop: random resized crop and flip; "
-        "light: crop and mild changes of colour; strong: crop, TrivialAugment and random erasing",
+        "none, original (flips, grayscale), flip, crop, light (also colour) or strong "
+        "(TrivialAugment, erasing)",
         choices=AUGMENTATIONS,
         former={"true": "original", "false": NONE},
         begins=Group.TRAINING,
+        details="Augmentation of training photos. original: with probability 0.5 one of horizontal "
+        "flip, vertical flip, grayscale; flip: horizontal flip with probability 0.5; crop: random "
+        "resized crop and flip; light: crop and mild changes of colour; strong: crop, "
+        "TrivialAugment and random erasing.",
     )
     variants: int = option(
         4,
-        "fixed draws of augment=crop, light or strong for each photo, cached behind frozen layers",
+        "cached random augmentations per photo, with frozen layers",
         minimum=1,
         maximum=1000,
+        details="Behind frozen layers, augment=crop, light and strong use this many fixed draws "
+        "for each photo, whose activations are cached.",
     )
     mix: str = option(
         NONE,
-        "mix each training photo and its label with another: mixup blends them, cutmix pastes a "
-        "part of the other; needs freeze=none",
+        "blend (mixup) or paste (cutmix) pairs of photos; freeze=none",
         choices=(NONE, "mixup", "cutmix"),
+        details="Each training photo and its label are mixed with another: mixup blends the "
+        "photos, cutmix pastes a part of the other one.",
     )
     mix_alpha: float = option(
         0.2, "parameter of mix's beta distribution; larger values mix more", above=0, maximum=100
@@ -227,9 +240,10 @@ class TrainConfig(DataConfig):
     )
     sampling: str = option(
         "uniform",
-        "photos of an epoch; uniform: each photo once; balanced: as many, drawn with replacement, "
-        "so that all label groups are equally likely",
+        "uniform, or balanced: all label groups are equally likely",
         choices=("uniform", "balanced"),
+        details="An epoch has as many photos as the train split. uniform: each photo once; "
+        "balanced: drawn with replacement.",
     )
     optimizer: str = option("sgd", "optimization algorithm", choices=("sgd", "adamw"))
     lr: float | str = option(
@@ -240,8 +254,9 @@ class TrainConfig(DataConfig):
     )
     layerwise_lr: bool = option(
         False,
-        "let the learning rate fall from lr at the head to backbone_lr_factor times lr at the "
-        "first trained layer",
+        "lower lr layer by layer, to backbone_lr_factor times lr",
+        details="The learning rate falls geometrically from lr at the head to backbone_lr_factor "
+        "times lr at the first trained layer.",
     )
     momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1)
     nesterov: bool = option(False, "Nesterov momentum of SGD")
@@ -249,10 +264,11 @@ class TrainConfig(DataConfig):
     decay_norms: bool = option(True, "apply weight decay to biases and norm layers, too")
     ema: float = option(
         0.0,
-        "decay of an exponential moving average of the weights over steps, such as 0.99; the "
-        "averaged weights are validated, kept and tested; 0: no average",
+        "decay of a moving average of the weights, e.g. 0.99; 0: none",
         minimum=0,
         below=1,
+        details="The exponential moving average over steps is validated, kept and tested in place "
+        "of the weights.",
     )
     schedule: str = option(
         "cosine",
@@ -267,7 +283,7 @@ class TrainConfig(DataConfig):
     )
     class_weights: str = option(
         NONE,
-        "weights of classes in the loss; balanced: inverse to their photos",
+        "in the loss; none, or balanced: inverse to a class's photos",
         choices=(NONE, "balanced"),
     )
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", minimum=0)
@@ -304,13 +320,12 @@ class TrainConfig(DataConfig):
     )
     precision: str = option(
         AUTO,
-        "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it, else fp32",
+        "fp32, bf16 or fp16 (mixed); auto: bf16 on a GPU that has it",
         choices=(AUTO, "fp32", "bf16", "fp16"),
     )
     compile: str = option(
         AUTO,
-        "torch.compile the training step, which takes a minute or two; auto: for runs long "
-        "enough to benefit",
+        "torch.compile (takes a minute): true, false; auto: for long runs",
         Role.SETUP,
         choices=(AUTO, "true", "false"),
     )
@@ -323,7 +338,7 @@ class TrainConfig(DataConfig):
     )
     resume: str = option(
         NONE,
-        "run id of an interrupted training to resume; last: the one interrupted last",
+        "id of an interrupted run to resume; last: the latest one",
         Role.SETUP,
         begins=Group.RUNNING,
     )

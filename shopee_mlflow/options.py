@@ -103,11 +103,14 @@ def option(
     below: float | None = None,
     former: Mapping[str, str] | None = None,
     begins: Group | None = None,
+    details: str = "",
 ) -> Any:
     """A dataclass field with metadata for the command line and for validation.
 
+    :param help: a line of ``--help``.
     :param begins: the group in ``--help`` of this option and of those that follow it.
     :param former: former values of the option -> their current names.
+    :param details: sentences for the option reference, where ``help`` is too short.
     """
     metadata = {
         "help": help,
@@ -119,6 +122,7 @@ def option(
         "below": below,
         "former": dict(former or {}),
         "begins": begins,
+        "details": details,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

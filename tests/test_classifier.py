@@ -27,6 +27,8 @@ from shopee_mlflow.errors import (
 from shopee_mlflow.tracking.photo_classifier import PhotoClassifier
 from shopee_mlflow.verbs.predict import predict
 
+COLUMNS = ["image", "label_group", "label_name", "probability", "error"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
@@ -56,7 +58,7 @@ def test_every_form_of_one_photo_gives_the_models_answer(
     forms.append(pd.DataFrame({"image": [pixels]}))
     for form in forms:
         answer = classifier.predict(form)
-        assert list(answer.columns) == ["image", "label_group", "probability", "error"]
+        assert list(answer.columns) == COLUMNS
         (row,) = answer.to_dict("records")
         assert row["label_group"] == classifier.classes[int(shares.argmax())], type(form)
         assert row["probability"] == pytest.approx(float(shares.max()), abs=1e-5)
@@ -73,7 +75,8 @@ def test_a_folder_gives_what_the_command_writes(
     written = pd.read_csv(tmp_path / "out.csv")
     assert list(answer.columns) == list(written.columns)
     assert answer["image"].tolist() == [photo.name for photo in run.photos]
-    assert answer["label_group_2"].tolist() == written["label_group_2"].tolist()
+    for column in ("label_group_2", "label_name", "label_name_2"):
+        assert answer[column].tolist() == written[column].tolist(), column
     np.testing.assert_allclose(answer["probability_2"], written["probability_2"], atol=1e-6)
     assert (answer["probability"] >= answer["probability_2"]).all()
 
@@ -111,7 +114,7 @@ def test_a_photo_of_several_that_cannot_be_read_has_the_reason_in_its_row(
 
 
 def test_what_is_no_photo_is_refused_in_words(run: SmallRun, classifier: Classifier) -> None:
-    with pytest.raises(CatalogError, match=r"nowhere: no such photo, folder or CSV"):
+    with pytest.raises(CatalogError, match=r"nowhere: no such photo, folder or table"):
         classifier.predict("nowhere")
     with pytest.raises(CatalogError, match="has no column image. Its columns: photo"):
         classifier.predict(pd.DataFrame({"photo": ["a.jpg"]}))
@@ -125,7 +128,7 @@ def test_what_is_no_photo_is_refused_in_words(run: SmallRun, classifier: Classif
 
 def test_no_photos_give_no_rows(classifier: Classifier) -> None:
     answer = classifier.predict([])
-    assert list(answer.columns) == ["image", "label_group", "probability", "error"]
+    assert list(answer.columns) == COLUMNS
     assert len(answer) == 0
     assert classifier.embed([]).shape == (0, 512)
 
@@ -185,6 +188,7 @@ def test_the_python_function_takes_a_series_and_a_list(run: SmallRun) -> None:
     forms.append([{"image": path} for path in paths])
     for form in forms:
         pd.testing.assert_frame_equal(function.predict(form), expected)
-    direct = PhotoClassifier(run.result.model, run.result.dataset.classes, SIZE)
+    names = run.result.model.label_names
+    direct = PhotoClassifier(run.result.model, run.result.dataset.classes, SIZE, label_names=names)
     for photos in (paths, tuple(paths), pd.Series(paths, name="file")):
         pd.testing.assert_frame_equal(direct.predict(photos), expected)

@@ -44,7 +44,8 @@ def test_the_file_answers_like_torch(
     assert code("--model", run.uri, "--out", str(out)) == 0
     told = capfd.readouterr()
     assert "3 label groups; largest relative difference from torch" in told.out
-    assert len(told.out.splitlines()) == 1
+    assert len(told.out.splitlines()) == 2
+    assert told.out.startswith(f"loading torch and MLflow, then the model {run.uri}\n")
     assert told.err == ""
     assert [file.name for file in out.parent.iterdir()] == ["shop.onnx"]
 

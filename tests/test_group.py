@@ -452,7 +452,11 @@ def test_half_a_group_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch
         joined_group("gloo").__enter__()
 
 
-def test_what_a_group_leaves_is_kept_until_all_is_done() -> None:
+def test_what_a_group_leaves_is_kept_until_all_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder without the checkpoints of other tests.
+    monkeypatch.setattr("shopee_mlflow.training.checkpoints.local_folder", lambda: tmp_path)
     group, run_id = Group(0, 2), "0" * 32
     config, checkpoints = resolve(TrainConfig, {}), checkpoints_of(run_id)
     remember_run(run_id, group)

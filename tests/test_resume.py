@@ -146,6 +146,16 @@ def test_other_options_are_refused(
         train(TrainConfig(resume=run_id), {"epochs": "50"})
 
 
+def test_a_checkpoint_from_before_near_bits_ties_equal_phashes_only(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = interrupt(monkeypatch, config(make_catalog(), near_bits="0"), after=1)
+    last, _ = checkpoints_of(run_id).load()
+    del last["params"]["near_bits"]
+    checkpoints_of(run_id).save(last)
+    assert train(TrainConfig(resume=run_id)).dataset.config.near_bits == 0
+
+
 @pytest.mark.slow
 def test_where_things_are_may_change(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch

@@ -60,9 +60,10 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
         steps = [m.step for m in client.get_metric_history(result.run_id, name)]
         assert steps == [1, 2, 3], name
     once = "best_val_accuracy best_epoch test_accuracy test_accuracy_low test_accuracy_high"
-    more = "val_macro_f1 test_loss test_macro_f1 test_top5_accuracy"
+    more = "val_macro_f1 val_balanced_accuracy val_top5_accuracy"
+    tested = "test_loss test_macro_f1 test_balanced_accuracy test_top5_accuracy"
     # Nothing else: counts of the data are in the dataset's profile.
-    assert set(metrics) == set(f"{by_epoch} {once} {more}".split())
+    assert set(metrics) == set(f"{by_epoch} {once} {more} {tested}".split())
     data = run.inputs.dataset_inputs[0].dataset
     counts = json.loads(data.profile)
     assert (data.name, counts["rows"], counts["label_groups"]) == ("shop", 24, 3)

@@ -40,7 +40,7 @@ def _row(field: dataclasses.Field[Any]) -> str:
     cells = [
         f"`{field.name}`",
         f"`{as_text(field.default)}`",
-        field.metadata["help"],
+        ". ".join(filter(None, (field.metadata["help"], field.metadata["details"]))),
         allowed(field).replace("text", ""),
         field.metadata["role"].name.lower(),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Classifier:
         """
         self.module, self.classes = loaded.module, loaded.classes
         self.image_size, self.resize, self.name = loaded.image_size, loaded.resize, name
+        self._names = dict(zip(self.classes, loaded.label_names or self.classes, strict=True))
         self._is_pickled = isinstance(loaded.module, ProductClassifier)
         if device != "cpu" and not self._is_pickled:
             raise ConfigError(
@@ -71,10 +73,11 @@ class Classifier:
         """Classify photos.
 
         :param top_k: number of label groups per photo. The second most probable one is in the
-            columns ``label_group_2`` and ``probability_2``, and so on.
+            columns ``label_group_2``, ``label_name_2`` and ``probability_2``, and so on.
         :returns: one row per photo, in order; a Series or a DataFrame keeps its index. Columns:
-            image (the path as passed; None without one), label_group, probability (0..1) and
-            error (why the photo could not be read; None if it could).
+            image (the path as passed; None without one), label_group, label_name (a readable name
+            of the group), probability (0..1) and error (why the photo could not be read; None if
+            it could).
         :raises CatalogError: when a path does not exist, or a table has no column ``image``.
         :raises ImageError: when a single photo is passed and cannot be read. For several photos,
             the column error has the reason instead.
@@ -88,7 +91,7 @@ class Classifier:
         rows = [prediction for batch in batches for prediction in batch]
         if found.single and rows[0].error is not None:
             raise ImageError(rows[0].error)
-        return _table(found, rows, top_k)
+        return _table(found, rows, top_k, self._names)
 
     def embed(
         self, photos: Any, *, images: str | Path | None = None, workers: int = 0
@@ -122,14 +125,17 @@ def _read_inputs(photos: Any, images: str | Path | None) -> PhotoInputs:
     return found
 
 
-def _table(found: PhotoInputs, rows: list[Prediction], top_k: int) -> pd.DataFrame:
-    names = pd.Series(found.names, index=found.index, dtype=object)
-    table = {"image": names}
+def _table(
+    found: PhotoInputs, rows: list[Prediction], top_k: int, names: Mapping[str, str]
+) -> pd.DataFrame:
+    table = {"image": pd.Series(found.names, index=found.index, dtype=object)}
     for rank in range(top_k):
         suffix = f"_{rank + 1}" if rank else ""
         labels = [row.labels[rank] if row.error is None else None for row in rows]
         shares = [row.probabilities[rank] if row.error is None else np.nan for row in rows]
-        table[f"label_group{suffix}"] = pd.Series(labels, index=found.index, dtype=object)
+        groups = pd.Series(labels, index=found.index, dtype=object)
+        table[f"label_group{suffix}"] = groups
+        table[f"label_name{suffix}"] = groups.map(names, na_action="ignore")
         table[f"probability{suffix}"] = pd.Series(shares, index=found.index, dtype=float)
     table["error"] = pd.Series([row.error for row in rows], index=found.index, dtype=object)
     return pd.DataFrame(table)

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 LATEST = "last"
 # Lock file in a run's checkpoint folder, held by the process that resumes the run.
 _LOCK = "resume.lock"
+# What trainings did that began before these options existed.
+_BEFORE = {"near_bits": "0"}
 # Tags of searches and their trials. The command tune ends their stale runs.
 _SEARCH_TAGS = {STUDY_TAG, TRIAL_TAG}
 
@@ -129,7 +131,9 @@ def original_options(
     # The number of processes always has its current value.
     changed = {name: now[name] for name in given & may_change | {"nproc"}}
     try:
-        began = resolve(type(config), {**params, **changed, "resume": run_id, "config": NONE})
+        began = resolve(
+            type(config), {**_BEFORE, **params, **changed, "resume": run_id, "config": NONE}
+        )
     except ConfigError as error:
         raise CheckpointError(
             f"Run {run_id} was begun by another version, whose options differ: {error}"
