@@ -24,8 +24,8 @@ from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
 
 _INTERRUPTED = 130
-# About half a millisecond: longer than most waits within a training step.
-_SPIN_COUNT = "10000"
+# Some ten microseconds, about what it takes to wake a thread.
+_SPIN_COUNT = "1000"
 # The option that is meant by a value without a name; the first one that a command has.
 _USUAL = ("data", "runs", "run", "source", "out")
 _Function = TypeVar("_Function", bound=Callable[..., Any])

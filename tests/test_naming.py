@@ -75,6 +75,7 @@ def test_the_table_of_all_runs_opens_with_its_accuracies(monkeypatch: pytest.Mon
     )
 
 
+@pytest.mark.slow
 def test_the_first_training_saves_the_view_of_the_table() -> None:
     with open_run("first", "viewed", kind=TRAIN) as run:
         pass

@@ -205,6 +205,7 @@ class InterruptedHereError(Exception):
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 4, 7])
 def test_averaged_and_accumulated_trainings_resume_exactly(after: int) -> None:
     config = dataclasses.replace(EMA, batch_size=2, accumulate=2, layerwise_lr=True, nesterov=True)

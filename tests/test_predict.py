@@ -348,6 +348,7 @@ def test_pipes_are_never_opened(run: SmallRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["content", "other file", "gone"])
 def test_photos_that_changed_meanwhile_are_classified_again(
     run: SmallRun, tmp_path: Path, decoding: Decoding, change: str

@@ -91,6 +91,7 @@ def test_the_champion_moves_for_a_better_one_only(run: SmallRun, name: str) -> N
         assert aliases(name) == {"champion": "2", "challenger": result.version}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accuracy", "digest", "reason"),
     [
@@ -109,6 +110,7 @@ def test_what_cannot_be_compared_is_a_challenger(
     assert aliases(name)["champion"] == "1"
 
 
+@pytest.mark.slow
 def test_a_person_may_insist(run: SmallRun, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     register_model(logged(run, 0.8), name)
     worse = logged(run, 0.1, "d2")
@@ -192,6 +194,7 @@ def test_pickle_forbidden_is_an_error_that_says_so(
         load_classifier(run.uri)
 
 
+@pytest.mark.slow
 def test_a_model_that_changed_on_its_way_never_becomes_champion(
     run: SmallRun, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +263,7 @@ def test_bounds_are_set_only_where_the_user_has_not(monkeypatch: pytest.MonkeyPa
     assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) < 7
 
 
+@pytest.mark.slow
 def test_training_registers_when_its_run_has_ended(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,7 +89,9 @@ def history_of(run_id: str) -> pd.DataFrame:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("after", [1, 3, 5, 12])
+@pytest.mark.parametrize(
+    "after", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 5, 12))]
+)
 def test_a_training_goes_on_to_the_same_end(
     after: int,
     make_catalog: MakeCatalog,
@@ -121,6 +123,7 @@ def test_a_training_goes_on_to_the_same_end(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_the_second_ctrl_c_leaves_the_checkpoint_before(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_checkpoint_from_before_near_bits_ties_equal_phashes_only(
     assert train(TrainConfig(resume=run_id)).dataset.config.near_bits == 0
 
 
+@pytest.mark.slow
 def test_where_things_are_may_change(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +176,7 @@ def test_where_things_are_may_change(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,6 +227,7 @@ def test_nothing_to_go_on_from(resume: str, error: type[Exception], message: str
         train(TrainConfig(resume=resume))
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left(make_catalog: MakeCatalog) -> None:
     done = train(config(make_catalog(), epochs="1"))
     with pytest.raises(ConfigError, match="this run has finished; there is nothing to resume"):
@@ -229,6 +235,7 @@ def test_a_finished_run_has_nothing_left(make_catalog: MakeCatalog) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_run_under_way_is_left_alone(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch, another: str
 ) -> None:
@@ -248,6 +255,7 @@ def test_a_run_under_way_is_left_alone(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_stop_in_validation_keeps_the_epoch(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +281,7 @@ def test_a_stop_in_validation_keeps_the_epoch(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_an_earlier_end_that_failed_leaves_one_model_and_the_same_scores(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +308,7 @@ def test_a_search_is_not_resumed_as_a_training() -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_runs_of_processes_that_are_gone_are_ended(
     make_catalog: MakeCatalog, another: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_run_that_is_being_resumed_is_left_alone(
     assert not checkpoints_of(interrupted).folder.exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_stops_can_be_resumed(
     interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_resumed_run_that_stops_can_be_resumed(
     assert train(TrainConfig(resume=interrupted)).run_id == interrupted
 
 
+@pytest.mark.slow
 def test_on_a_disk_without_locks_the_user_is_told(
     interrupted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

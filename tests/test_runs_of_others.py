@@ -111,6 +111,7 @@ def test_a_mistyped_path_is_named_before_weights_are_downloaded(
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_training_within_a_run_of_the_caller_is_its_child(make_catalog: MakeCatalog) -> None:
     mlflow.set_experiment("the caller's")
     with mlflow.start_run(run_name="outer") as outer:
@@ -122,6 +123,7 @@ def test_a_training_within_a_run_of_the_caller_is_its_child(make_catalog: MakeCa
     assert mlflow.get_run(outer.info.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_compare_passes_over_runs_of_other_tools(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,6 +141,7 @@ def test_compare_passes_over_runs_of_other_tools(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_compare_in_a_store_that_was_moved_names_the_cause(
     tmp_path: Path,
     make_catalog: MakeCatalog,
@@ -159,6 +162,7 @@ def test_compare_in_a_store_that_was_moved_names_the_cause(
     assert "move it back" in caplog.text
 
 
+@pytest.mark.slow
 def test_resume_last_passes_over_deleted_and_unknown_runs(
     make_catalog: MakeCatalog,
     monkeypatch: pytest.MonkeyPatch,

@@ -65,6 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> sample.Plan:
     return plan
 
 
+@pytest.mark.slow
 def test_large_groups_have_the_real_sizes(groups):
     large = groups[:21]
     assert [len(group) for group in large] == TOP_ROWS

@@ -199,6 +199,7 @@ def test_macro_f1_is_scikit_learns(classes: int) -> None:
     assert macro_f1(labels, predicted) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_training_with_all_second_members(make_catalog: MakeCatalog) -> None:
     options = {
         "data": str(make_catalog()),

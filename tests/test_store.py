@@ -207,6 +207,7 @@ def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> No
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

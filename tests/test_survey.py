@@ -222,6 +222,7 @@ def test_kept_groups_are_those_of_top_k_whatever_is_cleaned_after(survey: Survey
     }
 
 
+@pytest.mark.slow
 def test_the_real_catalogue_has_the_facts_that_are_known_of_it() -> None:
     csv = SHARED / "data" / "shopee" / "train.csv"
     if not csv.is_file():

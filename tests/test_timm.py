@@ -149,6 +149,7 @@ def test_downloaded_weights_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(model.backbone.state_dict()[key], state[key])
 
 
+@pytest.mark.slow
 def test_a_training_behind_a_frozen_prefix_and_its_logged_model(make_catalog: MakeCatalog) -> None:
     options = {"data": str(make_catalog()), "model": CONVOLUTIONAL, "image_size": "48"}
     options |= {"epochs": "2", "batch_size": "8", "freeze": "blocks.1"}

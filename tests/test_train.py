@@ -153,6 +153,7 @@ def test_the_logged_model_is_the_best_epochs_and_knows_its_classes(
     assert (folder / "data" / ABOUT_FILE).is_file()
 
 
+@pytest.mark.slow
 def test_tta_is_in_every_form_of_the_model(make_catalog: MakeCatalog) -> None:
     folder = make_catalog()
     result = train(tiny(folder, tta=True, serialization="pt2"))
@@ -169,6 +170,7 @@ def test_tta_is_in_every_form_of_the_model(make_catalog: MakeCatalog) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_same_options_give_the_same_run_and_another_seed_another(
     make_catalog: MakeCatalog,
 ) -> None:
@@ -183,6 +185,7 @@ def test_the_same_options_give_the_same_run_and_another_seed_another(
     assert train(tiny(folder, split_seed=1)).dataset.digest != first.dataset.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", [False, True])
 def test_frozen_training_gives_a_whole_model(make_catalog: MakeCatalog, tta: bool) -> None:
     options = {"model": "mobilenet_v3_small", "freeze": "features.3", "image_size": 64}
@@ -195,6 +198,7 @@ def test_frozen_training_gives_a_whole_model(make_catalog: MakeCatalog, tta: boo
     assert all(p.requires_grad for p in result.model.parameters())
 
 
+@pytest.mark.slow
 def test_patience_stops_early(make_catalog: MakeCatalog) -> None:
     result = train(tiny(make_catalog(), epochs=50, patience=2, lr=1e-9))
     assert len(result.history) == 3
@@ -254,6 +258,7 @@ def test_a_run_that_is_stopped_is_killed(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_page")
 def test_each_experiment_file_trains(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch

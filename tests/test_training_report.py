@@ -146,6 +146,7 @@ def shop_with_copies(folder: Path, group: str = "group", title: str = "title") -
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["random", "leak_free"])
 def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split: str) -> None:
     """Titles and label groups that are script tags are shown as they are, and not executed."""

@@ -57,6 +57,7 @@ def test_a_second_call_does_nothing_twice(
     assert "nothing left to do; increase n_trials to continue" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_trials", ["3", "4"])
 def test_a_study_whose_run_was_deleted_continues_in_a_new_one(
     n_trials: str, call: Call, capsys: pytest.CaptureFixture[str]
@@ -76,6 +77,7 @@ def test_a_study_whose_run_was_deleted_continues_in_a_new_one(
     assert f"run {first.run_id} of study" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> None:
     first, second = call(n_trials=2), call({"n_trials": "4"})
     assert first is not None
@@ -91,6 +93,7 @@ def test_a_greater_total_goes_on_in_the_same_run(call: Call, tmp_path: Path) -> 
     assert f"was used {looks}, after" in text(parent, "tune/summary.md")
 
 
+@pytest.mark.slow
 def test_the_run_that_mlflow_has_made_is_the_parent_or_points_to_it(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_an_interrupted_search_repeats_the_trial_and_goes_on(
     assert parent.data.tags["trials_complete"] == "3"
 
 
+@pytest.mark.slow
 def test_the_originals_and_default_settings_are_repeated_as_such(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +167,7 @@ def test_the_originals_and_default_settings_are_repeated_as_such(
     assert names == [f"trial {number} ({kind})" for number, kind in enumerate(kinds)]
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
     assert list(result.trials["state"]) == ["complete"] * 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_given_to_another_is_not_told_twice(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +272,7 @@ def test_an_apostrophe_in_a_study_name_ends_no_filter(
     assert runs(tmp_path)[0].data.tags["study"] == mine["study"]
 
 
+@pytest.mark.slow
 def test_time_that_is_up_before_the_first_trial_is_told(call: Call, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as raised:
         call(timeout=1e-6)
@@ -287,6 +294,7 @@ def test_another_search_under_the_same_name_is_refused(call: Call, tmp_path: Pat
     assert runs(tmp_path)[0].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_name_are_refused(
     call: Call, tmp_path: Path, make_catalog: MakeCatalog
 ) -> None:
@@ -336,6 +344,7 @@ def test_a_storage_that_cannot_serve_opens_no_run(
     assert CLIENT().get_experiment_by_name(tmp_path.name) is None
 
 
+@pytest.mark.slow
 def test_an_end_that_fails_is_done_again(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_the_weights_of_the_best_epoch_are_kept_not_the_last(
 # --- what trials share, and what they may not see ---
 
 
+@pytest.mark.slow
 def test_frozen_layers_run_once_for_all_trials(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     photos: list[int] = []
     forward = FrozenPrefix.forward
@@ -220,6 +221,7 @@ def test_the_test_split_is_looked_at_after_the_last_trial_alone(
     assert len(looked) <= 3 * len(test)  # the best, default and original's settings
 
 
+@pytest.mark.slow
 def test_architectures_are_compared_in_a_table(call: Call, tmp_path: Path) -> None:
     result = call(models="cnn,mnasnet0_5", epochs=1)
     assert result is not None

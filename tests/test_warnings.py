@@ -89,6 +89,7 @@ def test_fails_for_what_nobody_can_catch():
     assert "old inside" in said.partition("warnings summary")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", ["DeprecationWarning", "SyntaxWarning", "UserWarning"])
 def test_a_library_that_warns_of_itself_can_be_imported(tmp_path: Path, category: str) -> None:
     """At collection, where one warning would stop all tests."""
@@ -99,6 +100,7 @@ def test_a_library_that_warns_of_itself_can_be_imported(tmp_path: Path, category
     assert code == 0, said
 
 
+@pytest.mark.slow
 def test_a_deprecated_module_that_we_import_is_an_error(tmp_path: Path) -> None:
     library = 'import warnings\nwarnings.warn("old module", DeprecationWarning, stacklevel=2)\n'
     code, said = run_tests(
