@@ -139,7 +139,7 @@ def _checked(
         labels.setdefault(image, set()).add(label)
     groups = set(frame["label_group"]) - {""}
     found: dict[tuple[str, str], Correction] = {}
-    problems = []
+    problems: list[str] = []
     for given in corrections:
         image = _as_known(given.image, labels)
         own = labels.get(image, set())
