@@ -349,7 +349,8 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
                 done = sum(" of 3: test accuracy" in text for text in said)
                 starts = "photos of 3 label groups" in line
                 if folds_before_kill is not None and (starts or done) and done >= folds_before_kill:
-                    time.sleep(1.0)  # within the next fold
+                    if starts:
+                        time.sleep(1.0)  # until the first fold has begun
                     process.kill()
                     break
         finally:

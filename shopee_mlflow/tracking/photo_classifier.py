@@ -106,7 +106,9 @@ def _for_evaluator() -> bool:
     """Whether MLflow's evaluator of classifiers calls. It takes one column of predictions, ignores
     its argument ``predictions``, and passes nothing to the model by which it could be recognized
     other than the call stack."""
-    return any(frame.f_globals["__name__"] == _EVALUATOR for frame, _ in traceback.walk_stack(None))
+    return any(
+        frame.f_globals.get("__name__") == _EVALUATOR for frame, _ in traceback.walk_stack(None)
+    )
 
 
 def may_read_paths() -> bool:

@@ -195,6 +195,18 @@ def connect() -> None:
     _connected.add(uri)
 
 
+def check_store() -> None:
+    """Check that the tracking store answers, before work that takes long.
+
+    :raises TrackingError: when it does not.
+    """
+    try:
+        connect()
+        MlflowClient().search_experiments(max_results=1)
+    except STORE_ERRORS as error:
+        raise store_error(error) from error
+
+
 # Databases whose tables are known to exist.
 _connected: set[str] = set()
 

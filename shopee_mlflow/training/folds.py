@@ -109,7 +109,7 @@ class _EpochBar:
     """A bar that counts epochs."""
 
     def __init__(self, title: str, epochs: int) -> None:
-        self._show, self._epochs = watch(f"{title}, epochs"), epochs
+        self._show, self._epochs = watch(title, "epochs"), epochs
 
     def batch(self, done: int, loss: float, accuracy: float) -> None:
         """Show nothing."""

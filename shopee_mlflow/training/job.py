@@ -32,6 +32,7 @@ from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
+from ..tracking.store import check_store
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext, check_model
 from .custom import OPTIONS_ONLY, CustomParts
@@ -148,6 +149,8 @@ def training_job(
         if dataset is None:
             # Before the check of the model, which may download weights.
             check_paths(config)
+        if group.leads:
+            check_store()
         weights = {}
         if custom.model is None:
             say(f"checking {config.model} and its weights")

@@ -24,6 +24,7 @@ from ..tracking.names import DESCRIPTION_TAG, DIGEST_TAG, REPORT_FILE
 from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
+from ..tracking.store import check_store
 from ..training.context import TrainingContext, check_model
 from ..training.cv_run import cross_validation_run, result_key, resumed_options
 from ..training.folds import run_folds, train_on_all
@@ -79,6 +80,7 @@ def cross_validate(
     machine = choose_machine(config.device, config.precision)
     # Before the check of the model, which may download weights.
     check_paths(config)
+    check_store()
     say(f"checking {config.model} and its weights")
     weights = {config.weights: initial_weights(config.weights)}
     check_model(config, weights[config.weights])

@@ -229,7 +229,8 @@ def _predictions(
 
 
 def _log_data(log: RunLog, photos: _Photos, frame: pd.DataFrame, seen: SeenPhotos) -> None:
-    table = frame[["image", "label_group", "content", "image_phash"]]
+    # MLflow stores one dataset per digest, so the digest must cover what the counts depend on.
+    table = frame[["image", "label_group", "content", "image_phash"]].assign(seen=seen.split)
     counts = {"seen": int(seen.mask.sum()), "unseen": int((~seen.mask).sum())}
     log.log_dataset(table, str(photos.source), photos.name, digest(table), counts, "evaluation")
     known = not seen.unknown

@@ -24,7 +24,7 @@ from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
 from ..tracking.run_log import RunLog
 from ..tracking.runs import find_run
 from ..tracking.signals import stop_on_signals
-from ..tracking.store import local_folder
+from ..tracking.store import check_store, local_folder
 from ..training.context import TrainingContext, check_model
 from ..training.results import log_data, log_results
 from ..training.weights_source import initial_weights
@@ -73,6 +73,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     deadline = started + config.timeout if config.timeout else None
     machine = choose_machine(config.device, config.precision)
     check_paths(config)
+    check_store()
     say(f"checking {', '.join(_architectures(plan))} and the weights")
     weights = _check_models(plan)
     with stop_on_signals():
