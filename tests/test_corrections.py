@@ -177,13 +177,14 @@ def test_files_that_are_no_list_of_corrections_are_refused(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("verb", ["train", "tune", "cross-validate", "explore"])
+@pytest.mark.parametrize("verb", ["train", "tune", "cross-validate", "experiments", "explore"])
 @pytest.mark.parametrize(("name", "reason"), [("no.csv", "no such file"), (".", "it is a folder")])
 def test_a_list_that_is_missing_is_an_error_before_anything_else(
     shop: Path, verb: str, name: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    options = [] if verb == "explore" else ["--model", "cnn"]
     with pytest.raises(SystemExit) as leaving:
-        main([verb, "--data", str(shop), "--corrections", name])
+        main([verb, "--data", str(shop), "--corrections", name, *options])
     assert leaving.value.code == 2
     assert f"corrections={name}: cannot be read ({reason})" in capsys.readouterr().err
 

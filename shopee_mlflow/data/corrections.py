@@ -139,7 +139,7 @@ def _checked(
         labels.setdefault(image, set()).add(label)
     groups = set(frame["label_group"]) - {""}
     found: dict[tuple[str, str], Correction] = {}
-    problems = []
+    problems: list[str] = []
     for given in corrections:
         image = _as_known(given.image, labels)
         own = labels.get(image, set())
@@ -151,7 +151,9 @@ def _checked(
             if given.action == RELABEL
             else "",
         )
-        if problem := _problem(correction, own, groups):
+        # Looking for similar names is slow, so it is done for the problems that are shown.
+        similar = groups if len(problems) < _MOST_PROBLEMS else ()
+        if problem := _problem(correction, own, groups, similar):
             problems.append(f"{given.where}: {problem}")
             continue
         key = (correction.image, correction.label_group)
@@ -164,11 +166,17 @@ def _checked(
     return list(found.values()), problems
 
 
-def _problem(correction: Correction, own: Collection[str], groups: Collection[str]) -> str:
+def _problem(
+    correction: Correction,
+    own: Collection[str],
+    groups: Collection[str],
+    similar: Collection[str],
+) -> str:
     """What is wrong with a correction; empty if nothing is.
 
     :param own: the labels of the photo in the catalogue.
     :param groups: all labels of the catalogue.
+    :param similar: labels among which to look for the one that was meant.
     """
     _, image, label, action, new = correction
     if action not in ACTIONS:
@@ -183,7 +191,7 @@ def _problem(correction: Correction, own: Collection[str], groups: Collection[st
     if not new:
         return f"{image} is to be relabelled, and new_label_group is empty"
     if new not in groups:
-        close = nearest(new, groups)
+        close = nearest(new, similar)
         hint = f"; did you mean {' or '.join(map(shown_label, close))}?" if close else ""
         return f"the catalogue has no label group {shown_label(new)}{hint}"
     if new == label:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..config import PRETRAINED, TrainConfig, resolve
 from ..console import duration, say, watch
-from ..data.catalog_forms import load_catalog
+from ..data.catalog_forms import check_paths, load_catalog
 from ..errors import ConfigError, ShopeeError
 from ..tracking.names import EXPERIMENTS, PROCESS_TAG
 from ..tracking.processes import process_name
@@ -58,6 +58,7 @@ def run_experiments(files: Sequence[Path], cli_options: Mapping[str, str]) -> in
     experiment = next(iter(configs.values())).experiment
     for config in configs.values():
         # Before a run is opened, so that a mistyped path leaves no failed run.
+        check_paths(config)
         load_catalog(config, watch)
     rows: list[dict[str, Any]] = []
     close_stale_runs(experiment)
