@@ -28,12 +28,14 @@ class ProductClassifier(nn.Module):
     :ivar architecture: the name of the architecture.
     :ivar tta: test-time augmentation: in eval mode, predictions for a photo and its mirror image
         are averaged, which takes twice the time.
+    :ivar temperature: logits are divided by it, so that probabilities fit the accuracy.
     """
 
     mean: Tensor
     std: Tensor
     # Defaults for models that were logged by earlier versions, which lack these attributes.
     tta = False
+    temperature = 1.0
     resize = "stretch"
     label_names: Sequence[str] = ()
 
@@ -114,11 +116,11 @@ class ProductClassifier(nn.Module):
         """
         logits: Tensor = self.head(self.embed(images))
         if not self.tta or self.training:
-            return logits
+            return logits / self.temperature
         mirrored = self.head(self.embed(images.flip(-1)))
         # float32, since log 2 is not exact in half precision.
         both = torch.stack([each.float().log_softmax(1) for each in (logits, mirrored)])
-        return both.logsumexp(0) - math.log(2)
+        return (both.logsumexp(0) - math.log(2)) / self.temperature
 
 
 class SmallCNN(nn.Module):

@@ -49,7 +49,8 @@ class TrainingFacts:
         label_name where it is known.
     :ivar counts: the confusion matrix.
     :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
-    :ivar chance_error: the calibration error expected by chance.
+    :ivar calibrated: the temperature and the calibration errors before and after it, as
+        :func:`shopee_mlflow.modeling.temperature.calibration_facts` returns them.
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
     :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
         place of those of a single training.
@@ -70,8 +71,7 @@ class TrainingFacts:
     class_scores: pd.DataFrame
     counts: pd.DataFrame
     calibration: pd.DataFrame
-    calibration_error: float
-    chance_error: float
+    calibrated: Mapping[str, float | str]
     subsets: Mapping[str, tuple[int, float, float, float]]
     label_names: Sequence[str] = ()
     headline: Sequence[tuple[str, str]] = ()
@@ -271,9 +271,12 @@ def _calibration_text(facts: TrainingFacts) -> str:
     bias = float(((table["confidence"] - table["accuracy"]) * photos).sum())
     variance = float((table["confidence"] * (1 - table["confidence"]) * photos).sum())
     chance = 2 * (variance / int(table["photos"].sum())) ** 0.5
+    known = facts.calibrated
     size = (
-        f"Expected calibration error {facts.calibration_error:.1%}; a calibrated model has "
-        f"about {facts.chance_error:.1%} on so many photos by chance. "
+        f"Expected calibration error {known['error_after']:.1%}; a calibrated model has "
+        f"about {known['chance_after']:.1%} on so many photos by chance. Before calibration it was "
+        f"{known['error_before']:.1%} (by chance {known['chance_before']:.1%}): "
+        f"{known['words']}. "
     )
     if abs(bias) <= max(0.02, chance):
         return size + "On average, probabilities agree with the accuracy within chance."

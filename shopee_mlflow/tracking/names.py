@@ -37,6 +37,7 @@ PROFILE_FILE = "data/counts.json"
 LEFT_OUT_FILE = "data/left_out.csv"
 HISTORY_FILE = "training/history.csv"
 PREDICTIONS_FILE = "test/predictions.csv"
+CALIBRATION_FILE = "test/calibration.json"
 REPORT_FILE = "report.html"
 MODEL_NAME = "model"
 
@@ -50,6 +51,7 @@ CV_HISTORY_FILE = "cv/history.csv"
 CV_PREDICTIONS_FILE = "cv/predictions.csv"
 CV_LOGITS_FILE = "cv/logits.pt"
 CV_FOLDS_FILE = "cv/folds.csv"
+CV_CALIBRATION_FILE = "cv/calibration.json"
 FOLD_LOGITS_FILE = "test/logits.pt"
 
 

@@ -33,6 +33,7 @@ from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
 from ..modeling.state_files import state_digest
+from ..modeling.temperature import Temperature, fit_temperature
 from .custom import OPTIONS_ONLY, CustomParts, CustomTransform, as_classifier
 from .weights_source import initial_weights
 
@@ -172,17 +173,28 @@ class TrainingContext:
 
     def test(
         self, model: ProductClassifier, inputs: TrainingInputs | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the test split: labels (T,) int64 and logits (T, C) float32, in every process.
+    ) -> tuple[np.ndarray, np.ndarray, Temperature]:
+        """Calibrate the model on the val split and predict the test split, in every process.
 
         :param inputs: the model's training inputs, to use cached activations; None: the whole model
             runs.
+        :returns: labels (T,) int64, logits (T, C) float32 and the model's temperature.
         """
+        model.temperature = 1.0
+        temperature = fit_temperature(*self._predict(VAL, model, inputs))
+        labels, logits = self._predict(TEST, model, inputs)
+        model.temperature = temperature.value
+        return labels, logits / np.float32(temperature.value), temperature
+
+    def _predict(
+        self, split: str, model: ProductClassifier, inputs: TrainingInputs | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if inputs is None or model.tta:
             # Activations of mirror images are not cached, so the whole model runs.
-            batches = self.batches(TEST, self._photos())
+            batches = self.batches(split, self._photos())
             return predict_logits(model, batches, self.machine, self.group)
-        return predict_logits(inputs.parts.trainable, inputs.test, self.machine, self.group)
+        batches = inputs.val if split == VAL else inputs.test
+        return predict_logits(inputs.parts.trainable, batches, self.machine, self.group)
 
     def batches(self, split: str, source: Source, training: TrainConfig | None = None) -> Batches:
         """Batches of a split; shuffled and augmented if ``training`` is given."""

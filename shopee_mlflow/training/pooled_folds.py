@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,6 @@ from ..data.fold_splits import copy_sets
 from ..modeling.clustered import clustered_interval, macro_f1_interval
 from ..modeling.metrics import (
     calibration,
-    chance_calibration_error,
     class_report,
     confusion,
     expected_calibration_error,
@@ -23,10 +23,12 @@ from ..modeling.metrics import (
     softmax,
     with_label_names,
 )
+from ..modeling.temperature import Temperature, calibration_facts, fit_temperature
 from ..reports.pages import Table
 from ..reports.training import STILL_FALLING, TrainingFacts, still_falling, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.names import (
+    CV_CALIBRATION_FILE,
     CV_FOLDS_FILE,
     CV_HISTORY_FILE,
     CV_LOGITS_FILE,
@@ -51,6 +53,8 @@ class PooledFolds:
     :ivar predictions: image, label_group, predicted, probability, fold of each photo.
     :ivar folds: one row per fold.
     :ivar history: one row per epoch, means over the folds that trained so long.
+    :ivar temperature: of the final model, fitted on the predictions of all photos.
+    :ivar calibrated: calibration errors before and after the temperatures of the folds.
     """
 
     logits: np.ndarray = field(repr=False)
@@ -58,6 +62,8 @@ class PooledFolds:
     predictions: pd.DataFrame = field(repr=False)
     folds: pd.DataFrame = field(repr=False)
     history: pd.DataFrame = field(repr=False)
+    temperature: Temperature
+    calibrated: dict[str, float | str] = field(repr=False)
 
 
 def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
@@ -68,8 +74,11 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     :param data: its splits are the folds.
     """
     logits = np.zeros((len(data), len(data.classes)), np.float32)
+    uncalibrated = np.zeros_like(logits)
     for fold in results:
         logits[fold.rows] = fold.logits
+        # Folds of earlier versions have no temperature.
+        uncalibrated[fold.rows] = fold.logits * np.float32(fold.scores.get("temperature", 1.0))
     labels, predicted = data.frame["label"].to_numpy(np.int64), logits.argmax(axis=1)
     sets = copy_sets(data.frame).to_numpy()
     values = score(labels, logits)
@@ -79,6 +88,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     values["calibration_error"] = expected_calibration_error(calibration(labels, logits))
     for name in ("best_val_accuracy", "best_epoch"):
         values[name] = float(np.mean([fold.scores[name] for fold in results]))
+    temperature = fit_temperature(labels, uncalibrated)
     histories = pd.concat([fold.history for fold in results])
     return PooledFolds(
         logits,
@@ -86,6 +96,11 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
         _predictions(data, logits),
         pd.DataFrame([_fold_row(fold, data) for fold in results]),
         histories.groupby("epoch").mean().reset_index(),
+        temperature,
+        {
+            **calibration_facts(labels, uncalibrated, logits, temperature),
+            "words": "each fold has a temperature, fitted on its validation photos",
+        },
     )
 
 
@@ -116,6 +131,8 @@ def log_pooled(
     run.log_table(report, "cv/report.csv")
     certainty = calibration(labels, logits)
     run.log_table(certainty, "cv/calibration.csv")
+    calibrated = pooled.calibrated
+    run.log_text(json.dumps(calibrated, indent=1) + "\n", CV_CALIBRATION_FILE)
     facts = TrainingFacts(
         title=f"Cross-validation of {config.model}",
         lead=f"Run {run.run_id}, data {data.digest}, {data.source.name}",
@@ -131,8 +148,7 @@ def log_pooled(
         class_scores=report,
         counts=counts,
         calibration=certainty,
-        calibration_error=pooled.scores["cv_calibration_error"],
-        chance_error=chance_calibration_error(certainty),
+        calibrated=calibrated,
         subsets={},
         label_names=list(label_names),
         headline=_headline(pooled, data),

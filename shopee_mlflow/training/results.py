@@ -17,19 +17,19 @@ from ..data.splits import SPLITS, TEST, has_copy_in_train
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
     calibration,
-    chance_calibration_error,
     class_report,
     confusion,
-    expected_calibration_error,
     score,
     softmax,
     with_label_names,
 )
 from ..modeling.models import ProductClassifier
+from ..modeling.temperature import calibration_facts
 from ..reports.training import ExplainFn, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.links import report_link
 from ..tracking.names import (
+    CALIBRATION_FILE,
     CLEANING_FILE,
     DESCRIPTION_TAG,
     DIGEST_TAG,
@@ -115,6 +115,10 @@ def log_results(
     run.log_table(predictions_table(dataset, logits), PREDICTIONS_FILE)
     certainty = calibration(labels, logits)
     run.log_table(certainty, "test/calibration.csv")
+    calibrated = calibration_facts(
+        labels, logits * np.float32(test.temperature.value), logits, test.temperature
+    )
+    run.log_text(json.dumps(calibrated, indent=1) + "\n", CALIBRATION_FILE)
     rows = dataset.rows(TEST)
     facts = TrainingFacts(
         title=f"Training of {config.model}",
@@ -131,8 +135,7 @@ def log_results(
         class_scores=report,
         counts=counts,
         calibration=certainty,
-        calibration_error=expected_calibration_error(certainty),
-        chance_error=chance_calibration_error(certainty),
+        calibrated=calibrated,
         subsets=_with_and_without_copy(dataset, labels, logits),
         label_names=list(model.label_names),
     )

@@ -92,12 +92,13 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     model = context.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, TRIAL_WEIGHTS_FILE))
     model.tta = config.tta
-    labels, logits = context.test(model)
+    labels, logits, temperature = context.test(model)
     history = read_table(trial.run_id, TRIAL_HISTORY_FILE).apply(pd.to_numeric)
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
     names = ("epoch", "val_accuracy", config.monitor)
     scores = {f"best_{name}": float(best[name]) for name in names}
-    test = TestResult(labels, logits, {**scores, **scores_of_test(labels, logits)})
+    scores |= {**scores_of_test(labels, logits), "temperature": temperature.value}
+    test = TestResult(labels, logits, scores, temperature)
     return Tested(trial, config, model.eval(), history, test)
 
 

@@ -93,6 +93,7 @@ def cross_validate(
             if config.refit:
                 epochs = round(pooled.scores["cv_best_epoch"])
                 model = train_on_all(config, context, epochs, run)
+                model.temperature = pooled.temperature.value
                 run.log_model(model, pooled.scores, config.serialization)
             seconds = time.monotonic() - started
             run.log_tags({DESCRIPTION_TAG: _description(run, pooled, context, config, seconds)})
