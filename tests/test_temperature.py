@@ -93,8 +93,8 @@ def test_a_training_calibrates_what_it_logs(make_catalog: MakeCatalog) -> None:
     options = {"data": str(folder), "model": "cnn", "image_size": "32", "epochs": "2"}
     options |= {"batch_size": "16", "tta": "true", "min_group": "3"}
     result = train(resolve(TrainConfig, options))
-    run = mlflow.get_run(result.run_id)
-    value = run.data.metrics["temperature"]
+    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{result.run_id}/test/calibration.json"))
+    value = facts["temperature"]
     assert value != 1
     test = torch.from_numpy(result.dataset.photos(result.dataset.rows("test"))).permute(0, 3, 1, 2)
     logged = mlflow.pytorch.load_model(result.uri)
@@ -108,8 +108,6 @@ def test_a_training_calibrates_what_it_logs(make_catalog: MakeCatalog) -> None:
         shown = torch.from_numpy(result.dataset.photos(np.arange(5))).permute(0, 3, 1, 2)
         best = result.model.eval()(shown).softmax(1).amax(1)
     np.testing.assert_allclose(answers["probability"].astype(float), best, atol=1e-3)
-    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{result.run_id}/test/calibration.json"))
-    assert facts["temperature"] == pytest.approx(value)
     assert {"error_before", "chance_before", "error_after", "chance_after"} <= facts.keys()
 
 

@@ -21,7 +21,13 @@ from .pages import (
     render,
     shortened,
 )
-from .training_figures import calibration_figure, confusion_figure, f1_figure, learning_curve
+from .training_figures import (
+    calibration_figure,
+    confusion_figure,
+    f1_figure,
+    learning_curve,
+    stranger_figure,
+)
 
 # Photos, (n, S, S, 3) uint8, and their predicted classes (n,) -> heat maps (n, S, S) 0..1, or None.
 ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -32,6 +38,20 @@ _FEW_PHOTOS = 5
 _MOST_EPOCHS = 5
 _LARGE_GAP = 0.1
 _UNDERFIT = 0.5
+
+
+@dataclass(frozen=True)
+class StrangerFacts:
+    """How well photos of no label group are told.
+
+    :ivar words: the result in sentences.
+    :ivar curve: columns known_kept, accuracy and, where measured, strangers_accepted (shares).
+    :ivar accepted: the share of strangers that get a label group; None if it is not measured.
+    """
+
+    words: Sequence[str]
+    curve: pd.DataFrame
+    accepted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class TrainingFacts:
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
     :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
         place of those of a single training.
+    :ivar strangers: photos of other label groups.
     :ivar folds: the results of the folds of a cross-validation.
     """
 
@@ -77,6 +98,7 @@ class TrainingFacts:
     headline: Sequence[tuple[str, str]] = ()
     learned: str = ""
     folds: Table | None = None
+    strangers: StrangerFacts | None = None
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -112,6 +134,7 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
             "Accuracy of predictions by their probability.",
             _calibration_text(facts),
         ),
+        strangers=_strangers(facts.strangers),
         subsets=_subset_table(facts),
         mistakes=_gallery(facts, mistakes, "Most confident mistakes", _MISTAKES, len(wrong)),
         attention=_attention(facts, mistakes[:_MOST_TILES], predicted, explain),
@@ -284,6 +307,17 @@ def _calibration_text(facts: TrainingFacts) -> str:
     if bias > 0:
         return size + f"Probabilities are {points} too high on average."
     return size + f"Probabilities are {points} too low on average."
+
+
+def _strangers(found: StrangerFacts | None) -> Picture | str:
+    """The curve of strangers with the result in words; without a curve, the words."""
+    if found is None:
+        return ""
+    text = " ".join(f"{words[0].upper()}{words[1:]}." for words in found.words)
+    if not len(found.curve):
+        return text
+    alt = "Accuracy of the kept test photos, and share of strangers accepted, by share kept."
+    return figure_picture(stranger_figure(found.curve), alt, text)
 
 
 def _subset_table(facts: TrainingFacts) -> Table | None:

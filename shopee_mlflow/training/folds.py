@@ -36,7 +36,7 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import Run, close_run, open_run, runs_with_tag
 from .context import TrainingContext
 from .results import log_data, predictions_table
-from .session import TrainingSession
+from .session import TestResult, TrainingSession
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class FoldResult:
 
     :ivar name: fold1, fold2, ...
     :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
+    :ivar temperature: by which the logits are divided.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
     :ivar history: one row per epoch.
     """
@@ -57,6 +58,7 @@ class FoldResult:
     logits: np.ndarray = field(repr=False)
     scores: Mapping[str, float]
     history: pd.DataFrame = field(repr=False)
+    temperature: float = 1.0
 
 
 def run_folds(
@@ -126,7 +128,7 @@ def _run_fold(
         session.fit(_EpochBar(name, config.epochs))
         test = session.test()
         history = session.history_table()
-        run.log_weights({"logits": torch.from_numpy(test.logits)}, FOLD_LOGITS_FILE)
+        run.log_weights(_weights(test), FOLD_LOGITS_FILE)
         run.log_table(predictions_table(data, test.logits), PREDICTIONS_FILE)
         run.log_table(history, HISTORY_FILE)
         run.log_metrics(test.scores)
@@ -134,7 +136,17 @@ def _run_fold(
         f"{name} of {config.folds}: test accuracy {test.scores['test_accuracy']:.1%} of "
         f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of {len(history)}"
     )
-    return FoldResult(name, run.run_id, data.rows(TEST), test.logits, test.scores, history)
+    temperature = test.temperature.value
+    return FoldResult(
+        name, run.run_id, data.rows(TEST), test.logits, test.scores, history, temperature
+    )
+
+
+def _weights(test: TestResult) -> dict[str, torch.Tensor]:
+    return {
+        "logits": torch.from_numpy(test.logits),
+        "temperature": torch.tensor(test.temperature.value, dtype=torch.float64),
+    }
 
 
 def _owner() -> dict[str, str]:
@@ -162,9 +174,12 @@ def _finished(parent: RunLog, datasets: Mapping[str, Dataset]) -> dict[str, Fold
 def _read(run: Run, name: str, data: Dataset) -> FoldResult:
     run_id, rows = run.info.run_id, data.rows(TEST)
     # The order of rows in the catalogue may have changed.
-    logits = read_weights(run_id, FOLD_LOGITS_FILE)["logits"].numpy()
+    stored = read_weights(run_id, FOLD_LOGITS_FILE)
+    logits = stored["logits"].numpy()
+    # Folds of earlier versions have no temperature.
+    temperature = float(stored.get("temperature", torch.tensor(1.0)))
     images = read_table(run_id, PREDICTIONS_FILE)["image"]
     place = pd.Series(range(len(images)), index=images)
     logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
     history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
-    return FoldResult(name, run_id, rows, logits, run.data.metrics, history)
+    return FoldResult(name, run_id, rows, logits, run.data.metrics, history, temperature)

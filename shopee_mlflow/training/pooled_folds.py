@@ -77,8 +77,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     uncalibrated = np.zeros_like(logits)
     for fold in results:
         logits[fold.rows] = fold.logits
-        # Folds of earlier versions have no temperature.
-        uncalibrated[fold.rows] = fold.logits * np.float32(fold.scores.get("temperature", 1.0))
+        uncalibrated[fold.rows] = fold.logits * np.float32(fold.temperature)
     labels, predicted = data.frame["label"].to_numpy(np.int64), logits.argmax(axis=1)
     sets = copy_sets(data.frame).to_numpy()
     values = score(labels, logits)

@@ -24,8 +24,9 @@ from ..modeling.metrics import (
     with_label_names,
 )
 from ..modeling.models import ProductClassifier
+from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import calibration_facts
-from ..reports.training import ExplainFn, TrainingFacts, training_page
+from ..reports.training import ExplainFn, StrangerFacts, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.links import report_link
 from ..tracking.names import (
@@ -39,6 +40,9 @@ from ..tracking.names import (
     PREDICTIONS_FILE,
     PROFILE_FILE,
     REPORT_FILE,
+    STRANGER_CURVE_FILE,
+    STRANGER_PHOTOS_FILE,
+    STRANGERS_FILE,
 )
 from ..tracking.run_log import RunLog
 from .naming import changed_options
@@ -136,10 +140,24 @@ def log_results(
         counts=counts,
         calibration=certainty,
         calibrated=calibrated,
+        strangers=_log_strangers(run, test.strangers),
         subsets=_with_and_without_copy(dataset, labels, logits),
         label_names=list(model.label_names),
     )
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
+
+
+def _log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
+    """Log the measurement of a detector of strangers; returns what the page shows of it."""
+    if not found.words:
+        return None
+    facts = {**found.facts, "words": found.words}
+    run.log_text(json.dumps(facts, indent=1) + "\n", STRANGERS_FILE)
+    if len(found.photos):
+        run.log_table(found.photos, STRANGER_PHOTOS_FILE)
+    if len(found.curve):
+        run.log_table(found.curve, STRANGER_CURVE_FILE)
+    return StrangerFacts(found.words, found.curve, found.facts.get("strangers_accepted"))
 
 
 def _with_and_without_copy(

@@ -14,16 +14,18 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from ..config import TrainConfig
+from ..config import AUTO, TrainConfig
 from ..console import say
 from ..errors import CheckpointError
 from ..modeling.epochs import BestEpoch, Epoch, epochs_without_progress
 from ..modeling.metrics import scores_of_test
+from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import Temperature
 from ..tracking.run_log import RunLog
 from ..tracking.signals import Stopped, graceful_stop
 from .checkpoints import CheckpointWriter, ResumeState, check_facts, training_facts
 from .context import TrainingContext
+from .refusal import attach_detector
 from .trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -46,13 +48,16 @@ class TestResult:
     :ivar labels: (T,) int64, in the order of the split.
     :ivar logits: (T, C) float32, in the same order, divided by the temperature.
     :ivar scores: of the best epoch (best_epoch, best_val_accuracy) and of the test split
-        (test_accuracy, test_accuracy_low, test_accuracy_high, test_loss), and the temperature.
+        (test_accuracy, test_accuracy_low, test_accuracy_high, test_loss), and
+        strangers_accepted, the share of photos of other label groups that get one, if measured.
+    :ivar strangers: the detector of these photos, and its measurement.
     """
 
     labels: np.ndarray
     logits: np.ndarray
     scores: dict[str, float]
     temperature: Temperature = field(default_factory=Temperature)
+    strangers: StrangerResult = field(default_factory=StrangerResult)
 
 
 class TrainingSession:
@@ -129,12 +134,19 @@ class TrainingSession:
                     return
 
     def test(self) -> TestResult:
-        """Load the best weights, calibrate them on val, and predict the test split once."""
+        """Load the best weights, calibrate them on val, and predict the test split once.
+
+        The model gets a detector of strangers, unless ``unknown`` is none.
+        """
         self.load_best()
         labels, logits, temperature = self.context.test(self.model, self.inputs)
         scores = {**self.best.scores(), **scores_of_test(labels, logits)}
-        scores["temperature"] = temperature.value
-        return TestResult(labels, logits, scores, temperature)
+        found = StrangerResult()
+        if self.config.unknown == AUTO:
+            found = attach_detector(self.context, self.model, self.inputs)
+        if "strangers_accepted" in found.facts:
+            scores["strangers_accepted"] = found.facts["strangers_accepted"]
+        return TestResult(labels, logits, scores, temperature, found)
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch, ready to predict."""

@@ -97,7 +97,7 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
     names = ("epoch", "val_accuracy", config.monitor)
     scores = {f"best_{name}": float(best[name]) for name in names}
-    scores |= {**scores_of_test(labels, logits), "temperature": temperature.value}
+    scores |= scores_of_test(labels, logits)
     test = TestResult(labels, logits, scores, temperature)
     return Tested(trial, config, model.eval(), history, test)
 
