@@ -16,8 +16,8 @@ from conftest import MakeCatalog, draw_photo, write_csv
 from html_page import read_page
 from torch import nn
 
-from shopee_mlflow import Classifier, TrainConfig, train
-from shopee_mlflow.config import resolve
+from shopee_mlflow import Classifier, TrainConfig, cross_validate, train
+from shopee_mlflow.config import CrossValidateConfig, resolve
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.modeling.models import ProductClassifier, StrangerDetector
@@ -154,12 +154,12 @@ def test_weights_are_the_same_with_a_detector() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
-    """Three groups of 70 photos of one colour each, and four groups of six other photos."""
+    """Three groups of 110 photos of one colour each, and four groups of six other photos."""
     base = tmp_path_factory.mktemp("strangers")
     folder = base / "shop" / "train_images"
     folder.mkdir(parents=True)
     rows = []
-    for group, count in enumerate([70] * 3 + [6] * 4):
+    for group, count in enumerate([110] * 3 + [6] * 4):
         for number in range(count):
             image = f"g{group}n{number:02}.png"
             draw_photo(group, number).save(folder / image)
@@ -283,3 +283,26 @@ def test_a_stranger_is_no_photo_of_a_kept_group(make_catalog: MakeCatalog) -> No
     left = set(data.left_out["image"])
     assert set(data.classes) == {"group0", "group1", "group2"}
     assert left == {f"g3n{n}.png" for n in (0, 2, 3, 4, 5)} | {f"g4n{n}.png" for n in range(1, 6)}
+
+
+def test_a_program_says_that_it_names_a_group_always(
+    trained: tuple[TrainResult, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**OPTIONS, "data": str(trained[1].parent), "serialization": "pt2"}
+    result = train(resolve(TrainConfig, options))
+    assert "strangers are not refused: serialization=pt2" in capsys.readouterr().out
+    assert "known_score" not in Classifier.load(result.uri).predict(str(trained[1]))
+
+
+def test_the_final_model_of_a_cross_validation_refuses_strangers(
+    trained: tuple[TrainResult, Path],
+) -> None:
+    options = {**OPTIONS, "data": str(trained[1].parent), "folds": 3, "refit": "true", "epochs": 1}
+    result = cross_validate(resolve(CrossValidateConfig, options))
+    assert result.model is not None
+    assert result.model.detector is not None
+    assert result.model.temperature != 1
+    assert len(result.model.detector.known) == len(result.predictions)
+    assert 0 <= result.scores["cv_strangers_accepted"] <= 1
+    facts = json.loads(mlflow.artifacts.load_text(f"runs:/{result.run_id}/cv/calibration.json"))
+    assert facts["temperature"] == pytest.approx(result.model.temperature)

@@ -59,6 +59,10 @@ class StrangerResult:
     curve: pd.DataFrame = field(default_factory=pd.DataFrame)
     photos: pd.DataFrame = field(default_factory=pd.DataFrame)
 
+    def scores(self) -> dict[str, float]:
+        """The metric of a run: strangers_accepted, if it is measured."""
+        return {name: self.facts[name] for name in ("strangers_accepted",) if name in self.facts}
+
 
 def detect_strangers(
     train: Embedded,
@@ -88,7 +92,7 @@ def detect_strangers(
                 f"threshold, which needs {FEWEST_VAL}"
             ]
         )
-    reference = _reference_half(frame["label_group"].tolist(), seed)
+    reference = reference_half(frame["label_group"].tolist(), seed)
     # The threshold needs both halves to be measured.
     measured = ~reference & reference.any()
     detector = _fitted(train, val, strangers.embeddings[reference])
@@ -102,7 +106,7 @@ def detect_strangers(
     )
 
 
-def _reference_half(groups: Sequence[str], seed: int) -> np.ndarray:
+def reference_half(groups: Sequence[str], seed: int) -> np.ndarray:
     """(N,) bool: a half of the photos by label groups; all False for fewer than two groups."""
     chosen = np.zeros(len(groups), bool)
     names = np.array(groups, dtype=object)

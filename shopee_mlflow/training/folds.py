@@ -35,7 +35,8 @@ from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import Run, close_run, open_run, runs_with_tag
 from .context import TrainingContext
-from .results import log_data, predictions_table
+from .refusal import attach_final_detector
+from .results import log_data, log_strangers, predictions_table
 from .session import TestResult, TrainingSession
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class FoldResult:
     :ivar name: fold1, fold2, ...
     :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
     :ivar temperature: by which the logits are divided.
+    :ivar threshold: of its detector of strangers; None without one.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
     :ivar history: one row per epoch.
     """
@@ -59,6 +61,7 @@ class FoldResult:
     scores: Mapping[str, float]
     history: pd.DataFrame = field(repr=False)
     temperature: float = 1.0
+    threshold: float | None = None
 
 
 def run_folds(
@@ -83,9 +86,15 @@ def run_folds(
 
 
 def train_on_all(
-    config: CrossValidateConfig, context: TrainingContext, epochs: int, parent: RunLog
+    config: CrossValidateConfig,
+    context: TrainingContext,
+    epochs: int,
+    parent: RunLog,
+    threshold: float | None = None,
 ) -> ProductClassifier:
     """Train the final model on all photos, without validation, in a child run.
+
+    :param threshold: of its detector of strangers; None: it gets none.
 
     The learning rate follows the schedule of ``config.epochs``, as in the folds.
 
@@ -99,6 +108,8 @@ def train_on_all(
         session = TrainingSession(config, context.with_dataset(everything), run)
         session.fit(_EpochBar("final model", epochs), lambda epoch: epoch.number >= epochs)
         session.load_best()
+        if threshold is not None:
+            attach_final_detector(session.context, session.model, session.inputs, threshold)
         run.log_table(session.history_table(), HISTORY_FILE)
     return session.model
 
@@ -132,21 +143,33 @@ def _run_fold(
         run.log_table(predictions_table(data, test.logits), PREDICTIONS_FILE)
         run.log_table(history, HISTORY_FILE)
         run.log_metrics(test.scores)
+        log_strangers(run, test.strangers)
     say(
         f"{name} of {config.folds}: test accuracy {test.scores['test_accuracy']:.1%} of "
-        f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of {len(history)}"
+        f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of "
+        f"{len(history)}",
+        *test.strangers.words[-1:],
     )
-    temperature = test.temperature.value
+    detector = test.strangers.detector
     return FoldResult(
-        name, run.run_id, data.rows(TEST), test.logits, test.scores, history, temperature
+        name,
+        run.run_id,
+        data.rows(TEST),
+        test.logits,
+        test.scores,
+        history,
+        test.temperature.value,
+        detector.threshold if detector else None,
     )
 
 
 def _weights(test: TestResult) -> dict[str, torch.Tensor]:
-    return {
-        "logits": torch.from_numpy(test.logits),
-        "temperature": torch.tensor(test.temperature.value, dtype=torch.float64),
-    }
+    """The logits of a fold, and the numbers that the final model needs."""
+    numbers = {"temperature": test.temperature.value}
+    if test.strangers.detector:
+        numbers["threshold"] = test.strangers.detector.threshold
+    stored = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    return {"logits": torch.from_numpy(test.logits), **stored}
 
 
 def _owner() -> dict[str, str]:
@@ -176,10 +199,11 @@ def _read(run: Run, name: str, data: Dataset) -> FoldResult:
     # The order of rows in the catalogue may have changed.
     stored = read_weights(run_id, FOLD_LOGITS_FILE)
     logits = stored["logits"].numpy()
-    # Folds of earlier versions have no temperature.
+    # Folds of earlier versions have neither.
     temperature = float(stored.get("temperature", torch.tensor(1.0)))
+    threshold = float(stored["threshold"]) if "threshold" in stored else None
     images = read_table(run_id, PREDICTIONS_FILE)["image"]
     place = pd.Series(range(len(images)), index=images)
     logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
     history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
-    return FoldResult(name, run_id, rows, logits, run.data.metrics, history, temperature)
+    return FoldResult(name, run_id, rows, logits, run.data.metrics, history, temperature, threshold)

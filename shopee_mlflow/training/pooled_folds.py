@@ -55,6 +55,8 @@ class PooledFolds:
     :ivar history: one row per epoch, means over the folds that trained so long.
     :ivar temperature: of the final model, fitted on the predictions of all photos.
     :ivar calibrated: calibration errors before and after the temperatures of the folds.
+    :ivar threshold: of the final model's detector of strangers, the mean of the folds; None unless
+        all folds have one.
     """
 
     logits: np.ndarray = field(repr=False)
@@ -64,6 +66,7 @@ class PooledFolds:
     history: pd.DataFrame = field(repr=False)
     temperature: Temperature
     calibrated: dict[str, float | str] = field(repr=False)
+    threshold: float | None = None
 
 
 def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
@@ -88,6 +91,10 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     for name in ("best_val_accuracy", "best_epoch"):
         values[name] = float(np.mean([fold.scores[name] for fold in results]))
     temperature = fit_temperature(labels, uncalibrated)
+    accepted = [fold.scores.get("strangers_accepted") for fold in results]
+    if measured := [share for share in accepted if share is not None]:
+        values["strangers_accepted"] = float(np.mean(measured))
+    thresholds = [fold.threshold for fold in results if fold.threshold is not None]
     histories = pd.concat([fold.history for fold in results])
     return PooledFolds(
         logits,
@@ -100,6 +107,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
             **calibration_facts(labels, uncalibrated, logits, temperature),
             "words": "each fold has a temperature, fitted on its validation photos",
         },
+        float(np.mean(thresholds)) if len(thresholds) == len(results) else None,
     )
 
 

@@ -7,29 +7,47 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..config import NONE, TrainConfig
 from ..data.batches import Batches, PixelSource, Source
 from ..data.left_out_photos import Strangers, decode_left_out
 from ..data.splits import TEST, TRAIN, VAL
-from ..modeling.models import ProductClassifier
+from ..modeling.models import ProductClassifier, StrangerDetector
 from ..modeling.scoring import predict_logits
-from ..modeling.strangers import Embedded, StrangerResult, detect_strangers, reference_rows
+from ..modeling.strangers import (
+    Embedded,
+    StrangerResult,
+    detect_strangers,
+    reference_half,
+    reference_rows,
+)
 from .context import EVALUATION_BATCH, TrainingContext, TrainingInputs
 
 
 def attach_detector(
-    context: TrainingContext, model: ProductClassifier, inputs: TrainingInputs | None = None
+    config: TrainConfig,
+    context: TrainingContext,
+    model: ProductClassifier,
+    inputs: TrainingInputs | None = None,
 ) -> StrangerResult:
     """Give a calibrated model a detector of strangers, in every process, and measure it.
+
+    It gets none with ``unknown`` none, and none if it is stored as pt2, which returns logits only.
 
     :param inputs: the model's training inputs, to use cached activations; None: the whole model
         runs.
     """
-    data, embedder = context.dataset, _Embedder(context, model, inputs)
+    if config.unknown == NONE:
+        return StrangerResult()
+    if config.serialization == "pt2":
+        return StrangerResult(
+            words=["strangers are not refused: serialization=pt2 stores a program of logits only"]
+        )
+    data, embedder = context.dataset, Embedder(context, model, inputs)
     chosen = data.rows(TRAIN)
     labels = data.frame["label"].to_numpy(np.int64)
     train = embedder.rows(chosen[reference_rows(labels[chosen])])
     val, test = embedder.rows(data.rows(VAL)), embedder.rows(data.rows(TEST))
-    strangers = _strangers(context)
+    strangers = left_out_photos(context)
     others = embedder.photos(strangers.pixels)
     seed = data.config.split_seed
     result = detect_strangers(train, val, test, others, strangers.frame, data.classes, seed)
@@ -37,7 +55,22 @@ def attach_detector(
     return result
 
 
-def _strangers(context: TrainingContext) -> Strangers:
+def attach_final_detector(
+    context: TrainingContext, model: ProductClassifier, inputs: TrainingInputs, threshold: float
+) -> None:
+    """Give a model that was trained on all photos a detector with the threshold of the folds."""
+    data, embedder = context.dataset, Embedder(context, model, inputs)
+    labels = data.frame["label"].to_numpy(np.int64)
+    known = embedder.rows(reference_rows(labels)).embeddings
+    strangers = left_out_photos(context)
+    others = embedder.photos(strangers.pixels).embeddings
+    others = others[reference_half(strangers.frame["label_group"].tolist(), data.config.split_seed)]
+    detector = StrangerDetector(torch.from_numpy(known), torch.from_numpy(others), threshold)
+    model.detector = detector.to(context.machine.device)
+
+
+def left_out_photos(context: TrainingContext) -> Strangers:
+    """The decoded photos of left-out label groups; none if no group is left out."""
     data = context.dataset
     if not len(data.left_out):
         size = data.config.image_size
@@ -46,7 +79,7 @@ def _strangers(context: TrainingContext) -> Strangers:
     return decode_left_out(data.left_out, data.config, set(data.frame["content"]))
 
 
-class _Embedder:
+class Embedder:
     """Embeddings and calibrated logits of a model's photos."""
 
     def __init__(

@@ -140,14 +140,14 @@ def log_results(
         counts=counts,
         calibration=certainty,
         calibrated=calibrated,
-        strangers=_log_strangers(run, test.strangers),
+        strangers=log_strangers(run, test.strangers),
         subsets=_with_and_without_copy(dataset, labels, logits),
         label_names=list(model.label_names),
     )
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
 
 
-def _log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
+def log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
     """Log the measurement of a detector of strangers; returns what the page shows of it."""
     if not found.words:
         return None

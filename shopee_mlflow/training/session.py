@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, TrainConfig
+from ..config import TrainConfig
 from ..console import say
 from ..errors import CheckpointError
 from ..modeling.epochs import BestEpoch, Epoch, epochs_without_progress
@@ -141,11 +141,8 @@ class TrainingSession:
         self.load_best()
         labels, logits, temperature = self.context.test(self.model, self.inputs)
         scores = {**self.best.scores(), **scores_of_test(labels, logits)}
-        found = StrangerResult()
-        if self.config.unknown == AUTO:
-            found = attach_detector(self.context, self.model, self.inputs)
-        if "strangers_accepted" in found.facts:
-            scores["strangers_accepted"] = found.facts["strangers_accepted"]
+        found = attach_detector(self.config, self.context, self.model, self.inputs)
+        scores |= found.scores()
         return TestResult(labels, logits, scores, temperature, found)
 
     def load_best(self) -> None:

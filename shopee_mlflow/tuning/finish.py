@@ -12,12 +12,14 @@ import yaml
 from ..config import TrainConfig
 from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
+from ..modeling.strangers import StrangerResult
 from ..options import as_text
 from ..reports.comparison_statistics import chance_line
 from ..reports.figure_text import measure_name
 from ..tracking.mlflow_run_log import read_table, read_weights
 from ..tracking.names import TRIAL_HISTORY_FILE, TRIAL_WEIGHTS_FILE
 from ..training.context import TrainingContext
+from ..training.refusal import attach_detector
 from ..training.session import TestResult
 from .space import SearchPlan
 from .study import Search
@@ -85,8 +87,13 @@ def score_references(search: Search, context: TrainingContext, best: Tested) -> 
     ]
 
 
-def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
-    """Load the weights of a trial's best epoch and score the test split."""
+def score_trial(
+    plan: SearchPlan, context: TrainingContext, trial: TrialResult, *, final: bool = False
+) -> Tested:
+    """Load the weights of a trial's best epoch and score the test split.
+
+    :param final: whether the model will be logged; it then gets a detector of strangers.
+    """
     assert trial.run_id is not None
     config = plan.trial_config(trial.values)
     model = context.new_model(config)
@@ -97,8 +104,9 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
     names = ("epoch", "val_accuracy", config.monitor)
     scores = {f"best_{name}": float(best[name]) for name in names}
-    scores |= scores_of_test(labels, logits)
-    test = TestResult(labels, logits, scores, temperature)
+    strangers = attach_detector(config, context, model) if final else StrangerResult()
+    scores |= {**scores_of_test(labels, logits), **strangers.scores()}
+    test = TestResult(labels, logits, scores, temperature, strangers)
     return Tested(trial, config, model.eval(), history, test)
 
 

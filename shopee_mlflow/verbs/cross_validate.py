@@ -92,7 +92,7 @@ def cross_validate(
             log_pooled(run, pooled, data, config, context.label_names)
             if config.refit:
                 epochs = round(pooled.scores["cv_best_epoch"])
-                model = train_on_all(config, context, epochs, run)
+                model = train_on_all(config, context, epochs, run, pooled.threshold)
                 model.temperature = pooled.temperature.value
                 run.log_model(model, pooled.scores, config.serialization)
             seconds = time.monotonic() - started

@@ -130,7 +130,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
-    best = score_trial(plan, context, found)
+    best = score_trial(plan, context, found, final=True)
     references = score_references(search, context, best)
     log_results(run, context.dataset, best.model, best.config, best.history, best.test)
     for reference in references:
