@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
@@ -73,11 +74,12 @@ def measure(
 ) -> list[dict[str, object]]:
     """One row for each score and choice of halves; thresholds keep 95 % of val."""
     rows: list[dict[str, object]] = []
+    mahalanobis = _mahalanobis(train)
     for seed in range(_HALVES):
         half = reference_half(groups, seed)
         references = Embedded(strangers.embeddings[half], strangers.logits[half], strangers.labels)
         measured = Embedded(strangers.embeddings[~half], strangers.logits[~half], strangers.labels)
-        for name, score in scores(train, references).items():
+        for name, score in scores(train, references, mahalanobis).items():
             known, others = score(test), score(measured)
             limit = np.quantile(score(val), 0.05, method="lower")
             truth = np.r_[np.ones(len(known)), np.zeros(len(others))]
@@ -93,18 +95,9 @@ def measure(
     return rows
 
 
-def scores(train: Embedded, references: Embedded) -> Mapping[str, Score]:
+def scores(train: Embedded, references: Embedded, mahalanobis: Score) -> Mapping[str, Score]:
     """Name -> photos -> scores, higher for known photos."""
     known, others = _directions(train.embeddings), _directions(references.embeddings)
-    means = np.stack(
-        [train.embeddings[train.labels == c].mean(axis=0) for c in np.unique(train.labels)]
-    )
-    precision = LedoitWolf().fit(train.embeddings - means[train.labels]).precision_
-
-    def mahalanobis(photos: Embedded) -> np.ndarray:
-        away = photos.embeddings[:, None] - means[None]
-        distances: np.ndarray = np.einsum("ncd,de,nce->nc", away, precision, away).min(axis=1)
-        return -distances
 
     def nearest(photos: Embedded, among: np.ndarray, k: int = 1) -> np.ndarray:
         similar = np.sort(_directions(photos.embeddings) @ among.T, axis=1)
@@ -139,6 +132,21 @@ def scores(train: Embedded, references: Embedded) -> Mapping[str, Score]:
             + logsumexp(photos.logits, axis=1) / 4
         ),
     }
+
+
+def _mahalanobis(train: Embedded) -> Score:
+    """Minus the Mahalanobis distance to the nearest class mean, with a shared covariance."""
+    means = np.stack(
+        [train.embeddings[train.labels == c].mean(axis=0) for c in np.unique(train.labels)]
+    )
+    precision = LedoitWolf().fit(train.embeddings - means[train.labels]).precision_
+    whitened = np.linalg.cholesky(precision)
+
+    def score(photos: Embedded) -> np.ndarray:
+        distances: np.ndarray = cdist(photos.embeddings @ whitened, means @ whitened).min(axis=1)
+        return -distances
+
+    return score
 
 
 def _directions(embeddings: np.ndarray) -> np.ndarray:
