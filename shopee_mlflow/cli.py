@@ -305,6 +305,13 @@ def compare_command(runs: str, **options: Any) -> None:
 )
 @click.option("--top-k", default=1, show_default=True, type=click.IntRange(1))
 @click.option(
+    "--unknown",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "none"]),
+    help="Photos of no label group; auto: answer unknown if the model can; none: always a group.",
+)
+@click.option(
     "--workers", default=0, show_default=True, type=click.IntRange(0), help="0: all cores."
 )
 def predict_command(out: Path, **options: Any) -> None:

@@ -308,6 +308,13 @@ class TrainConfig(DataConfig):
         "test-time augmentation: average over a photo and its mirror image; twice the time",
         Role.DATA,
     )
+    unknown: str = option(
+        AUTO,
+        "photos of no label group; auto: the model answers unknown below a threshold, which is "
+        "measured on photos of left-out label groups; none: it always names a label group",
+        Role.RECORD,
+        choices=(AUTO, NONE),
+    )
     device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP, begins=Group.RUNNING)
     nproc: int = option(
         1,

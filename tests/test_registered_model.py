@@ -407,7 +407,7 @@ def test_the_logged_model_is_hardly_larger_than_its_weights(
     assert not any(file.suffix in (".pyc", ".png", ".jpg") for file in files)
     state = run.result.model.state_dict().values()
     weights = sum(value.nbytes for value in state)
-    assert sum(file.stat().st_size for file in files) < weights + 2**20
+    assert sum(file.stat().st_size for file in files) < weights + 1.25 * 2**20
 
 
 @pytest.mark.parametrize("serialization", ["pickle", "pt2"])

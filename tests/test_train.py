@@ -90,6 +90,8 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
         "test/report.csv",
         "test/predictions.csv",
         "test/calibration.csv",
+        "test/calibration.json",
+        "test/strangers.json",
         "report.html",
     }
 

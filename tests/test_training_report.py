@@ -21,11 +21,10 @@ from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import resolve
 from shopee_mlflow.modeling.metrics import (
     calibration,
-    chance_calibration_error,
     class_report,
     confusion,
-    expected_calibration_error,
 )
+from shopee_mlflow.modeling.temperature import Temperature, calibration_facts
 from shopee_mlflow.reports.pages import figure_picture
 from shopee_mlflow.reports.training import TrainingFacts, training_page
 from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure, mistakes_figure
@@ -92,8 +91,7 @@ def facts(
         "class_scores": class_report(labels, predicted, classes),
         "counts": confusion(labels, predicted, classes),
         "calibration": table,
-        "calibration_error": expected_calibration_error(table),
-        "chance_error": chance_calibration_error(table),
+        "calibrated": calibration_facts(labels, logits, logits, Temperature()),
         "subsets": subsets or {},
     }
     return TrainingFacts(**{**given, **changes})

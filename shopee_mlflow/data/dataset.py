@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -31,6 +31,7 @@ from .cleaning import (
 )
 from .corrections import apply_corrections
 from .fold_splits import check_group_sizes, copy_sets
+from .left_out_photos import find_left_out
 from .pixel_cache import compute_phashes, hash_files, load_pixels
 from .plain_photos import clear_plain
 
@@ -56,6 +57,8 @@ class Dataset:
     :ivar digest: fingerprint of the manifest: photos, labels and splits.
     :ivar leaks: test photos with a copy in train, see the option ``near_bits``.
     :ivar config: the options with which it was loaded.
+    :ivar left_out: photos of label groups that were left out, as
+        :func:`~.left_out_photos.find_left_out` returns them; not decoded.
     """
 
     frame: pd.DataFrame
@@ -67,6 +70,7 @@ class Dataset:
     digest: str
     leaks: int
     config: DataConfig
+    left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -164,9 +168,9 @@ def load_dataset(
     catalog = load_catalog(config, watch)
     assert catalog.folder is not None
     cleaning = Cleaning(rows=len(catalog.rows), remarks=list(catalog.remarks))
-    frame = apply_corrections(catalog.rows, config.corrections, cleaning)
-    frame = drop_excluded(frame, config.exclude, cleaning)
-    frame = select_rows(frame, config.largest_groups, cleaning)
+    rows = apply_corrections(catalog.rows, config.corrections, cleaning)
+    rows = drop_excluded(rows, config.exclude, cleaning)
+    frame = select_rows(rows, config.largest_groups, cleaning)
     frame = locate_files(frame, catalog.folder, cleaning)
     # Errors that are certain are raised before decoding, which may take long.
     drop_small_groups(frame, config.min_group, copy.deepcopy(cleaning))
@@ -194,7 +198,9 @@ def load_dataset(
     )
     frame = _tie_copies(frame, decoded.values, config, cleaning)
     frame["split"] = _splits(frame, config, cleaning)
-    return _assemble(frame, decoded.values, cleaning, catalog.source, config)
+    dataset = _assemble(frame, decoded.values, cleaning, catalog.source, config)
+    left_out = find_left_out(rows, dataset.frame, catalog.folder, config)
+    return dataclasses.replace(dataset, left_out=left_out)
 
 
 def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> DataConfig:

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from ..config import AUTO
 from ..errors import ImageError
 from .models import ProductClassifier
 
 BATCH = 32
+# The answer for a photo that looks like no label group.
+UNKNOWN = "unknown"
 # Number of batches in memory: one in the network, the rest being decoded.
 _BATCHES_HELD = 3
 
@@ -33,11 +36,20 @@ class Prediction:
     :ivar labels: label groups, the most probable first; empty where the photo cannot be read.
     :ivar probabilities: the probabilities of these label groups.
     :ivar error: why the photo cannot be read; None if it was read.
+    :ivar known_score: below 0, the photo looks like none of the label groups; None where the model
+        has no detector of strangers.
+    :ivar refused: whether the answer is ``unknown`` for that reason.
     """
 
     labels: Sequence[str] = ()
     probabilities: Sequence[float] = ()
     error: str | None = None
+    known_score: float | None = None
+    refused: bool = False
+
+    def answers(self) -> list[str]:
+        """The label groups, the first one replaced by ``unknown`` if the photo is refused."""
+        return [UNKNOWN, *self.labels[1:]] if self.refused else list(self.labels)
 
 
 class Predictor:
@@ -55,6 +67,11 @@ class Predictor:
         self.network = FastClassifier(model, device)
         self.classes = list(classes)
 
+    @property
+    def has_detector(self) -> bool:
+        """Whether the model can answer ``unknown``."""
+        return getattr(self.network.model, "detector", None) is not None
+
     def predict(
         self,
         photos: Iterable[_Photo],
@@ -62,16 +79,18 @@ class Predictor:
         *,
         top_k: int = 1,
         workers: int = 0,
+        unknown: str = AUTO,
     ) -> Iterator[list[Prediction]]:
         """Yield the predictions of all photos in order, in lists of at most :data:`BATCH`.
 
         :param decode: photo -> (S, S, 3) uint8; runs in threads and may raise ImageError.
         :param top_k: how many label groups to name for each photo.
         :param workers: threads; 0: one per core.
+        :param unknown: ``auto``: refuse photos that look like no label group; ``none``: do not.
         """
         for decoded in decode_ahead(photos, decode, workers):
-            logits = self._logits([item for item in decoded if isinstance(item, np.ndarray)])
-            best = iter(self._most_probable(logits, top_k))
+            pixels = [item for item in decoded if isinstance(item, np.ndarray)]
+            best = self._predictions(pixels, top_k, refuse=unknown == AUTO)
             yield [
                 next(best) if isinstance(item, np.ndarray) else Prediction(error=str(item))
                 for item in decoded
@@ -100,17 +119,23 @@ class Predictor:
         # The model resizes, so any photo tells the number of features.
         return torch.cat(parts) if parts else self.network.embed(torch.zeros(1, 3, 8, 8))[:0]
 
-    def _logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
+    def _predictions(
+        self, pixels: Sequence[np.ndarray], k: int, refuse: bool
+    ) -> Iterator[Prediction]:
         if not pixels:
-            return torch.empty(0, len(self.classes))
-        return self.network(_images(pixels))
-
-    def _most_probable(self, logits: Tensor, k: int) -> Iterator[Prediction]:
+            return
+        logits, scores = self.network.answer(_images(pixels))
+        known = [None] * len(pixels) if scores is None else scores.tolist()
         # Stable, so that label groups of equal probability always come in the same order.
         ranked = logits.double().softmax(1).sort(dim=1, descending=True, stable=True)
         values, order = ranked.values[:, :k].tolist(), ranked.indices[:, :k].tolist()
-        for probabilities, positions in zip(values, order, strict=True):
-            yield Prediction([self.classes[i] for i in positions], probabilities)
+        for probabilities, positions, score in zip(values, order, known, strict=True):
+            yield Prediction(
+                [self.classes[i] for i in positions],
+                probabilities,
+                known_score=score,
+                refused=refuse and score is not None and score < 0,
+            )
 
 
 def decode_ahead(
@@ -191,6 +216,17 @@ class FastClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 on any device -> (N, classes) float32 logits on the CPU."""
         return self.model(images.to(self.device, non_blocking=True)).float().cpu()
+
+    @torch.inference_mode()
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and scores (N,) float32 on the CPU below 0 for photos of no label group.
+
+        The scores are None where the model has no detector.
+        """
+        if not isinstance(self.model, ProductClassifier):
+            return self(images), None
+        logits, scores = self.model.answer(images.to(self.device, non_blocking=True))
+        return logits.float().cpu(), None if scores is None else scores.cpu()
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

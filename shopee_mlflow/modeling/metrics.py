@@ -11,7 +11,7 @@ import pandas as pd
 
 # Metrics that a finished training logs: those of its best epoch, and score() of the test split.
 FINAL_METRICS = (
-    *("best_val_accuracy", "best_epoch"),
+    *("best_val_accuracy", "best_epoch", "strangers_accepted"),
     *("test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_loss"),
     *("test_macro_f1", "test_balanced_accuracy", "test_top5_accuracy"),
 )

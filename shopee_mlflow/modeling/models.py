@@ -28,12 +28,15 @@ class ProductClassifier(nn.Module):
     :ivar architecture: the name of the architecture.
     :ivar tta: test-time augmentation: in eval mode, predictions for a photo and its mirror image
         are averaged, which takes twice the time.
+    :ivar temperature: logits are divided by it, so that probabilities fit the accuracy.
+    :ivar detector: tells photos of no label group; None if there is none.
     """
 
     mean: Tensor
     std: Tensor
     # Defaults for models that were logged by earlier versions, which lack these attributes.
     tta = False
+    temperature = 1.0
     resize = "stretch"
     label_names: Sequence[str] = ()
 
@@ -63,6 +66,7 @@ class ProductClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.backbone = backbone
         self.head = head
+        self.detector: StrangerDetector | None = None
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize to ``image_size`` and normalise: any photo tensor -> (N, 3, S, S) float.
@@ -112,13 +116,65 @@ class ProductClassifier(nn.Module):
 
         :param images: (N, 3, H, W), uint8 0..255 or float 0..1, any H and W.
         """
-        logits: Tensor = self.head(self.embed(images))
+        return self._logits(images, self.embed(images))
+
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Photos -> logits as of :meth:`forward`, and scores (N,) float of :attr:`detector`.
+
+        A photo with a score below 0 belongs to no label group. None without a detector.
+        """
+        embeddings = self.embed(images)
+        # Models that were logged by earlier versions have no such attribute.
+        detector: StrangerDetector | None = getattr(self, "detector", None)
+        scores = None if detector is None else detector(embeddings)
+        return self._logits(images, embeddings), scores
+
+    def _logits(self, images: Tensor, embeddings: Tensor) -> Tensor:
+        logits: Tensor = self.head(embeddings)
         if not self.tta or self.training:
-            return logits
+            return self._calibrated(logits)
         mirrored = self.head(self.embed(images.flip(-1)))
         # float32, since log 2 is not exact in half precision.
         both = torch.stack([each.float().log_softmax(1) for each in (logits, mirrored)])
-        return both.logsumexp(0) - math.log(2)
+        return self._calibrated(both.logsumexp(0) - math.log(2))
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
+class StrangerDetector(nn.Module):
+    """Tells whether a photo looks like those of the label groups, by its nearest references.
+
+    :ivar known: (K, features) float16, directions of embeddings of training photos.
+    :ivar strangers: (M, features) float16, of photos of other label groups; M may be 0.
+    :ivar threshold: subtracted from the score, so that known photos are above 0.
+    """
+
+    known: Tensor
+    strangers: Tensor
+
+    def __init__(self, known: Tensor, strangers: Tensor, threshold: float = 0.0) -> None:
+        """
+        :param known: (K, features) embeddings; ``strangers`` (M, features).
+        """
+        super().__init__()
+        # Not persistent: a state dict holds the weights alone, which start other trainings.
+        for name, values in (("known", known), ("strangers", strangers)):
+            directions = F.normalize(values.float()).half()
+            self.register_buffer(name, directions, persistent=False)
+        self.threshold = threshold
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (N, features) -> scores (N,) float32.
+
+        The cosine similarity to the nearest known photo, minus that to the nearest stranger if
+        there are any, minus the threshold.
+        """
+        directions = F.normalize(embeddings.float())
+        score = (directions @ self.known.float().T).amax(1)
+        if len(self.strangers):
+            score = score - (directions @ self.strangers.float().T).amax(1)
+        return score - self.threshold
 
 
 class SmallCNN(nn.Module):

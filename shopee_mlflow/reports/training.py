@@ -22,7 +22,13 @@ from .pages import (
     render,
     shortened,
 )
-from .training_figures import calibration_figure, confusion_figure, f1_figure, learning_curve
+from .training_figures import (
+    calibration_figure,
+    confusion_figure,
+    f1_figure,
+    learning_curve,
+    stranger_figure,
+)
 
 # Photos, (n, S, S, 3) uint8, and their predicted classes (n,) -> heat maps (n, S, S) 0..1, or None.
 ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -33,6 +39,20 @@ _FEW_PHOTOS = 5
 _MOST_EPOCHS = 5
 _LARGE_GAP = 0.1
 _UNDERFIT = 0.5
+
+
+@dataclass(frozen=True)
+class StrangerFacts:
+    """How well photos of no label group are told.
+
+    :ivar words: the result in sentences.
+    :ivar curve: columns known_kept, accuracy and, where measured, strangers_accepted (shares).
+    :ivar accepted: the share of strangers that get a label group; None if it is not measured.
+    """
+
+    words: Sequence[str]
+    curve: pd.DataFrame
+    accepted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +70,12 @@ class TrainingFacts:
         label_name where it is known.
     :ivar counts: the confusion matrix.
     :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
-    :ivar chance_error: the calibration error expected by chance.
+    :ivar calibrated: the temperature and the calibration errors before and after it, as
+        :func:`shopee_mlflow.modeling.temperature.calibration_facts` returns them.
     :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
     :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
         place of those of a single training.
+    :ivar strangers: photos of other label groups.
     :ivar folds: the results of the folds of a cross-validation, and ``review``, the labels that
         they dispute.
     """
@@ -72,14 +94,14 @@ class TrainingFacts:
     class_scores: pd.DataFrame
     counts: pd.DataFrame
     calibration: pd.DataFrame
-    calibration_error: float
-    chance_error: float
+    calibrated: Mapping[str, float | str]
     subsets: Mapping[str, tuple[int, float, float, float]]
     label_names: Sequence[str] = ()
     headline: Sequence[tuple[str, str]] = ()
     learned: str = ""
     folds: Table | None = None
     review: LabelReview | None = None
+    strangers: StrangerFacts | None = None
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -116,6 +138,7 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
             "Accuracy of predictions by their probability.",
             _calibration_text(facts),
         ),
+        strangers=_strangers(facts.strangers),
         subsets=_subset_table(facts),
         mistakes=_gallery(facts, mistakes, "Most confident mistakes", _MISTAKES, len(wrong)),
         attention=_attention(facts, mistakes[:_MOST_TILES], predicted, explain),
@@ -275,9 +298,12 @@ def _calibration_text(facts: TrainingFacts) -> str:
     bias = float(((table["confidence"] - table["accuracy"]) * photos).sum())
     variance = float((table["confidence"] * (1 - table["confidence"]) * photos).sum())
     chance = 2 * (variance / int(table["photos"].sum())) ** 0.5
+    known = facts.calibrated
     size = (
-        f"Expected calibration error {facts.calibration_error:.1%}; a calibrated model has "
-        f"about {facts.chance_error:.1%} on so many photos by chance. "
+        f"Expected calibration error {known['error_after']:.1%}; a calibrated model has "
+        f"about {known['chance_after']:.1%} on so many photos by chance. Before calibration it was "
+        f"{known['error_before']:.1%} (by chance {known['chance_before']:.1%}): "
+        f"{known['words']}. "
     )
     if abs(bias) <= max(0.02, chance):
         return size + "On average, probabilities agree with the accuracy within chance."
@@ -285,6 +311,17 @@ def _calibration_text(facts: TrainingFacts) -> str:
     if bias > 0:
         return size + f"Probabilities are {points} too high on average."
     return size + f"Probabilities are {points} too low on average."
+
+
+def _strangers(found: StrangerFacts | None) -> Picture | str:
+    """The curve of strangers with the result in words; without a curve, the words."""
+    if found is None:
+        return ""
+    text = " ".join(f"{words[0].upper()}{words[1:]}." for words in found.words)
+    if not len(found.curve):
+        return text
+    alt = "Accuracy of the kept test photos, and share of strangers accepted, by share kept."
+    return figure_picture(stranger_figure(found.curve), alt, text)
 
 
 def _subset_table(facts: TrainingFacts) -> Table | None:

@@ -180,6 +180,25 @@ def calibration_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def stranger_figure(curve: pd.DataFrame) -> Figure:
+    """Accuracy of the kept test photos, and accepted strangers, by the share of photos kept.
+
+    :param curve: columns known_kept, accuracy and, where measured, strangers_accepted (shares).
+    """
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes, kept = figure.subplots(), curve["known_kept"]
+    axes.plot(kept, curve["accuracy"], color=TRAIN_COLOUR, label="accuracy of kept test photos")
+    if "strangers_accepted" in curve:
+        accepted = curve["strangers_accepted"]
+        axes.plot(kept, accepted, color=VAL_COLOUR, label="strangers that get a label group")
+    axes.axvline(0.95, color="0.5", linestyle=":", label="95 % kept")
+    axes.set(xlabel="share of test photos kept", ylabel="share", title="Answers refused")
+    axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.05))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left")
+    return figure
+
+
 def f1_figure(scores: pd.DataFrame) -> Figure:
     """F1 score of each label group, the lowest first, with names if they are readable.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..config import AUTO, NONE
 from ..console import say
 from ..data.photo_inputs import PhotoInputs, photos_in
 from ..errors import ConfigError, ImageError, ModelError
@@ -69,29 +70,37 @@ class Classifier:
         top_k: int = 1,
         images: str | Path | None = None,
         workers: int = 0,
+        unknown: str = AUTO,
     ) -> pd.DataFrame:
         """Classify photos.
 
         :param top_k: number of label groups per photo. The second most probable one is in the
             columns ``label_group_2``, ``label_name_2`` and ``probability_2``, and so on.
+        :param unknown: ``auto``: label_group is ``unknown`` for a photo that looks like none of the
+            label groups, if the model can tell; ``none``: always the most probable group.
         :returns: one row per photo, in order; a Series or a DataFrame keeps its index. Columns:
             image (the path as passed; None without one), label_group, label_name (a readable name
             of the group), probability (0..1) and error (why the photo could not be read; None if
-            it could).
+            it could). If the model can tell photos of no label group, there is also a column
+            known_score, below 0 for them.
         :raises CatalogError: when a path does not exist, or a table has no column ``image``.
         :raises ImageError: when a single photo is passed and cannot be read. For several photos,
             the column error has the reason instead.
         """
         if top_k < 1:
             raise ConfigError([f"top_k={top_k}: must be at least 1"])
+        if unknown not in (AUTO, NONE):
+            raise ConfigError([f"unknown={unknown}: must be {AUTO} or {NONE}"])
         found = _read_inputs(photos, images)
         decode = found.decoder(self.image_size, self.resize, named=found.single)
         top_k = min(top_k, len(self.classes))
-        batches = self._predictor.predict(found.numbered(), decode, top_k=top_k, workers=workers)
+        batches = self._predictor.predict(
+            found.numbered(), decode, top_k=top_k, workers=workers, unknown=unknown
+        )
         rows = [prediction for batch in batches for prediction in batch]
         if found.single and rows[0].error is not None:
             raise ImageError(rows[0].error)
-        return _table(found, rows, top_k, self._names)
+        return _table(found, rows, top_k, self._names, self._predictor.has_detector)
 
     def embed(
         self, photos: Any, *, images: str | Path | None = None, workers: int = 0
@@ -126,16 +135,25 @@ def _read_inputs(photos: Any, images: str | Path | None) -> PhotoInputs:
 
 
 def _table(
-    found: PhotoInputs, rows: list[Prediction], top_k: int, names: Mapping[str, str]
+    found: PhotoInputs,
+    rows: list[Prediction],
+    top_k: int,
+    names: Mapping[str, str],
+    has_detector: bool,
 ) -> pd.DataFrame:
     table = {"image": pd.Series(found.names, index=found.index, dtype=object)}
     for rank in range(top_k):
         suffix = f"_{rank + 1}" if rank else ""
-        labels = [row.labels[rank] if row.error is None else None for row in rows]
+        labels = [row.answers()[rank] if row.error is None else None for row in rows]
         shares = [row.probabilities[rank] if row.error is None else np.nan for row in rows]
         groups = pd.Series(labels, index=found.index, dtype=object)
         table[f"label_group{suffix}"] = groups
-        table[f"label_name{suffix}"] = groups.map(names, na_action="ignore")
+        table[f"label_name{suffix}"] = groups.map(
+            lambda label: names.get(label, label), na_action="ignore"
+        )
         table[f"probability{suffix}"] = pd.Series(shares, index=found.index, dtype=float)
+    if has_detector:
+        scores = [row.known_score for row in rows]
+        table["known_score"] = pd.Series(scores, index=found.index, dtype=float)
     table["error"] = pd.Series([row.error for row in rows], index=found.index, dtype=object)
     return pd.DataFrame(table)

@@ -88,7 +88,7 @@ def save_model(
         "probe": _probe_logits(portable, portable.image_size),
     }
     (Path(path) / "data" / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
-    mlflow_model.signature = signature()
+    mlflow_model.signature = signature(portable)
     function = mlflow_model.flavors["python_function"]
     # Defaults of model_config in mlflow.pyfunc.load_model.
     function |= {"loader_module": __name__, "config": {"device": None, "output": TABLE}}
@@ -129,7 +129,7 @@ def _save_pickle(model: ProductClassifier, path: str, mlflow_model: Model) -> No
         mlflow_model=mlflow_model,
         code_paths=[str(PACKAGE)],
         pip_requirements=pip_requirements(model),
-        signature=signature(),
+        signature=signature(model),
         serialization_format="pickle",
     )
 
@@ -166,12 +166,15 @@ def pip_requirements(model: ProductClassifier) -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in packages]
 
 
-def signature() -> ModelSignature:
-    """Input ``image``; outputs label_group, label_name, probability, error; parameter ``top_k``.
+def signature(model: ProductClassifier) -> ModelSignature:
+    """Input ``image``; outputs label_group, label_name, probability, error; and known_score, if the
+    model can tell photos of no label group. The parameters are ``top_k`` and ``unknown``.
 
     MLflow does not check the values of a text column with object dtype, so bytes and arrays are
     accepted as well. All documented input formats of its server work (inputs, instances, text/csv).
     """
+    detects = getattr(model, "detector", None) is not None
+    score = [ColSpec(DataType.double, "known_score", required=False)] if detects else []
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema(
@@ -179,10 +182,16 @@ def signature() -> ModelSignature:
                 ColSpec(DataType.string, "label_group", required=False),
                 ColSpec(DataType.string, "label_name", required=False),
                 ColSpec(DataType.double, "probability", required=False),
+                *score,
                 ColSpec(DataType.string, "error", required=False),
             ]
         ),
-        params=ParamSchema([ParamSpec("top_k", DataType.integer, 1)]),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.integer, 1),
+                ParamSpec("unknown", DataType.string, "auto"),
+            ]
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..config import AUTO, NONE
 from ..data.photo_forms import read_photo
 from ..modeling.inference import Prediction, Predictor
 
@@ -71,17 +72,22 @@ class PhotoClassifier:
         :param model_input: a table with a column ``image``, a Series or a list of photos, in any
             form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; forms may be mixed.
             ``mlflow.pyfunc`` itself refuses lists, and Series that are not named ``image``.
-        :param params: ``top_k``: how many of the most probable label groups to return.
+        :param params: ``top_k``: how many of the most probable label groups to return; ``unknown``:
+            ``auto`` (label_group is ``unknown`` for a photo that looks like none of the label
+            groups, if the model can tell) or ``none``.
         :returns: one row per photo, with the columns label_group, label_name, probability and
             error; with ``top_k`` above 1 also ``label_groups`` and ``probabilities``, the most
             probable first. For a photo that cannot be read, ``error`` has the reason and all other
-            columns are None.
+            columns are None. If the model can tell photos of no label group, there is also a column
+            ``known_score``, below 0 for them.
         """
+        unknown = _unknown(params)
         k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
         photos, index = _photos(model_input)
-        batches = self.predictor.predict(photos, self._decode, top_k=k)
+        batches = self.predictor.predict(photos, self._decode, top_k=k, unknown=unknown)
         rows = [self._row(one) for predictions in batches for one in predictions]
-        table = _table(rows, [*_BEST, *(_ALL if k > 1 else ()), "error"], index)
+        score = ["known_score"] if self.predictor.has_detector else []
+        table = _table(rows, [*_BEST, *(_ALL if k > 1 else ()), *score, "error"], index)
         if self.output == LABEL_GROUP or _for_evaluator():
             return table[LABEL_GROUP].fillna("")
         return table
@@ -93,13 +99,28 @@ class PhotoClassifier:
         if prediction.error is not None:
             return {"error": prediction.error}
         labels, probabilities = list(prediction.labels), list(prediction.probabilities)
+        answer = prediction.answers()[0]
         return {
-            "label_group": labels[0],
-            "label_name": self.names[labels[0]],
+            "label_group": answer,
+            "label_name": self.names.get(answer, answer),
+            "known_score": prediction.known_score,
             "probability": probabilities[0],
             "label_groups": labels,
             "probabilities": probabilities,
         }
+
+
+def _unknown(params: Mapping[str, Any] | None) -> str:
+    """How photos of no label group are answered.
+
+    MLflow's evaluator scores label groups, so it always gets one.
+
+    :raises ValueError: for a value other than ``auto`` and ``none``.
+    """
+    chosen = str((params or {}).get("unknown", AUTO))
+    if chosen not in (AUTO, NONE):
+        raise ValueError(f"params: unknown={chosen}: must be {AUTO} or {NONE}")
+    return NONE if _for_evaluator() else chosen
 
 
 def _for_evaluator() -> bool:

@@ -33,10 +33,11 @@ from ..modeling.loss import CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
 from ..modeling.state_files import state_digest
+from ..modeling.temperature import Temperature, fit_temperature
 from .custom import OPTIONS_ONLY, CustomParts, CustomTransform, as_classifier
 from .weights_source import initial_weights
 
-_EVALUATION_BATCH = 64
+EVALUATION_BATCH = 64
 _CACHED_MODELS = 8
 # Part of the cache key. Change it when the preprocessing or the variants of photos change.
 _RECIPE = "activations-1"
@@ -119,7 +120,7 @@ class TrainingContext:
 
         :param dataset: as :meth:`.Dataset.with_splits` returns it.
         """
-        self._photos()
+        self.pixels()
         return dataclasses.replace(self, dataset=dataset)
 
     @cached_property
@@ -155,7 +156,7 @@ class TrainingContext:
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> TrainingInputs:
         """Split the model at ``freeze`` and make the batches of each split."""
         parts = split_model(model, config.freeze)
-        source: Source = self._photos()
+        source: Source = self.pixels()
         if parts.frozen is not None:
             source = self._frozen(parts.frozen, config)
         train = self.batches(TRAIN, source, config)
@@ -172,22 +173,33 @@ class TrainingContext:
 
     def test(
         self, model: ProductClassifier, inputs: TrainingInputs | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the test split: labels (T,) int64 and logits (T, C) float32, in every process.
+    ) -> tuple[np.ndarray, np.ndarray, Temperature]:
+        """Calibrate the model on the val split and predict the test split, in every process.
 
         :param inputs: the model's training inputs, to use cached activations; None: the whole model
             runs.
+        :returns: labels (T,) int64, logits (T, C) float32 and the model's temperature.
         """
+        model.temperature = 1.0
+        temperature = fit_temperature(*self._predict(VAL, model, inputs))
+        labels, logits = self._predict(TEST, model, inputs)
+        model.temperature = temperature.value
+        return labels, logits / np.float32(temperature.value), temperature
+
+    def _predict(
+        self, split: str, model: ProductClassifier, inputs: TrainingInputs | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if inputs is None or model.tta:
             # Activations of mirror images are not cached, so the whole model runs.
-            batches = self.batches(TEST, self._photos())
+            batches = self.batches(split, self.pixels())
             return predict_logits(model, batches, self.machine, self.group)
-        return predict_logits(inputs.parts.trainable, inputs.test, self.machine, self.group)
+        batches = inputs.val if split == VAL else inputs.test
+        return predict_logits(inputs.parts.trainable, batches, self.machine, self.group)
 
     def batches(self, split: str, source: Source, training: TrainConfig | None = None) -> Batches:
         """Batches of a split; shuffled and augmented if ``training`` is given."""
         settings = (
-            {"batch_size": _EVALUATION_BATCH}
+            {"batch_size": EVALUATION_BATCH}
             if training is None
             else {
                 # The photos of a step, which the trainer divides into batches.
@@ -229,7 +241,8 @@ class TrainingContext:
         with self.machine.autocast():
             return compile_step(parts.trainable, example, train.photos, config, self.machine)
 
-    def _photos(self) -> PixelSource:
+    def pixels(self) -> PixelSource:
+        """The decoded photos, one per row of the dataset."""
         if self._pixels is None:
             data = self.dataset
             self._pixels = PixelSource(data.decoded, self.machine.device, data.cache_rows)
@@ -250,7 +263,7 @@ class TrainingContext:
             with self.machine.autocast(), torch.no_grad():
                 source = ActivationSource(
                     prefix.fused(),
-                    self._photos(),
+                    self.pixels(),
                     rows,
                     augmented,
                     transform,

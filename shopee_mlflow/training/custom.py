@@ -174,6 +174,8 @@ def as_classifier(
     if not isinstance(model, ProductClassifier):
         size, resize = config.image_size, config.resize
         model = ProductClassifier(model, nn.Identity(), classes, size, name, resize)
+    # They were fitted to the weights before this training.
+    model.temperature, model.detector = 1.0, None
     problems = [
         f"the model has {what} {mine}, and the data {theirs}"
         for what, mine, theirs in (

@@ -38,8 +38,9 @@ from ..tracking.run_log import RunLog
 from ..tracking.runs import Run, close_run, open_run
 from .context import TrainingContext
 from .nearest_photos import nearest_photos
-from .results import log_data, predictions_table
-from .session import TrainingSession
+from .refusal import attach_final_detector
+from .results import log_data, log_strangers, predictions_table
+from .session import TestResult, TrainingSession
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class FoldResult:
     :ivar name: fold1, fold2, ...
     :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
     :ivar nearest: the training photos nearest to each of them, see :func:`.nearest_photos`.
+    :ivar temperature: by which the logits are divided.
+    :ivar threshold: of its detector of strangers; None without one.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
     :ivar history: one row per epoch.
     """
@@ -62,6 +65,8 @@ class FoldResult:
     nearest: pd.DataFrame = field(repr=False)
     scores: Mapping[str, float]
     history: pd.DataFrame = field(repr=False)
+    temperature: float = 1.0
+    threshold: float | None = None
 
 
 def fold_datasets(data: Dataset, config: CrossValidateConfig) -> dict[str, Dataset]:
@@ -100,9 +105,15 @@ def run_folds(
 
 
 def train_on_all(
-    config: CrossValidateConfig, context: TrainingContext, epochs: int, parent: RunLog
+    config: CrossValidateConfig,
+    context: TrainingContext,
+    epochs: int,
+    parent: RunLog,
+    threshold: float | None = None,
 ) -> ProductClassifier:
     """Train the final model on all photos, without validation, in a child run.
+
+    :param threshold: of its detector of strangers; None: it gets none.
 
     The learning rate follows the schedule of ``config.epochs``, as in the folds.
 
@@ -116,6 +127,8 @@ def train_on_all(
         session = TrainingSession(config, context.with_dataset(everything), run)
         session.fit(_EpochBar("final model", epochs), lambda epoch: epoch.number >= epochs)
         session.load_best()
+        if threshold is not None:
+            attach_final_detector(session.context, session.model, session.inputs, threshold)
         run.log_table(session.history_table(), HISTORY_FILE)
     return session.model
 
@@ -145,17 +158,39 @@ def _run_fold(
         session.fit(_EpochBar(name, config.epochs))
         test = session.test()
         history, nearest = session.history_table(), nearest_photos(session)
-        run.log_weights({"logits": torch.from_numpy(test.logits)}, FOLD_LOGITS_FILE)
+        run.log_weights(_weights(test), FOLD_LOGITS_FILE)
         run.log_table(predictions_table(data, test.logits), PREDICTIONS_FILE)
         run.log_table(nearest, FOLD_NEAREST_FILE)
         run.log_table(history, HISTORY_FILE)
         run.log_metrics(test.scores)
+        log_strangers(run, test.strangers)
     say(
         f"{name} of {config.folds}: test accuracy {test.scores['test_accuracy']:.1%} of "
-        f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of {len(history)}"
+        f"{len(test.labels):,} photos, best epoch {test.scores['best_epoch']:.0f} of "
+        f"{len(history)}",
+        *test.strangers.words[-1:],
     )
-    rows = data.rows(TEST)
-    return FoldResult(name, run.run_id, rows, test.logits, nearest, test.scores, history)
+    detector = test.strangers.detector
+    return FoldResult(
+        name,
+        run.run_id,
+        data.rows(TEST),
+        test.logits,
+        nearest,
+        test.scores,
+        history,
+        test.temperature.value,
+        detector.threshold if detector else None,
+    )
+
+
+def _weights(test: TestResult) -> dict[str, torch.Tensor]:
+    """The logits of a fold, and the numbers that the final model needs."""
+    numbers = {"temperature": test.temperature.value}
+    if test.strangers.detector:
+        numbers["threshold"] = test.strangers.detector.threshold
+    stored = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    return {"logits": torch.from_numpy(test.logits), **stored}
 
 
 def _owner() -> dict[str, str]:
@@ -184,10 +219,14 @@ def _finished(parent: RunLog, datasets: Mapping[str, Dataset]) -> dict[str, Fold
 def _read(run: Run, name: str, data: Dataset) -> FoldResult:
     run_id, rows = run.info.run_id, data.rows(TEST)
     # The order of rows in the catalogue may have changed.
-    logits = read_weights(run_id, FOLD_LOGITS_FILE)["logits"].numpy()
+    stored = read_weights(run_id, FOLD_LOGITS_FILE)
+    logits = stored["logits"].numpy()
+    # Folds of earlier versions have neither.
+    temperature = float(stored.get("temperature", torch.tensor(1.0)))
+    threshold = float(stored["threshold"]) if "threshold" in stored else None
     images = read_table(run_id, PREDICTIONS_FILE)["image"]
     place = pd.Series(range(len(images)), index=images)
     logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
     history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
-    nearest = read_table(run_id, FOLD_NEAREST_FILE)
-    return FoldResult(name, run_id, rows, logits, nearest, run.data.metrics, history)
+    nearest, metrics = read_table(run_id, FOLD_NEAREST_FILE), run.data.metrics
+    return FoldResult(name, run_id, rows, logits, nearest, metrics, history, temperature, threshold)

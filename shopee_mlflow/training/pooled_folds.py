@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,6 @@ from ..data.titles import without_formulas
 from ..modeling.clustered import clustered_interval, macro_f1_interval
 from ..modeling.metrics import (
     calibration,
-    chance_calibration_error,
     class_report,
     confusion,
     expected_calibration_error,
@@ -24,10 +24,12 @@ from ..modeling.metrics import (
     softmax,
     with_label_names,
 )
+from ..modeling.temperature import Temperature, calibration_facts, fit_temperature
 from ..reports.pages import Table
 from ..reports.training import STILL_FALLING, TrainingFacts, still_falling, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.names import (
+    CV_CALIBRATION_FILE,
     CV_FOLDS_FILE,
     CV_HISTORY_FILE,
     CV_ISSUES_FILE,
@@ -55,6 +57,10 @@ class PooledFolds:
     :ivar issues: the labels that the predictions dispute, see :func:`.label_issues`.
     :ivar folds: one row per fold.
     :ivar history: one row per epoch, means over the folds that trained so long.
+    :ivar temperature: of the final model, fitted on the predictions of all photos.
+    :ivar calibrated: calibration errors before and after the temperatures of the folds.
+    :ivar threshold: of the final model's detector of strangers, the mean of the folds; None unless
+        all folds have one.
     """
 
     logits: np.ndarray = field(repr=False)
@@ -63,6 +69,9 @@ class PooledFolds:
     issues: pd.DataFrame = field(repr=False)
     folds: pd.DataFrame = field(repr=False)
     history: pd.DataFrame = field(repr=False)
+    temperature: Temperature
+    calibrated: dict[str, float | str] = field(repr=False)
+    threshold: float | None = None
 
 
 def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
@@ -73,8 +82,10 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     :param data: its splits are the folds.
     """
     logits = np.zeros((len(data), len(data.classes)), np.float32)
+    uncalibrated = np.zeros_like(logits)
     for fold in results:
         logits[fold.rows] = fold.logits
+        uncalibrated[fold.rows] = fold.logits * np.float32(fold.temperature)
     labels, predicted = data.frame["label"].to_numpy(np.int64), logits.argmax(axis=1)
     sets = copy_sets(data.frame).to_numpy()
     values = score(labels, logits)
@@ -84,6 +95,11 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     values["calibration_error"] = expected_calibration_error(calibration(labels, logits))
     for name in ("best_val_accuracy", "best_epoch"):
         values[name] = float(np.mean([fold.scores[name] for fold in results]))
+    temperature = fit_temperature(labels, uncalibrated)
+    accepted = [fold.scores.get("strangers_accepted") for fold in results]
+    if measured := [share for share in accepted if share is not None]:
+        values["strangers_accepted"] = float(np.mean(measured))
+    thresholds = [fold.threshold for fold in results if fold.threshold is not None]
     histories = pd.concat([fold.history for fold in results])
     return PooledFolds(
         logits,
@@ -92,6 +108,12 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
         label_issues(data, logits, pd.concat([fold.nearest for fold in results])),
         pd.DataFrame([_fold_row(fold, data) for fold in results]),
         histories.groupby("epoch").mean().reset_index(),
+        temperature,
+        {
+            **calibration_facts(labels, uncalibrated, logits, temperature),
+            "words": "each fold has a temperature, fitted on its validation photos",
+        },
+        float(np.mean(thresholds)) if len(thresholds) == len(results) else None,
     )
 
 
@@ -123,6 +145,8 @@ def log_pooled(
     run.log_table(report, "cv/report.csv")
     certainty = calibration(labels, logits)
     run.log_table(certainty, "cv/calibration.csv")
+    calibrated = pooled.calibrated
+    run.log_text(json.dumps(calibrated, indent=1) + "\n", CV_CALIBRATION_FILE)
     facts = TrainingFacts(
         title=f"Cross-validation of {config.model}",
         lead=f"Run {run.run_id}, data {data.digest}, {data.source.name}",
@@ -138,8 +162,7 @@ def log_pooled(
         class_scores=report,
         counts=counts,
         calibration=certainty,
-        calibration_error=pooled.scores["cv_calibration_error"],
-        chance_error=chance_calibration_error(certainty),
+        calibrated=calibrated,
         subsets={},
         label_names=list(label_names),
         headline=_headline(pooled, data),

@@ -17,19 +17,20 @@ from ..data.splits import SPLITS, TEST, has_copy_in_train
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
     calibration,
-    chance_calibration_error,
     class_report,
     confusion,
-    expected_calibration_error,
     score,
     softmax,
     with_label_names,
 )
 from ..modeling.models import ProductClassifier
-from ..reports.training import ExplainFn, TrainingFacts, training_page
+from ..modeling.strangers import StrangerResult
+from ..modeling.temperature import calibration_facts
+from ..reports.training import ExplainFn, StrangerFacts, TrainingFacts, training_page
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.links import report_link
 from ..tracking.names import (
+    CALIBRATION_FILE,
     CLEANING_FILE,
     CORRECTIONS_FILE,
     DESCRIPTION_TAG,
@@ -40,6 +41,9 @@ from ..tracking.names import (
     PREDICTIONS_FILE,
     PROFILE_FILE,
     REPORT_FILE,
+    STRANGER_CURVE_FILE,
+    STRANGER_PHOTOS_FILE,
+    STRANGERS_FILE,
 )
 from ..tracking.run_log import RunLog
 from .naming import changed_options
@@ -118,6 +122,10 @@ def log_results(
     run.log_table(predictions_table(dataset, logits), PREDICTIONS_FILE)
     certainty = calibration(labels, logits)
     run.log_table(certainty, "test/calibration.csv")
+    calibrated = calibration_facts(
+        labels, logits * np.float32(test.temperature.value), logits, test.temperature
+    )
+    run.log_text(json.dumps(calibrated, indent=1) + "\n", CALIBRATION_FILE)
     rows = dataset.rows(TEST)
     facts = TrainingFacts(
         title=f"Training of {config.model}",
@@ -134,12 +142,25 @@ def log_results(
         class_scores=report,
         counts=counts,
         calibration=certainty,
-        calibration_error=expected_calibration_error(certainty),
-        chance_error=chance_calibration_error(certainty),
+        calibrated=calibrated,
+        strangers=log_strangers(run, test.strangers),
         subsets=_with_and_without_copy(dataset, labels, logits),
         label_names=list(model.label_names),
     )
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
+
+
+def log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
+    """Log the measurement of a detector of strangers; returns what the page shows of it."""
+    if not found.words:
+        return None
+    facts = {**found.facts, "words": found.words}
+    run.log_text(json.dumps(facts, indent=1) + "\n", STRANGERS_FILE)
+    if len(found.photos):
+        run.log_table(found.photos, STRANGER_PHOTOS_FILE)
+    if len(found.curve):
+        run.log_table(found.curve, STRANGER_CURVE_FILE)
+    return StrangerFacts(found.words, found.curve, found.facts.get("strangers_accepted"))
 
 
 def _with_and_without_copy(

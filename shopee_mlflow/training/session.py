@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +19,13 @@ from ..console import say
 from ..errors import CheckpointError
 from ..modeling.epochs import BestEpoch, Epoch, epochs_without_progress
 from ..modeling.metrics import scores_of_test
+from ..modeling.strangers import StrangerResult
+from ..modeling.temperature import Temperature
 from ..tracking.run_log import RunLog
 from ..tracking.signals import Stopped, graceful_stop
 from .checkpoints import CheckpointWriter, ResumeState, check_facts, training_facts
 from .context import TrainingContext
+from .refusal import attach_detector
 from .trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -43,14 +46,18 @@ class TestResult:
     """The test split, predicted once with the weights of the best epoch.
 
     :ivar labels: (T,) int64, in the order of the split.
-    :ivar logits: (T, C) float32, in the same order.
+    :ivar logits: (T, C) float32, in the same order, divided by the temperature.
     :ivar scores: of the best epoch (best_epoch, best_val_accuracy) and of the test split
-        (test_accuracy, test_accuracy_low, test_accuracy_high, test_loss).
+        (test_accuracy, test_accuracy_low, test_accuracy_high, test_loss), and
+        strangers_accepted, the share of photos of other label groups that get one, if measured.
+    :ivar strangers: the detector of these photos, and its measurement.
     """
 
     labels: np.ndarray
     logits: np.ndarray
     scores: dict[str, float]
+    temperature: Temperature = field(default_factory=Temperature)
+    strangers: StrangerResult = field(default_factory=StrangerResult)
 
 
 class TrainingSession:
@@ -127,11 +134,16 @@ class TrainingSession:
                     return
 
     def test(self) -> TestResult:
-        """Load the best weights and predict the test split once."""
+        """Load the best weights, calibrate them on val, and predict the test split once.
+
+        The model gets a detector of strangers, unless ``unknown`` is none.
+        """
         self.load_best()
-        labels, logits = self.context.test(self.model, self.inputs)
+        labels, logits, temperature = self.context.test(self.model, self.inputs)
         scores = {**self.best.scores(), **scores_of_test(labels, logits)}
-        return TestResult(labels, logits, scores)
+        found = attach_detector(self.config, self.context, self.model, self.inputs)
+        scores |= found.scores()
+        return TestResult(labels, logits, scores, temperature, found)
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch, ready to predict."""

@@ -13,6 +13,7 @@ from ..config import TrainConfig
 from ..console import say
 from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
+from ..modeling.strangers import StrangerResult
 from ..options import as_text
 from ..reports.comparison_statistics import chance_line
 from ..reports.figure_text import measure_name
@@ -20,6 +21,7 @@ from ..tracking.mlflow_run_log import read_table, read_weights
 from ..tracking.names import TRIAL_HISTORY_FILE, TRIAL_WEIGHTS_FILE
 from ..tracking.run_log import NullRunLog
 from ..training.context import TrainingContext
+from ..training.refusal import attach_detector
 from ..training.session import TestResult, TrainingSession
 from .space import SearchPlan
 from .study import Search
@@ -87,10 +89,14 @@ def score_references(search: Search, context: TrainingContext, best: Tested) -> 
     ]
 
 
-def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) -> Tested:
+def score_trial(
+    plan: SearchPlan, context: TrainingContext, trial: TrialResult, *, final: bool = False
+) -> Tested:
     """Load the weights of a trial's best epoch and score the test split.
 
     Each fold of a trial has a model of its own, so one is trained on train then.
+
+    :param final: whether the model will be logged; it then gets a detector of strangers.
     """
     config = plan.trial_config(trial.values)
     if plan.config.folds:
@@ -99,12 +105,14 @@ def score_trial(plan: SearchPlan, context: TrainingContext, trial: TrialResult) 
     model = context.new_model(config)
     model.load_state_dict(read_weights(trial.run_id, TRIAL_WEIGHTS_FILE))
     model.tta = config.tta
-    labels, logits = context.test(model)
+    labels, logits, temperature = context.test(model)
     history = read_table(trial.run_id, TRIAL_HISTORY_FILE).apply(pd.to_numeric)
     best = history[history["epoch"] == trial.best_epoch].iloc[0]
     names = ("epoch", "val_accuracy", config.monitor)
     scores = {f"best_{name}": float(best[name]) for name in names}
-    test = TestResult(labels, logits, {**scores, **scores_of_test(labels, logits)})
+    strangers = attach_detector(config, context, model) if final else StrangerResult()
+    scores |= {**scores_of_test(labels, logits), **strangers.scores()}
+    test = TestResult(labels, logits, scores, temperature, strangers)
     return Tested(trial, config, model.eval(), history, test)
 
 

@@ -98,7 +98,8 @@ def cross_validate(
             log_pooled(run, pooled, data, config, context.label_names)
             if config.refit:
                 epochs = round(pooled.scores["cv_best_epoch"])
-                model = train_on_all(config, context, epochs, run)
+                model = train_on_all(config, context, epochs, run, pooled.threshold)
+                model.temperature = pooled.temperature.value
                 run.log_model(model, pooled.scores, config.serialization)
             seconds = time.monotonic() - started
             run.log_tags({DESCRIPTION_TAG: _description(run, pooled, context, config, seconds)})

@@ -16,6 +16,7 @@ import torch
 
 from ..console import say
 from ..errors import ModelError
+from ..modeling.models import ProductClassifier
 from ..tracking.registry import LoadedModel, load_classifier
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -26,6 +27,9 @@ _TOLERANCE = 1e-3
 
 def export(model: str, out: Path) -> Path:
     """Write a model as ONNX: ``images`` (N, 3, S, S) uint8 -> ``logits`` (N, classes) float32.
+
+    If the model can tell photos of no label group, there is a second output ``known_score`` (N,)
+    float32, below 0 for them. Logits are calibrated: their softmax is the probability.
 
     The file's metadata holds ``classes`` (JSON list, in the order of the logits), ``image_size``,
     ``resize`` (how photos must be brought to S x S: stretch, pad on white, or crop
@@ -66,14 +70,14 @@ def _check_packages() -> None:
 def _write(loaded: LoadedModel, file: Path) -> None:
     import onnx
 
-    side = loaded.image_size
+    side, outputs = loaded.image_size, _outputs(loaded)
     with _quiet_exporter():
         program = torch.onnx.export(
-            loaded.module,
+            _network(loaded),
             (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=outputs,
             dynamic_shapes=({0: torch.export.Dim("photos")},),
             verbose=False,
         )
@@ -85,9 +89,37 @@ def _write(loaded: LoadedModel, file: Path) -> None:
         "image_size": str(side),
         "resize": loaded.resize,
         "mlflow_model": loaded.identity,
+        **({"unknown": "photos with known_score below 0"} if len(outputs) > 1 else {}),
     }
     onnx.helper.set_model_props(network, about)
     onnx.save_model(network, str(file))
+
+
+def _outputs(loaded: LoadedModel) -> list[str]:
+    detects = isinstance(_network(loaded), _Answers)
+    return ["logits", "known_score"] if detects else ["logits"]
+
+
+def _network(loaded: LoadedModel) -> torch.nn.Module:
+    """The module whose outputs are written: with scores, if the model has a detector."""
+    model = loaded.module
+    if isinstance(model, ProductClassifier) and getattr(model, "detector", None) is not None:
+        return _Answers(model)
+    return model
+
+
+class _Answers(torch.nn.Module):
+    """A model's :meth:`ProductClassifier.answer` as the forward of a module."""
+
+    def __init__(self, model: ProductClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Photos -> logits and scores."""
+        logits, scores = self.model.answer(images)
+        assert scores is not None
+        return logits, scores
 
 
 def _check(loaded: LoadedModel, file: Path) -> float:
@@ -98,12 +130,14 @@ def _check(loaded: LoadedModel, file: Path) -> float:
     differences = []
     for count in _CHECKED_BATCHES:
         photos = _made_up_photos(count, loaded.image_size)
-        (logits,) = session.run(["logits"], {"images": photos})
+        found = session.run(_outputs(loaded), {"images": photos})
         with torch.inference_mode():
-            expected = loaded.module(torch.from_numpy(photos)).numpy()
-        # Relative to the largest logit: an untrained network's are tiny.
-        scale = float(np.abs(expected).max()) or 1.0
-        differences.append(float(np.abs(logits - expected).max()) / scale)
+            answers = _network(loaded)(torch.from_numpy(photos))
+        answers = answers if len(found) > 1 else (answers,)
+        for mine, theirs in zip(found, answers, strict=True):
+            # Relative to the largest value: an untrained network's logits are tiny.
+            scale = float(np.abs(theirs.numpy()).max()) or 1.0
+            differences.append(float(np.abs(mine - theirs.numpy()).max()) / scale)
     if not max(differences) <= _TOLERANCE:  # also true for NaN
         raise ModelError(
             f"The ONNX model gives other logits than torch (largest relative difference "

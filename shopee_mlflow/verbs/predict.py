@@ -34,6 +34,7 @@ def predict(
     image_column: str = AUTO,
     top_k: int = 1,
     workers: int = 0,
+    unknown: str = AUTO,
 ) -> int:
     """Classify photos and write a CSV with one row per photo, in the order of the source.
 
@@ -49,6 +50,8 @@ def predict(
     :param image_column: the column of file names; auto: ``image`` or another common name.
     :param top_k: number of label groups per photo, the most probable first.
     :param workers: number of threads that decode photos; 0: one per core.
+    :param unknown: auto: the answer for a photo that looks like no label group is ``unknown``, if
+        the model has a threshold for its ``known_score``; none: always a label group.
     :returns: the number of photos that could not be read; their rows have the reason.
     :raises ShopeeError: when the model or the source does not exist, no photo can be read, or
         another process is writing ``out``.
@@ -61,7 +64,7 @@ def predict(
         say(found.note)
     with _only_writer(out):
         loaded = load_classifier(model)
-        written = _write(found, loaded, out, min(top_k, len(loaded.classes)), workers)
+        written = _write(found, loaded, out, min(top_k, len(loaded.classes)), workers, unknown)
     total, bad = written.done, written.bad
     if bad == total:
         raise CatalogError(
@@ -121,10 +124,14 @@ class _Progress:
         self.reason = self.reason or next(iter(errors), "")
 
 
-def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: int) -> _Progress:
-    photos = found.photos
-    partial = out.with_name(f"{out.name}.{_fingerprint(loaded.identity, found, k)}.partial")
-    header = [found.key, *_columns(k), "error"]
+def _write(
+    found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: int, unknown: str
+) -> _Progress:
+    photos, predictor = found.photos, Predictor(loaded.module, loaded.classes)
+    key = _fingerprint(loaded.identity, found, k, unknown)
+    partial = out.with_name(f"{out.name}.{key}.partial")
+    score = ["known_score"] if predictor.has_detector else []
+    header = [found.key, *_columns(k), *score, "error"]
     names = dict(zip(loaded.classes, loaded.label_names or loaded.classes, strict=True))
     show = watch("classifying photos")
     with partial.open("a+b") as file:
@@ -136,9 +143,15 @@ def _write(found: PhotoSource, loaded: LoadedModel, out: Path, k: int, workers: 
         else:
             file.write(_as_csv([header]))
         remaining = photos[progress.done :]
-        for predictions in _predictions(remaining, loaded, k, workers):
+
+        def decode(photo: Photo) -> np.ndarray:
+            return photo.read(loaded.image_size, loaded.resize)
+
+        for predictions in predictor.predict(
+            remaining, decode, top_k=k, workers=workers, unknown=unknown
+        ):
             part = photos[progress.done : progress.done + len(predictions)]
-            rows = [_row(*pair, k, names) for pair in zip(part, predictions, strict=True)]
+            rows = [_row(*pair, len(header), names) for pair in zip(part, predictions, strict=True)]
             file.write(_as_csv(rows))
             file.flush()
             progress.add(rows)
@@ -153,9 +166,9 @@ def _columns(k: int) -> Iterator[str]:
         yield from (f"label_group{number}", f"label_name{number}", f"probability{number}")
 
 
-def _fingerprint(model: str, found: PhotoSource, k: int) -> str:
+def _fingerprint(model: str, found: PhotoSource, k: int, unknown: str) -> str:
     """A digest of all that affects the output, so that only a matching partial file is resumed."""
-    sha = hashlib.sha256(repr((model, found.key, k)).encode())
+    sha = hashlib.sha256(repr((model, found.key, k, unknown)).encode())
     for photo in found.photos:
         sha.update(repr((photo.name, str(photo.file), photo.state())).encode())
     return sha.hexdigest()[:12]
@@ -206,22 +219,16 @@ def _whole_batch(
     return batch if fits and names == [photo.name for photo in photos] else None
 
 
-def _predictions(
-    photos: list[Photo], loaded: LoadedModel, k: int, workers: int
-) -> Iterator[list[Prediction]]:
-    def decode(photo: Photo) -> np.ndarray:
-        return photo.read(loaded.image_size, loaded.resize)
-
-    predictor = Predictor(loaded.module, loaded.classes)
-    return predictor.predict(photos, decode, top_k=k, workers=workers)
-
-
-def _row(photo: Photo, prediction: Prediction, k: int, names: Mapping[str, str]) -> list[str]:
+def _row(photo: Photo, prediction: Prediction, columns: int, names: Mapping[str, str]) -> list[str]:
     if prediction.error is not None:
-        return [photo.name, *[""] * (3 * k), " ".join(prediction.error.split()) or "unreadable"]
-    best = zip(prediction.labels, prediction.probabilities, strict=True)
-    answer = [text for label, value in best for text in (label, names[label], f"{value:.6f}")]
-    return [photo.name, *answer, ""]
+        reason = " ".join(prediction.error.split()) or "unreadable"
+        return [photo.name, *[""] * (columns - 2), reason]
+    best = zip(prediction.answers(), prediction.probabilities, strict=True)
+    answer = [
+        text for label, value in best for text in (label, names.get(label, label), f"{value:.6f}")
+    ]
+    score = [] if prediction.known_score is None else [f"{prediction.known_score:.4f}"]
+    return [photo.name, *answer, *score, ""]
 
 
 def _as_csv(rows: list[list[str]]) -> bytes:

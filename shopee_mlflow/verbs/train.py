@@ -117,7 +117,8 @@ def train(
             with saved_on_disk(session):
                 seconds = time.monotonic() - started
                 model_id = log_training(session, test, seconds)
-            say(*summary(test.scores, len(test.labels)))
+            say(*summary(test.scores, len(test.labels)), test.temperature.words)
+            say(*test.strangers.words)
     if job.leads:
         with cleanup(job.run.run_id, job.group):
             if job.config.register:

@@ -137,7 +137,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     plan, config = search.plan, search.plan.config
     found = search.best()
     assert found is not None
-    best = score_trial(plan, context, found)
+    best = score_trial(plan, context, found, final=True)
     references = score_references(search, context, best)
     data = context.dataset
     if (start := context.initial_weights(best.config)) and start.run_id:
