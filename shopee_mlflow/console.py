@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import sys
 import time
@@ -222,9 +223,9 @@ class TrainingProgress:
         self._name_epoch()
         self.bar.update(number * self.photos - self.bar.n)
         # The next epochs take as long as this one. If a resume began in the middle of it, only its
-        # rate tells how long a whole one takes.
+        # rate tells how long a whole one takes; at its end there is no rate.
         now = time.monotonic()
-        whole = self.photos / metrics["images_per_second"]
+        whole = self.photos / (metrics["images_per_second"] or math.inf)
         left = max(now - self._epoch_began, whole) * (self.epochs - number)
         self._epoch_began = now
         say(
