@@ -171,6 +171,59 @@ class ExploreConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class MatchConfig(DataConfig):
+    """Options of ``match``. All postings are matched, whatever their label group."""
+
+    split_column: str = option(
+        NONE, "always none: match splits label groups, not photos", Role.DATA, choices=(NONE,)
+    )
+    val_csv: str = option(
+        NONE, "always none: validation groups are drawn from data", Role.SETUP, choices=(NONE,)
+    )
+    test_csv: str = option(
+        NONE,
+        "table of further postings; their matches among themselves are in submission.csv",
+        Role.SETUP,
+    )
+    largest_groups: int = option(
+        0, "always 0: match uses all label groups", Role.DATA, minimum=0, maximum=0
+    )
+    min_group: int = option(
+        1, "always 1: match uses label groups of any size", Role.DATA, minimum=1, maximum=1
+    )
+    bad_images: str = option(
+        "skip", "always skip: photos are optional", Role.DATA, choices=("skip",)
+    )
+    split: str = option(
+        "leak_free",
+        "always leak_free: copies are on one side of the split",
+        Role.DATA,
+        choices=("leak_free",),
+    )
+    validation_share: float = option(
+        0.5,
+        "share of the labelled postings whose groups choose thresholds, weights and the pair "
+        "model; the others score them",
+        Role.DATA,
+        minimum=0.05,
+        maximum=0.95,
+        begins=Group.EVALUATION,
+    )
+    out: str = option(
+        "match",
+        "output folder for the page and the tables: a new one, or that of an earlier page",
+        Role.SETUP,
+        begins=Group.RUNNING,
+    )
+    experiment: str = option(
+        "shopee-analysis",
+        "MLflow experiment that the run belongs to",
+        Role.RECORD,
+        begins=Group.TRACKING,
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig(DataConfig):
     """Options of a training run. The defaults train EfficientNet-B0."""
 
