@@ -200,6 +200,14 @@ class MatchConfig(DataConfig):
         Role.DATA,
         choices=("leak_free",),
     )
+    model: str = option(
+        NONE,
+        "model whose embeddings of photos are a further signal: a logged or registered model "
+        "(models:/NAME@champion, the id of a run, a folder), or an architecture such as "
+        "effnet_pretrained; none: no photos",
+        Role.DATA,
+        begins=Group.MODEL,
+    )
     validation_share: float = option(
         0.5,
         "share of the labelled postings whose groups choose thresholds, weights and the pair "
@@ -633,6 +641,11 @@ def _problems_of_folds(config: CrossValidateConfig) -> list[str]:
     if config.register and not config.refit:
         problems.append("register=true: needs refit=true, which trains the model to register")
     return problems
+
+
+def is_model_reference(name: str) -> bool:
+    """Whether a name is a model URI, or the id of a run or of a logged model."""
+    return _MODEL_REFERENCE.fullmatch(name) is not None
 
 
 def _problem_of_weights(weights: str) -> list[str]:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..config import NONE, SAMPLE, MatchConfig, as_params
 from ..console import duration, say, watch
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
 from ..data.cleaning import Cleaning, drop_excluded
+from ..data.photo_files import find_photo_files
+from ..data.pixel_cache import compute_phashes
 from ..data.splits import TEST
 from ..data.titles import without_formulas
 from ..errors import ConfigError
@@ -61,7 +64,7 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
     started = time.monotonic()
     catalog = load_catalog(config, watch, required=(), photos=False)
     rows = _without_excluded(catalog.rows, config)
-    postings = check_postings(rows)
+    postings = check_postings(*_with_photos(rows, catalog.folder, config))
     out = _prepare_folder(Path(config.out).expanduser(), catalog)
     say(f"{len(postings):,} postings, matched by {' and '.join(postings.signals)}")
     say(*catalog.remarks, *postings.remarks)
@@ -95,6 +98,41 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
             *view_lines(run, f"{duration(time.monotonic() - started)} in all"),
         )
     return MatchResult(run.run_id, scores, out / REPORT_FILE, tables)
+
+
+def _with_photos(
+    rows: pd.DataFrame, folder: Path | None, config: MatchConfig
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """The rows with phashes, if they have none but photos, and embeddings of the photos.
+
+    :raises ConfigError: when a model is named and there is no photo.
+    """
+    files: list[Path | None] = []
+    if folder is not None and "image" in rows:
+        files = find_photo_files(folder, list(rows["image"])).found()
+    there = [file for file in files if file is not None]
+    if there and "image_phash" not in rows:
+        found = iter(compute_phashes(there, config.workers, watch("computing phashes")))
+        rows = rows.assign(image_phash=[next(found) if file else "" for file in files])
+    if config.model == NONE:
+        return rows, None
+    if not there:
+        raise ConfigError(
+            [
+                f"model={config.model}: embeds photos, and no photo is found; name their folder "
+                "with images, or use model=none"
+            ]
+        )
+    from ..tracking.photo_embeddings import embed_files, embedding_model
+
+    model = embedding_model(config.model, config.image_size, config.resize)
+    return rows, embed_files(
+        model,
+        files,
+        cache=config.cache,
+        workers=config.workers,
+        progress=watch("embedding photos"),
+    )
 
 
 def _without_excluded(rows: pd.DataFrame, config: MatchConfig) -> pd.DataFrame:
