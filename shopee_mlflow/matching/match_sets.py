@@ -44,6 +44,7 @@ def best_threshold(
     scores, best = scores[own], (pairs.ranks(scores) == 0)[own]
     query, same = pairs.query[own], labels.equal(pairs)[own]
     values = np.unique(np.quantile(scores, 1 - _shares(len(scores), int(rows.sum()))))
+    values = np.r_[scores.min() - 1, values]  # below the lowest one: all candidates match
 
     def mean_f1(chosen: np.ndarray) -> float:
         right = 1 + np.bincount(query[chosen & same], minlength=pairs.count)

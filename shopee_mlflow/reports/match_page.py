@@ -96,7 +96,7 @@ def _ladder_table(ladder: pd.DataFrame) -> Table:
         }
     )
     caption = (
-        "Each row adds to the one above. Thresholds, weights and models are chosen on the "
+        "First single signals, then all of them. Thresholds, weights and models are chosen on the "
         "validation groups; F1 is the mean over the postings of the test groups, with the whole "
         "catalogue as the pool. Intervals are from a bootstrap over groups."
     )
@@ -140,7 +140,7 @@ def _gallery(rows: pd.DataFrame, facts: MatchFacts) -> Gallery | None:
             tiles += [tile for tile in pair if tile]
         if len(tiles) >= _MOST_TILES:
             break
-    return Gallery("Photos of these pairs", "Two after two.", tiles) if tiles else None
+    return Gallery("Photos of these pairs", "Each pair side by side.", tiles) if tiles else None
 
 
 def _tile(facts: MatchFacts, images: pd.Series, row: pd.Series, side: str) -> Tile | None:
