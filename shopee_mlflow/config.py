@@ -217,6 +217,12 @@ class MatchConfig(DataConfig):
         maximum=0.95,
         begins=Group.EVALUATION,
     )
+    register: bool = option(
+        False,
+        "register the matcher as shopee-matcher; needs label groups and model=none",
+        Role.SETUP,
+        begins=Group.TRACKING,
+    )
     out: str = option(
         "match",
         "output folder for the page and the tables: a new one, or that of an earlier page",
@@ -617,6 +623,8 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)
+    if isinstance(config, MatchConfig) and config.register and config.model != NONE:
+        problems.append("register=true: a matcher with photos cannot be stored; use model=none")
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import mlflow
@@ -71,6 +72,7 @@ def test_pairs_say_why_and_whether_the_labels_agree(tmp_path: Path) -> None:
     assert (pairs["same_group"] == np.where(same, "yes", "no")).all()
 
 
+@pytest.mark.fault
 def test_without_labels_there_are_matches_and_no_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,3 +131,28 @@ def test_options_without_effect_are_refused(
         cli.main(["match", f"--{option}"])
     assert ended.value.code == 2
     assert option in capsys.readouterr().err
+
+
+def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> None:
+    file = write_shop(tmp_path / "shop")
+    match(MatchConfig(data=str(file), register=True, out="found"))
+    model = mlflow.pyfunc.load_model("models:/shopee-matcher/1")
+    found = model.predict(pd.DataFrame({"title": ["promo alba rice type0", "unheard thing"]}))
+    ids, scores = json.loads(found["matches"][0]), json.loads(found["scores"][0])
+    assert {name.split("_")[0] for name in ids} == {"p0"}
+    assert scores == sorted(scores, reverse=True)
+    assert json.loads(found["matches"][1]) == []
+    grown = model.get_raw_model()
+    added = grown.add(pd.DataFrame({"posting_id": ["n1"], "title": ["unheard thing of tin"]}))
+    again = added.predict(pd.DataFrame({"title": ["unheard thing of tin"]}))
+    assert json.loads(again["matches"][0]) == ["n1"]
+    with pytest.raises(CatalogError, match="repeat an earlier one"):
+        added.add(pd.DataFrame({"posting_id": ["n1"], "title": ["other"]}))
+
+
+def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a matcher with photos cannot be stored"):
+        MatchConfig(register=True, model="cnn")
+    file = write_shop(tmp_path / "shop", labels=False)
+    with pytest.raises(ConfigError, match="register=true: needs label groups"):
+        match(MatchConfig(data=str(file), register=True, out="found"))

@@ -38,6 +38,7 @@ def test_photos_alone_are_matched_and_scored(make_catalog: MakeCatalog) -> None:
     assert "photos" in found.tables["pairs.csv"]
 
 
+@pytest.mark.fault
 def test_a_model_without_photos_is_an_error(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ("posting_id", "title"), [("a", "rice"), ("b", "tea")])
     with pytest.raises(ConfigError, match="model=cnn: embeds photos, and no photo is found"):

@@ -60,6 +60,7 @@ def test_nearest_photos_leave_out_postings_without_one() -> None:
     assert 1 not in {*query, *match}
 
 
+@pytest.mark.fault
 def test_a_phash_of_many_postings_does_not_give_all_their_pairs() -> None:
     pairs = find_pairs(None, pd.Series([PHASHES[0]] * 3_000))
     assert 3_000 <= len(pairs) <= 3_000 * 130
@@ -186,6 +187,7 @@ def test_no_group_copy_or_title_is_on_both_sides() -> None:
     assert set(side) == {VALIDATION, TEST}
 
 
+@pytest.mark.fault
 def test_too_few_groups_are_an_error() -> None:
     frame = labelled(4)
     with pytest.raises(CatalogError, match="form 2 sets"):
@@ -206,6 +208,7 @@ def test_the_pair_model_has_not_seen_the_labels_of_the_pairs_it_scores() -> None
 ROWS = {"posting_id": ["a", "b"], "title": ["red rice", "blue shoes"]}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -225,6 +228,7 @@ def test_postings_that_cannot_be_matched(rows: dict[str, list[str]], words: str)
         check_postings(pd.DataFrame(rows, dtype=str))
 
 
+@pytest.mark.fault
 def test_titles_all_alike_are_not_used_where_there_are_phashes() -> None:
     rows = pd.DataFrame({**ROWS, "title": ["rice", "rice"], "image_phash": list(PHASHES[:2])})
     postings = check_postings(rows)

@@ -18,6 +18,7 @@ from .pair_features import Features, neighbour_features
 from .pairs import Pairs
 
 FOLDS = 3
+_PART = 50_000
 _SETTINGS: dict[str, Any] = {
     "max_iter": 150,
     "learning_rate": 0.1,
@@ -88,7 +89,9 @@ def _chances(model: Any, table: np.ndarray) -> np.ndarray:
         return np.empty(0, np.float32)
     if len(model.classes_) == 1:
         return np.full(len(table), float(model.classes_[0]), np.float32)
-    return np.asarray(model.predict_proba(table)[:, 1], np.float32)
+    # In parts, since scikit-learn copies them as float64.
+    parts = [table[start : start + _PART] for start in range(0, len(table), _PART)]
+    return np.concatenate([model.predict_proba(part)[:, 1] for part in parts]).astype(np.float32)
 
 
 def _table(features: Features, names: list[str]) -> np.ndarray:

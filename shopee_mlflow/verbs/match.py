@@ -21,13 +21,14 @@ from ..data.titles import without_formulas
 from ..errors import ConfigError
 from ..matching.ladder import Ladder, climb
 from ..matching.match_tables import groups_table, matches_table, pairs_table
-from ..matching.matcher import Matches, among, match_unlabelled
+from ..matching.matcher import Matcher, Matches, among, match_unlabelled
 from ..matching.postings import Postings, check_postings
 from ..reports.match_page import MatchFacts, match_page
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.links import report_link, view_lines
 from ..tracking.names import DESCRIPTION_TAG, MATCH
+from ..tracking.posting_matcher import log_matcher
 from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
 
@@ -65,11 +66,13 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
     catalog = load_catalog(config, watch, required=(), photos=False)
     rows = _without_excluded(catalog.rows, config)
     postings = check_postings(*_with_photos(rows, catalog.folder, config))
+    if config.register and not postings.labelled:
+        raise ConfigError(["register=true: needs label groups, by which a matcher is chosen"])
     out = _prepare_folder(Path(config.out).expanduser(), catalog)
     say(f"{len(postings):,} postings, matched by {' and '.join(postings.signals)}")
     say(*catalog.remarks, *postings.remarks)
     with stop_on_signals():
-        ladder, matches = _matched(postings, config)
+        ladder, matcher, matches = _matched(postings, config)
         tables = _tables(postings, matches, ladder)
         if config.test_csv != NONE:
             tables[SUBMISSION_FILE] = _submission(postings, matches, rows)
@@ -88,6 +91,8 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
         for file, text in files.items():
             (out / file).write_text(text, encoding="utf-8", newline="")
             run.log_text(text, f"{FOLDER}/{file}")
+        if matcher is not None and postings.photos is None:
+            log_matcher(matcher, postings.frame, register=config.register)
         counts = {"postings": len(postings), "pairs": len(tables[PAIRS_FILE])}
         run.log_dataset(postings.frame, str(catalog.source), name, None, counts, MATCH)
         report = report_link(run.experiment_id, run.run_id, f"{FOLDER}/{REPORT_FILE}")
@@ -165,12 +170,13 @@ def _prepare_folder(out: Path, catalog: Catalog) -> Path:
     return out
 
 
-def _matched(postings: Postings, config: MatchConfig) -> tuple[Ladder | None, Matches]:
+def _matched(
+    postings: Postings, config: MatchConfig
+) -> tuple[Ladder | None, Matcher | None, Matches]:
     if not postings.labelled:
         say("There are no label groups: postings match by fixed thresholds, without a score.")
-        return None, match_unlabelled(postings)
-    found = climb(postings, config.near_bits, config.validation_share, config.split_seed, say)
-    return found[0], found[2]
+        return None, None, match_unlabelled(postings)
+    return climb(postings, config.near_bits, config.validation_share, config.split_seed, say)
 
 
 def _tables(postings: Postings, matches: Matches, ladder: Ladder | None) -> dict[str, pd.DataFrame]:
