@@ -326,10 +326,10 @@ def predict_command(out: Path, **options: Any) -> None:
 
 @_verb("match", MatchConfig)
 def match_command(**options: str | None) -> None:
-    """Find the postings of a catalogue that show the same product.
+    """Find the postings that show the same product.
 
-    By titles and phashes. If there are label groups, half of them choose the matcher and the
-    others score it.
+    By titles, phashes and, with --model, photos. If there are label groups, half of them choose
+    the matcher and the others score it.
 
     \b
     Examples:
