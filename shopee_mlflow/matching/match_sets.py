@@ -87,5 +87,5 @@ def expected_f1_sets(chances: np.ndarray, pairs: Pairs) -> np.ndarray:
 
 
 def _shares(pairs: int, postings: int) -> np.ndarray:
-    """Shares of the pairs above a threshold: from one for ten postings to ten for each."""
-    return np.minimum(np.geomspace(0.1, 10, _STEPS) * postings / pairs, 1.0)
+    """Shares of the pairs above a threshold: from one for ten postings to 60 for each."""
+    return np.minimum(np.geomspace(0.1, 60, _STEPS) * postings / pairs, 1.0)
