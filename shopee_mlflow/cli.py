@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
-from .config import CrossValidateConfig, DataConfig, ExploreConfig, TrainConfig, TuneConfig, resolve
+from .config import (
+    CrossValidateConfig,
+    DataConfig,
+    ExploreConfig,
+    MatchConfig,
+    TrainConfig,
+    TuneConfig,
+    resolve,
+)
 from .console import fail, guard_output, say, show_log_messages
 from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
@@ -327,6 +335,26 @@ def predict_command(out: Path, **options: Any) -> None:
         from .verbs.predict import predict
 
     predict(out=out, **options)
+
+
+@_verb("match", MatchConfig)
+def match_command(**options: str | None) -> None:
+    """Find the postings that show the same product.
+
+    By titles, phashes and, with --model, photos. If there are label groups, half of them choose
+    the matcher and the others score it.
+
+    \b
+    Examples:
+      shopee-mlflow match --data shop/
+      shopee-mlflow match --data shop/ --test-csv shop/test.csv      also writes submission.csv
+    """
+    cli_options = _chosen(options)
+    config = resolve(MatchConfig, cli_options)
+    _announce(f"the catalogue ({config.data})", "scikit-learn", "MLflow")
+    from .verbs.match import match
+
+    match(config, cli_options)
 
 
 @_verb("register")

@@ -178,6 +178,73 @@ class ExploreConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class MatchConfig(DataConfig):
+    """Options of ``match``. All postings are matched, whatever their label group."""
+
+    split_column: str = option(
+        NONE, "always none: match splits label groups, not photos", Role.DATA, choices=(NONE,)
+    )
+    val_csv: str = option(
+        NONE, "always none: validation groups are drawn from data", Role.SETUP, choices=(NONE,)
+    )
+    test_csv: str = option(
+        NONE,
+        "table of further postings; their matches among themselves are in submission.csv",
+        Role.SETUP,
+    )
+    largest_groups: int = option(
+        0, "always 0: match uses all label groups", Role.DATA, minimum=0, maximum=0
+    )
+    min_group: int = option(
+        1, "always 1: match uses label groups of any size", Role.DATA, minimum=1, maximum=1
+    )
+    bad_images: str = option(
+        "skip", "always skip: photos are optional", Role.DATA, choices=("skip",)
+    )
+    split: str = option(
+        "leak_free",
+        "always leak_free: copies are on one side of the split",
+        Role.DATA,
+        choices=("leak_free",),
+    )
+    model: str = option(
+        NONE,
+        "model whose embeddings of photos are a further signal: a logged or registered model "
+        "(models:/NAME@champion, the id of a run, a folder), or an architecture such as "
+        "effnet_pretrained; none: no photos",
+        Role.DATA,
+        begins=Group.MODEL,
+    )
+    validation_share: float = option(
+        0.5,
+        "share of the labelled postings whose groups choose thresholds, weights and the pair "
+        "model; the others score them",
+        Role.DATA,
+        minimum=0.05,
+        maximum=0.95,
+        begins=Group.EVALUATION,
+    )
+    register: bool = option(
+        False,
+        "register the matcher as shopee-matcher; needs label groups and model=none",
+        Role.SETUP,
+        begins=Group.TRACKING,
+    )
+    out: str = option(
+        "match",
+        "output folder for the page and the tables: a new one, or that of an earlier page",
+        Role.SETUP,
+        begins=Group.RUNNING,
+    )
+    experiment: str = option(
+        "shopee-analysis",
+        "MLflow experiment that the run belongs to",
+        Role.RECORD,
+        begins=Group.TRACKING,
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig(DataConfig):
     """Options of a training run. docs/recipes.md has the measurements behind the defaults."""
 
@@ -549,6 +616,8 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)
+    if isinstance(config, MatchConfig) and config.register and config.model != NONE:
+        problems.append("register=true: a matcher with photos cannot be stored; use model=none")
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"
@@ -573,6 +642,11 @@ def _problems_of_folds(config: CrossValidateConfig) -> list[str]:
     if config.register and not config.refit:
         problems.append("register=true: needs refit=true, which trains the model to register")
     return problems
+
+
+def is_model_reference(name: str) -> bool:
+    """Whether a name is a model URI, or the id of a run or of a logged model."""
+    return _MODEL_REFERENCE.fullmatch(name) is not None
 
 
 def _problem_of_weights(weights: str) -> list[str]:

@@ -56,7 +56,7 @@ def test_commands_are_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str
     lines = [line.split(maxsplit=1) for line in text.partition("Commands:\n")[2].splitlines()]
     assert [name for name, _ in lines] == [
         *("sample", "explore", "train", "tune", "cross-validate", "evaluate", "compare", "predict"),
-        *("register", "export", "experiments", "clear-cache"),
+        *("match", "register", "export", "experiments", "clear-cache"),
     ]
     assert [help for _, help in lines if help.endswith("...")] == [], "one line is enough"
 

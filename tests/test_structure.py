@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shopee_mlflow.config import DataConfig, ExploreConfig, TrainConfig, TuneConfig
+from shopee_mlflow.config import DataConfig, ExploreConfig, MatchConfig, TrainConfig, TuneConfig
 from shopee_mlflow.options import by_group, option
 
 PACKAGE = Path(__file__).parents[1] / "shopee_mlflow"
@@ -30,6 +30,7 @@ LAYERS = {
     "data": 3,
     "modeling": 4,
     "reports": 5,
+    "matching": 5,
     "exploring": 6,
     "tracking": 6,
     "training": 7,
@@ -80,7 +81,7 @@ def test_arrows_point_down(file: Path) -> None:
         ("mlflow", {"tracking"}),
         ("optuna", {"tuning"}),
         ("click", {"cli", "console"}),
-        ("sklearn", {"modeling"}),
+        ("sklearn", {"matching", "modeling"}),
     ],
 )
 def test_libraries_have_one_home(library: str, allowed: set[str]) -> None:
@@ -138,7 +139,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("config", [DataConfig, ExploreConfig, TrainConfig, TuneConfig])
+@pytest.mark.parametrize(
+    "config", [DataConfig, ExploreConfig, MatchConfig, TrainConfig, TuneConfig]
+)
 def test_every_option_has_a_group(config: type[DataConfig]) -> None:
     grouped = [field.name for fields in by_group(config).values() for field in fields]
     assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(config))

@@ -161,7 +161,7 @@ def test_the_originals_and_default_settings_are_repeated_as_such(
     assert result is not None
     assert list(result.trials["baseline"]) == [True, False]
     assert list(result.trials["default"]) == [False, True]
-    assert list(result.trials["lr"]) == [0.001, 0.01]
+    assert list(result.trials["lr"]) == [0.001, 0.02]
     names = [r.info.run_name for r in runs(tmp_path)[1]]
     kinds = ("original", "defaults", "original", "defaults")
     assert names == [f"trial {number} ({kind})" for number, kind in enumerate(kinds)]

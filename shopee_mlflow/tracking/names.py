@@ -26,9 +26,9 @@ PARENT_TAG = "mlflow.parentRunId"
 # Kinds of runs: the command, a trial of a search, a fold or the final model of a cross-validation.
 TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"
 CROSS_VALIDATE, FOLD, REFIT = "cross-validate", "fold", "refit"
-EVALUATE, COMPARE, EXPLORE = "evaluate", "compare", "explore"
+EVALUATE, COMPARE, EXPLORE, MATCH = "evaluate", "compare", "explore", "match"
 TRAININGS = (TRAIN, TUNE, CROSS_VALIDATE, EXPERIMENTS)
-ANALYSES = (EVALUATE, COMPARE, EXPLORE)
+ANALYSES = (EVALUATE, COMPARE, EXPLORE, MATCH)
 
 # Artifacts of a training.
 MANIFEST_FILE = "data/manifest.csv"

@@ -1,0 +1,1 @@
+"""Which postings of a catalogue show the same product."""

@@ -1,0 +1,98 @@
+"""The pair model: the probability that two postings match, by gradient boosting in two passes.
+
+The first pass knows a pair and the similarities of both postings' neighbours. The second one also
+knows the first one's probabilities: those of the neighbours, and of paths between both postings. A
+model never sees a label of the postings whose pairs it scores: validation groups are divided into
+folds, and the pairs of a fold's postings are scored by the models of the other folds. All other
+pairs get the mean over the folds' models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .pair_features import Features, neighbour_features
+from .pairs import Pairs
+
+FOLDS = 3
+_PART = 50_000
+_SETTINGS: dict[str, Any] = {
+    "max_iter": 150,
+    "learning_rate": 0.1,
+    "max_leaf_nodes": 31,
+    "min_samples_leaf": 60,
+    "l2_regularization": 1.0,
+    "early_stopping": False,
+}
+
+
+@dataclass(frozen=True)
+class PairModel:
+    """Both passes, each with one model for each fold, and the features they need by name."""
+
+    first: list[Any]
+    second: list[Any]
+    first_names: list[str]
+    second_names: list[str]
+
+    def chances(self, features: Features, pairs: Pairs) -> np.ndarray:
+        """(P,) float32, the probability that each pair matches."""
+        table = _table(features, self.first_names)
+        first = np.mean([_chances(model, table) for model in self.first], axis=0)
+        wide = {**features, **neighbour_features(first, pairs)}
+        table = _table(wide, self.second_names)
+        return np.mean([_chances(model, table) for model in self.second], axis=0)
+
+
+def fit_pair_model(
+    features: Features, same: np.ndarray, pairs: Pairs, folds: np.ndarray, seed: int
+) -> tuple[PairModel, np.ndarray, np.ndarray]:
+    """Fit both passes.
+
+    :param same: (P,) bool, whether a pair matches; only those of validation postings are used.
+    :param folds: (N,) int64, the fold of each validation posting; -1 for all others.
+    :returns: the model, and the probabilities of the first and of the second pass, each by models
+        that have not seen the query's label.
+    """
+    first_names = sorted(features)
+    first, early = _fit_folds(_table(features, first_names), same, folds[pairs.query], seed)
+    wide = {**features, **neighbour_features(early, pairs)}
+    second_names = sorted(wide)
+    second, late = _fit_folds(_table(wide, second_names), same, folds[pairs.query], seed)
+    return PairModel(first, second, first_names, second_names), early, late
+
+
+def _fit_folds(
+    table: np.ndarray, same: np.ndarray, folds: np.ndarray, seed: int
+) -> tuple[list[Any], np.ndarray]:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    numbers = np.unique(folds[folds >= 0])
+    models, result = [], np.zeros(len(table), np.float32)
+    others = folds < 0
+    for number in numbers:
+        trained = (folds >= 0) & (folds != number)
+        model = HistGradientBoostingClassifier(**_SETTINGS, random_state=seed)
+        model.fit(table[trained], same[trained])
+        models.append(model)
+        result[folds == number] = _chances(model, table[folds == number])
+        result[others] += _chances(model, table[others]) / len(numbers)
+    return models, result
+
+
+def _chances(model: Any, table: np.ndarray) -> np.ndarray:
+    """The probability of a match; that of the only class where all training pairs were alike."""
+    if not len(table):
+        return np.empty(0, np.float32)
+    if len(model.classes_) == 1:
+        return np.full(len(table), float(model.classes_[0]), np.float32)
+    # In parts, since scikit-learn copies them as float64.
+    parts = [table[start : start + _PART] for start in range(0, len(table), _PART)]
+    return np.concatenate([model.predict_proba(part)[:, 1] for part in parts]).astype(np.float32)
+
+
+def _table(features: Features, names: list[str]) -> np.ndarray:
+    return np.column_stack([features[name] for name in names]).astype(np.float32)

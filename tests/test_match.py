@@ -1,0 +1,158 @@
+"""Match: tables, a page and a run, with labels and without."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_csv
+from html_page import read_page
+
+from shopee_mlflow import MatchConfig, cli, match
+from shopee_mlflow.errors import CatalogError, ConfigError
+
+HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
+GOODS = ("rice", "serum", "shoes", "lamp", "phone", "soap", "bag", "tea", "towel", "chair")
+BRANDS = ("alba", "borin", "cetra", "dovan", "elmo", "farid")
+FILLERS = ("original", "murah", "promo", "ready", "new", "best")
+
+
+def write_shop(folder: Path, *, labels: bool = True, prefix: str = "p", seed: int = 0) -> Path:
+    """A CSV of 60 products with 2 to 4 postings each, whose titles share brand and goods."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for product, (brand, goods) in enumerate((b, g) for b in BRANDS for g in GOODS):
+        for number in range(2 + product % 3):
+            words = [brand, goods, f"type{product}", *random.choice(FILLERS, 2)]
+            title = " ".join(random.permutation(words))
+            group = f"g{product}" if labels else ""
+            rows.append((f"{prefix}{product}_{number}", f"{product}.jpg", "", title, group))
+    write_csv(folder / "train.csv", HEADER, rows)
+    return folder / "train.csv"
+
+
+def test_matches_pairs_groups_and_a_score(tmp_path: Path) -> None:
+    result = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    files = {file.name for file in (tmp_path / "found").iterdir()}
+    assert files == {"report.html", "matches.csv", "pairs.csv", "groups.csv", "ladder.csv"}
+    assert result.scores["match_f1"] > 0.9
+    assert result.scores["match_f1_low"] <= result.scores["match_f1"]
+    assert result.scores["ladder_self"] < 0.6
+    run = mlflow.get_run(result.run_id)
+    assert run.data.tags["kind"] == "match"
+    assert run.data.metrics == pytest.approx(result.scores)
+    logged = Path(mlflow.artifacts.download_artifacts(run_id=result.run_id, artifact_path="match"))
+    for name in files:
+        assert (logged / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
+
+
+def test_each_posting_matches_itself_first(tmp_path: Path) -> None:
+    file = write_shop(tmp_path / "shop")
+    found = match(MatchConfig(data=str(file), out="found")).tables["matches.csv"]
+    assert list(found.columns) == ["posting_id", "matches"]
+    assert found["posting_id"].tolist() == pd.read_csv(file)["posting_id"].tolist()
+    for name, matches in zip(found["posting_id"], found["matches"], strict=True):
+        ids = matches.split(" ")
+        assert ids[0] == name
+        assert len(ids) == len(set(ids))
+
+
+def test_pairs_say_why_and_whether_the_labels_agree(tmp_path: Path) -> None:
+    found = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    pairs = found.tables["pairs.csv"]
+    assert set(pairs["why"]) <= {"title", "neighbours"}
+    assert pairs["probability"].between(0, 1).all()
+    same = pairs["posting_id"].str.split("_").str[0] == pairs["match"].str.split("_").str[0]
+    assert (pairs["same_group"] == np.where(same, "yes", "no")).all()
+
+
+@pytest.mark.fault
+def test_without_labels_there_are_matches_and_no_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_shop(tmp_path / "shop", labels=False)
+    result = match(MatchConfig(data=str(file), out="found"))
+    assert result.scores == {}
+    assert "without a score" in capsys.readouterr().out
+    assert "same_group" not in result.tables["pairs.csv"]
+    assert "ladder.csv" not in result.tables
+    assert result.tables["matches.csv"]["matches"].str.contains(" ").mean() > 0.5
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_submission_names_the_postings_of_its_table_alone(tmp_path: Path, labels: bool) -> None:
+    file = write_shop(tmp_path / "shop", labels=labels)
+    other = write_shop(tmp_path / "other", labels=False, prefix="t", seed=1)
+    match(MatchConfig(data=str(file), test_csv=str(other), out="found"))
+    with (tmp_path / "found" / "submission.csv").open(newline="") as opened:
+        rows = list(csv.reader(opened))
+    assert rows[0] == ["posting_id", "matches"]
+    assert [row[0] for row in rows[1:]] == pd.read_csv(other)["posting_id"].tolist()
+    named = {name for row in rows[1:] for name in row[1].split(" ")}
+    assert named == {row[0] for row in rows[1:]}
+
+
+def test_the_page_shows_the_ladder_and_pairs(tmp_path: Path) -> None:
+    file = write_shop(tmp_path / "<b>shop")
+    text = match(MatchConfig(data=str(file), out="found")).report.read_text(encoding="utf-8")
+    page = read_page(text)
+    assert "<b>shop" not in text
+    for words in ("TF-IDF of words", "Surest matches", "Least sure matches", "Wrong matches"):
+        assert words in text
+    assert page is not None
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds other files"):
+        match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+
+
+def test_a_mistake_leaves_no_run(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ("posting_id", "label_group"), [("a", "g"), ("b", "g")])
+    before = len(mlflow.search_runs(search_all_experiments=True))
+    with pytest.raises(CatalogError, match="nothing to match by"):
+        match(MatchConfig(data=str(tmp_path / "train.csv")))
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+
+
+@pytest.mark.parametrize("option", ["largest_groups=5", "min_group=3", "split=random"])
+def test_options_without_effect_are_refused(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["match", f"--{option}"])
+    assert ended.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> None:
+    file = write_shop(tmp_path / "shop")
+    match(MatchConfig(data=str(file), register=True, out="found"))
+    model = mlflow.pyfunc.load_model("models:/shopee-matcher/1")
+    found = model.predict(pd.DataFrame({"title": ["promo alba rice type0", "unheard thing"]}))
+    ids, scores = json.loads(found["matches"][0]), json.loads(found["scores"][0])
+    assert {name.split("_")[0] for name in ids} == {"p0"}
+    assert scores == sorted(scores, reverse=True)
+    assert json.loads(found["matches"][1]) == []
+    grown = model.get_raw_model()
+    added = grown.add(pd.DataFrame({"posting_id": ["n1"], "title": ["unheard thing of tin"]}))
+    again = added.predict(pd.DataFrame({"title": ["unheard thing of tin"]}))
+    assert json.loads(again["matches"][0]) == ["n1"]
+    with pytest.raises(CatalogError, match="repeat an earlier one"):
+        added.add(pd.DataFrame({"posting_id": ["n1"], "title": ["other"]}))
+
+
+def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a matcher with photos cannot be stored"):
+        MatchConfig(register=True, model="cnn")
+    file = write_shop(tmp_path / "shop", labels=False)
+    with pytest.raises(ConfigError, match="register=true: needs label groups"):
+        match(MatchConfig(data=str(file), register=True, out="found"))
