@@ -351,8 +351,8 @@ def match_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(MatchConfig, cli_options)
-    _announce(f"the catalogue ({config.data})", "scikit-learn", "MLflow")
-    from .verbs.match import match
+    with _loading(f"the catalogue ({config.data})", "scikit-learn", "MLflow"):
+        from .verbs.match import match
 
     match(config, cli_options)
 

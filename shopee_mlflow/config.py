@@ -92,9 +92,10 @@ class DataConfig:
     )
     corrections: str = option(
         NONE,
-        "table of reviewed labels (image, label_group, action: relabel, drop or keep, "
-        "new_label_group), as cross-validate writes it",
+        "table of reviewed labels, as cross-validate writes it",
         Role.SETUP,
+        details="Its columns are image, label_group, action (relabel, drop or keep) and "
+        "new_label_group.",
     )
     sample_px: int = option(
         256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
@@ -377,10 +378,11 @@ class TrainConfig(DataConfig):
     )
     unknown: str = option(
         AUTO,
-        "photos of no label group; auto: the model answers unknown below a threshold, which is "
-        "measured on photos of left-out label groups; none: it always names a label group",
+        "auto: answer unknown for photos of no label group; none: always name one",
         Role.RECORD,
         choices=(AUTO, NONE),
+        details="The model answers unknown below a threshold that is measured on photos of left-out "
+        "label groups.",
     )
     device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP, begins=Group.RUNNING)
     nproc: int = option(

@@ -18,8 +18,8 @@ from ..errors import ImageError, ModelError
 from ..modeling.architectures import build_model
 from ..modeling.inference import BATCH, Predictor
 from ..modeling.models import ProductClassifier
+from .finding import RUN_ID
 from .registry import load_classifier
-from .runs import RUN_ID
 
 
 def embedding_model(name: str, image_size: int, resize: str) -> ProductClassifier:
