@@ -381,8 +381,8 @@ class TrainConfig(DataConfig):
         "auto: answer unknown for photos of no label group; none: always name one",
         Role.RECORD,
         choices=(AUTO, NONE),
-        details="The model answers unknown below a threshold that is measured on photos of left-out "
-        "label groups.",
+        details="The model answers unknown below a threshold that is measured on photos of label "
+        "groups that were left out.",
     )
     device: str = option(AUTO, "auto, cpu, cuda, cuda:N or mps", Role.SETUP, begins=Group.RUNNING)
     nproc: int = option(
