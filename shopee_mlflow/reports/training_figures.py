@@ -185,7 +185,7 @@ def stranger_figure(curve: pd.DataFrame) -> Figure:
 
     :param curve: columns known_kept, accuracy and, where measured, strangers_accepted (shares).
     """
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    figure = new_figure(5.5, 5)
     axes, kept = figure.subplots(), curve["known_kept"]
     axes.plot(kept, curve["accuracy"], color=TRAIN_COLOUR, label="accuracy of kept test photos")
     if "strangers_accepted" in curve:
