@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +92,13 @@ def log_matcher(matcher: Matcher, index: pd.DataFrame, *, register: bool) -> str
     :param index: columns posting_id, title and image_phash.
     :param register: whether to register it as ``shopee-matcher``.
     """
-    with tempfile.TemporaryDirectory() as folder, artifact_errors("the matcher was not stored"):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        artifact_errors("the matcher was not stored"),
+        warnings.catch_warnings(),
+    ):
+        # MLflow would answer an example at once, which matches the whole index.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
         data = Path(folder) / "matcher"
         data.mkdir()
         (data / _MATCHER_FILE).write_bytes(pickle.dumps(matcher))
