@@ -237,6 +237,20 @@ class TrainingProgress:
         )
 
 
+class EpochBar:
+    """A bar that counts epochs, for one of several trainings."""
+
+    def __init__(self, title: str, epochs: int) -> None:
+        self._show, self._epochs = watch(title, "epochs"), epochs
+
+    def batch(self, done: int, loss: float, accuracy: float) -> None:
+        """Show nothing."""
+
+    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:  # noqa: ARG002
+        """Count an epoch."""
+        self._show(number, self._epochs)
+
+
 def duration(seconds: float) -> str:
     """Format a time in seconds for people: 45 s, 3 min, 1 h 20 min."""
     if seconds < 90:

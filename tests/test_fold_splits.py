@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,8 +33,8 @@ def photos(sizes: dict[str, int], copies: dict[int, str] | None = None) -> pd.Da
     )
 
 
-def config(folds: int = 5, **options: object) -> CrossValidateConfig:
-    return CrossValidateConfig(folds=folds, **options)  # type: ignore[arg-type]
+def config(folds: int = 5, **options: Any) -> CrossValidateConfig:
+    return CrossValidateConfig(folds=folds, **options)
 
 
 def test_folds_are_equally_large_and_stratified() -> None:
@@ -136,6 +138,6 @@ def test_more_folds_than_photos_of_a_group_is_an_error_before_decoding() -> None
         ({"test_csv": "t.csv", "data": "shop"}, "test_csv=t.csv: cross-validation tests every"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        CrossValidateConfig(**options)  # type: ignore[arg-type]
+        CrossValidateConfig(**options)

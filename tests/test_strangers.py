@@ -234,14 +234,14 @@ def test_predict_answers_unknown(run: TrainResult, photos: list[str], tmp_path: 
     names = [*(Path(photo).name for photo in photos), "missing.png"]
     source = tmp_path / "source.csv"
     source.write_text("image\n" + "\n".join(names) + "\n")
-    options = {"source": str(source), "images": str(Path(photos[0]).parent)}
-    assert predict(run.uri, out=tmp_path / "a.csv", **options) == 1  # type: ignore[arg-type]
+    images = str(Path(photos[0]).parent)
+    assert predict(run.uri, str(source), tmp_path / "a.csv", images=images) == 1
     table = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
     assert list(table)[-2:] == ["known_score", "error"]
     assert table["label_group"].iloc[1] == "unknown"
     assert table["known_score"].iloc[2] == ""
     assert table["error"].iloc[2]
-    predict(run.uri, out=tmp_path / "b.csv", unknown="none", **options)  # type: ignore[arg-type]
+    predict(run.uri, str(source), tmp_path / "b.csv", images=images, unknown="none")
     assert "unknown" not in set(pd.read_csv(tmp_path / "b.csv")["label_group"])
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..config import CrossValidateConfig, as_params, check_epoch
-from ..console import say, watch
+from ..console import EpochBar, say
 from ..data.dataset import Dataset
 from ..data.fold_splits import fold_names, fold_split
 from ..data.splits import TEST, TRAIN
@@ -125,26 +125,12 @@ def train_on_all(
     with open_run("final model", parent=parent, kind=REFIT, tags=_owner()) as run:
         run.log_params(as_params(config))
         session = TrainingSession(config, context.with_dataset(everything), run)
-        session.fit(_EpochBar("final model", epochs), lambda epoch: epoch.number >= epochs)
+        session.fit(EpochBar("final model", epochs), lambda epoch: epoch.number >= epochs)
         session.load_best()
         if threshold is not None:
             attach_final_detector(session.context, session.model, session.inputs, threshold)
         run.log_table(session.history_table(), HISTORY_FILE)
     return session.model
-
-
-class _EpochBar:
-    """A bar that counts epochs."""
-
-    def __init__(self, title: str, epochs: int) -> None:
-        self._show, self._epochs = watch(title, "epochs"), epochs
-
-    def batch(self, done: int, loss: float, accuracy: float) -> None:
-        """Show nothing."""
-
-    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:  # noqa: ARG002
-        """Count an epoch."""
-        self._show(number, self._epochs)
 
 
 def _run_fold(
@@ -155,7 +141,7 @@ def _run_fold(
         run.log_params(as_params(config))
         log_data(run, data, config)
         session = TrainingSession(config, context, run)
-        session.fit(_EpochBar(name, config.epochs))
+        session.fit(EpochBar(name, config.epochs))
         test = session.test()
         history, nearest = session.history_table(), nearest_photos(session)
         run.log_weights(_weights(test), FOLD_LOGITS_FILE)

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from ..config import TrainConfig
-from ..console import say
+from ..console import EpochBar, say
 from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.strangers import StrangerResult
@@ -26,7 +26,7 @@ from ..training.session import TestResult, TrainingSession
 from .space import SearchPlan
 from .study import Search
 from .trial_results import TrialResult
-from .trials import EpochBar, in_words
+from .trials import in_words
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from optuna.trial import Trial, TrialState
 
 from ..config import TrainConfig, as_params
-from ..console import duration, say, watch
+from ..console import EpochBar, duration, say
 from ..errors import ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
@@ -81,20 +80,6 @@ def run_trial(
         except BaseException:
             _give_back(search, run, trial)
             raise
-
-
-class EpochBar:
-    """A bar that counts epochs."""
-
-    def __init__(self, title: str, epochs: int) -> None:
-        self._show, self._epochs = watch(title, "epochs"), epochs
-
-    def batch(self, done: int, loss: float, accuracy: float) -> None:
-        """Show nothing."""
-
-    def epoch(self, number: int, metrics: Mapping[str, float], best: bool) -> None:  # noqa: ARG002
-        """Count an epoch."""
-        self._show(number, self._epochs)
 
 
 def _train(
