@@ -300,3 +300,17 @@ def test_dollar_signs_in_labels_are_no_mathematics(tmp_path: Path) -> None:
     mistakes_figure(pixels, table, np.array([0, 2, 3])).savefig(tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 0
     assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_nested_class_folders_are_evaluated_by_their_first_folder(
+    run: SmallRun, tmp_path: Path
+) -> None:
+    frame = run.result.dataset.frame
+    for file, label in zip(frame["file"], frame["label_group"], strict=True):
+        place = tmp_path / "nested" / label / "front"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    with pytest.raises(CatalogError, match="label_folder=first"):
+        evaluate(run.uri, data=str(tmp_path / "nested"))
+    found = evaluate(run.uri, data=str(tmp_path / "nested"), label_folder="first")
+    assert sorted(found.predictions["label_group"]) == sorted(frame["label_group"])

@@ -25,6 +25,7 @@ from small_search import (
     wrap_fit,
 )
 
+from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.data.batches import PixelSource
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.modeling.epochs import Epoch
@@ -243,3 +244,25 @@ def test_architectures_are_compared_in_a_table(call: Call, tmp_path: Path) -> No
         )
     best = yaml.safe_load(text(parent, "tune/best.yaml"))
     assert best["model"] == result.best["model"]
+
+
+@pytest.mark.slow
+def test_test_photos_that_the_weights_have_seen_are_counted(
+    make_catalog: MakeCatalog,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shop = make_catalog()
+    first = train(TrainConfig(data=str(shop), model="cnn", image_size=32, epochs=1, batch_size=8))
+    call = quick_search(shop, tmp_path, monkeypatch)
+    second = call(n_trials=1, weights=first.run_id, split_seed=3)
+    assert second is not None
+    old = first.dataset.frame.set_index("image")["split"]
+    new = read_table(second.run_id, "data/manifest.csv").set_index("image")["split"]
+    seen = int((old[new.index[new == "test"]] != "test").sum())
+    assert seen > 0
+    tags = mlflow.get_run(second.run_id).data.tags
+    assert tags["weights_run"] == first.run_id
+    assert tags["test_photos_seen_by_weights"] == str(seen)
+    assert f"WARNING: {seen} of " in capsys.readouterr().out
