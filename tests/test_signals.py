@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -30,6 +31,21 @@ def test_a_stop_waits_for_the_end_of_a_write() -> None:
     with stop_on_signals(), pytest.raises(Stopped, match="SIGTERM received"):
         stop_within(done)
     assert done == ["written"]
+
+
+@pytest.mark.fault
+def test_a_stop_that_comes_within_a_destructor_is_not_lost() -> None:
+    class Stopping:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Stopping()
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    with stop_on_signals(), pytest.raises(Stopped, match="SIGTERM received"):
+        work()
 
 
 def test_outside_a_write_a_stop_comes_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from types import FrameType
 import psutil
 
 _POLL_SECONDS = 1.0
+_SEND_AGAIN_SECONDS = 0.05
 # SIGHUP is sent when the terminal is closed. Not all systems have it.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -124,6 +126,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         yield
         return
     orphaned = threading.Event()
+    received = 0
     _state.stopping = False
 
     def reason(number: int) -> str:
@@ -134,6 +137,8 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's form
         if _state.stopping or (_state.pending is not None and number != _state.pending_signal):
             return
+        nonlocal received
+        received = number
         stopped = Stopped(reason(number))
         if _state.graceful and _state.pending is None:
             _state.pending, _state.pending_signal = stopped, number
@@ -154,6 +159,19 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         if number in _ALWAYS or signal.getsignal(number) is not signal.SIG_IGN
     ]
     before = {number: signal.signal(number, handle) for number in handled}
+    before_hook = sys.unraisablehook
+
+    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+        """Python drops an exception that is raised in a destructor or a weakref's callback."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            before_hook(unraisable)
+            return
+        _state.stopping = False
+        again = threading.Timer(_SEND_AGAIN_SECONDS, os.kill, (os.getpid(), received))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
     finished = threading.Event()
     watched = parent or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)
     _watch(watched, finished, orphaned)
@@ -161,6 +179,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         yield
     finally:
         finished.set()
+        sys.unraisablehook = before_hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
