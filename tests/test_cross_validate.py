@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from conftest import MakeCatalog, draw_photo
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 from new_store import new_store
+from warm_process import WarmProcess
 
 from shopee_mlflow import TrainConfig, compare, cross_validate, evaluate, train
 from shopee_mlflow.cli import main
@@ -338,18 +337,12 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
     folder = make_catalog(groups=3, each=20)
     options = {**OPTIONS, "data": folder, "epochs": 12, "batch_size": 4, "experiment": "folds"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "shopee_mlflow", "cross-validate", *words]
 
     stores = {name: new_store(tmp_path / f"{name}.db") for name in ("whole", "killed")}
 
-    def run(name: str, folds_before_kill: int | None) -> subprocess.CompletedProcess[str]:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "MLFLOW_TRACKING_URI": stores[name], "OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def run(name: str, folds_before_kill: int | None) -> tuple[int, str]:
+        env = {**os.environ, "MLFLOW_TRACKING_URI": stores[name], "PYTHONUNBUFFERED": "1"}
+        process = WarmProcess("shopee_mlflow", "cross-validate", *words, env=env)
         said = []
         assert process.stdout is not None
         try:
@@ -365,14 +358,14 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
         finally:
             process.stdout.close()
             process.wait()
-        return subprocess.CompletedProcess(command, process.returncode, "".join(said))
+        return process.wait(), "".join(said)
 
-    assert run("whole", None).returncode == 0
+    assert run("whole", None)[0] == 0
     for done in (0, 1, 1):
-        assert run("killed", done).returncode == -signal.SIGKILL
-    last = run("killed", None)
-    assert last.returncode == 0
-    assert "are finished already" in last.stdout
+        assert run("killed", done)[0] == -signal.SIGKILL
+    code, said = run("killed", None)
+    assert code == 0
+    assert "are finished already" in said
     results = []
     for store in stores.values():
         client = mlflow.MlflowClient(store)

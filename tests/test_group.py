@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from conftest import MakeCatalog, draw_photo
 from new_store import new_store
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from warm_process import WarmProcess
 
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
@@ -116,16 +116,8 @@ class Place:
         self.env = {**os.environ, "MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1"}
         self.env["PYTHONUNBUFFERED"] = "1"
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env={**self.env, **env},
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def start(self, *command: str, **env: str) -> WarmProcess:
+        return WarmProcess(*command, env={**self.env, **env}, new_session=True)
 
     def run(self) -> Any:
         client = mlflow.MlflowClient(self.uri)
@@ -143,14 +135,18 @@ class Place:
 
 
 @pytest.fixture
-def stopped() -> Iterator[list[subprocess.Popen[str]]]:
+def stopped() -> Iterator[list[WarmProcess]]:
     """Processes that are gone after the test, with all that they have started."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[WarmProcess] = []
     yield started
     for process in started:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            # Each trainer has a session of its own.
+            for trainer in psutil.Process(process.pid).children(recursive=True):
+                trainer.kill()
+            process.kill()
+            with process:
+                pass
 
 
 def words(folder: Path, **options: str) -> list[str]:
@@ -203,7 +199,7 @@ def test_two_processes_give_the_history_of_one(
 def test_what_two_were_stopped_in_one_goes_on_with(
     make_catalog: MakeCatalog,
     tmp_path: Path,
-    stopped: list[subprocess.Popen[str]],
+    stopped: list[WarmProcess],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, place = make_catalog(groups=3, each=20), Place(tmp_path / "place")
@@ -224,7 +220,7 @@ def test_what_two_were_stopped_in_one_goes_on_with(
     check_alike(history, trained_alone(folder, **options).history)
 
 
-def wait_for_checkpoint(place: Place, process: subprocess.Popen[str]) -> None:
+def wait_for_checkpoint(place: Place, process: WarmProcess) -> None:
     deadline = time.monotonic() + 120
     while not list(place.folder.glob("checkpoints/*/last.pt")):
         assert process.poll() is None, process.communicate()[0]
@@ -240,13 +236,13 @@ def rank_of(process: psutil.Process) -> str | None:
         return None
 
 
-def kill_rank(process: subprocess.Popen[str], rank: int) -> None:
+def kill_rank(process: WarmProcess, rank: int) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     (trainer,) = [child for child in children if rank_of(child) == str(rank)]
     trainer.kill()
 
 
-def read_until(process: subprocess.Popen[str], words: str) -> None:
+def read_until(process: WarmProcess, words: str) -> None:
     lines = []
     for line in process.stdout or ():
         lines.append(line)
@@ -265,7 +261,7 @@ def check_failed(run: Any) -> None:
 def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     make_catalog: MakeCatalog,
     tmp_path: Path,
-    stopped: list[subprocess.Popen[str]],
+    stopped: list[WarmProcess],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place, folder = Place(tmp_path / "place"), make_catalog(groups=3, each=40)
@@ -298,7 +294,7 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
 @pytest.mark.fault
 @pytest.mark.slow
 def test_processes_of_one_machine_listen_on_loopback_only(
-    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
+    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[WarmProcess]
 ) -> None:
     place, temporary = Place(tmp_path / "place"), tmp_path / "temporary"
     temporary.mkdir()
@@ -350,7 +346,7 @@ def test_nproc_ends_as_its_processes_do(
     assert ("killed by SIGKILL" in capsys.readouterr().err) == (ended == -signal.SIGKILL)
 
 
-def start_apart(place: Place, first: list[str], second: list[str]) -> subprocess.Popen[str]:
+def start_apart(place: Place, first: list[str], second: list[str]) -> WarmProcess:
     """torchrun with two processes whose commands differ."""
     trainer = f"exec {sys.executable} -m shopee_mlflow train"
     each = [" ".join([trainer, *map(shlex.quote, options)]) for options in (first, second)]
@@ -362,7 +358,7 @@ def start_apart(place: Place, first: list[str], second: list[str]) -> subprocess
 @pytest.mark.fault
 @pytest.mark.slow
 def test_other_data_of_one_process_stop_all(
-    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
+    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[WarmProcess]
 ) -> None:
     place = Place(tmp_path / "place")
     first, second = make_catalog(name="first"), make_catalog(name="second")
@@ -382,7 +378,7 @@ def test_other_data_of_one_process_stop_all(
 @pytest.mark.fault
 @pytest.mark.slow
 def test_a_process_without_the_weights_file_ends_all(
-    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[subprocess.Popen[str]]
+    make_catalog: MakeCatalog, tmp_path: Path, stopped: list[WarmProcess]
 ) -> None:
     place, folder = Place(tmp_path / "place"), make_catalog()
     process = start_apart(place, words(folder), words(folder, weights="/not/there.pt"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import torchvision
 from conftest import MakeCatalog, draw_photo
 from new_store import new_store
+from warm_process import WarmProcess
 
 from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.cli import main
@@ -349,27 +348,22 @@ def test_after_a_real_sigkill_the_next_start_offers_to_go_on(
     env = {**os.environ, "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"}
     options = {**OPTIONS, "data": str(folder), "model": "cnn", "epochs": "30", "batch_size": "4"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "shopee_mlflow", "train"]
-    # From the checkout, where the package is; the store is elsewhere, so nothing is left there.
-    process = subprocess.Popen(
-        [*command, *words], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = WarmProcess("shopee_mlflow", "train", *words, env=env)
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("checkpoints/*/last.pt")):
-            assert process.poll() is None, process.communicate()[0].decode()
+            assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no checkpoint after two minutes"
             time.sleep(0.05)
     finally:
         process.kill()
         process.communicate()
     (run_id,) = [folder.name for folder in tmp_path.glob("checkpoints/*")]
-    again = subprocess.run(
-        [*command, "--resume", "last"], env=env, cwd=ROOT, capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"resuming run {run_id} after epoch " in again.stdout
-    assert " of 30\n" in again.stdout
+    again = WarmProcess("shopee_mlflow", "train", "--resume", "last", env=env)
+    said, _ = again.communicate()
+    assert again.returncode == 0, said
+    assert f"resuming run {run_id} after epoch " in said
+    assert " of 30\n" in said
     client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     assert client.get_run(run_id).info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run_id, "val_loss")]

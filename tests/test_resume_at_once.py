@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from conftest import MakeCatalog
+from warm_process import WarmProcess
 
 from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import resolve
@@ -91,18 +90,8 @@ def test_on_a_disk_without_locks_the_user_is_told(
 
 @pytest.mark.slow
 def test_of_three_that_resume_at_once_one_is_let_in(interrupted: str) -> None:
-    command = [sys.executable, "-m", "shopee_mlflow", "train", "--resume", interrupted]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    command = ["shopee_mlflow", "train", "--resume", interrupted]
+    started = [WarmProcess(*command) for _ in range(3)]
     said = [process.communicate(timeout=120)[0] for process in started]
     # Those that came later than its end are refused as well.
     assert sorted(process.returncode for process in started) == [0, 2, 2], said

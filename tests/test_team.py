@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +12,11 @@ import yaml
 from conftest import MakeCatalog
 from mlflow_server import MlflowServer
 from postgres_server import PostgresServer, postgres_server
+from warm_process import WarmProcess
 
 from shopee_mlflow import cli
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 TRAININGS, WORKERS, TRIALS, EPOCHS = 4, 4, 4, 2
 OPTIONS = {"model": "cnn", "image_size": 32, "epochs": EPOCHS, "batch_size": 8}
 
@@ -43,15 +41,8 @@ def server(postgres: PostgresServer, tmp_path: Path) -> Iterator[MlflowServer]:
     server.stop()
 
 
-def start(*words: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "shopee_mlflow", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(*words: str, env: dict[str, str]) -> WarmProcess:
+    return WarmProcess("shopee_mlflow", *words, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
 
 
 @pytest.mark.fault

@@ -19,6 +19,7 @@ import pytest
 from mlflow.entities import Run
 from new_store import new_store
 from optuna.trial import FrozenTrial, TrialState
+from warm_process import WarmProcess
 
 from shopee_mlflow.tracking.store import local_folder
 from shopee_mlflow.tuning.storage import open_storage, study_file
@@ -47,9 +48,15 @@ class Tuner:
 
     def __init__(self, command: list[str], env: dict[str, str], folder: Path) -> None:
         self._log = folder / f"tuner{len(list(folder.glob('tuner*.log')))}.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        self.process: subprocess.Popen[bytes] | WarmProcess
+        if command[0] == sys.executable:
+            with self._log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True
+                )
+        else:
+            self.process = WarmProcess(
+                *command, env=env, cwd=folder, output=self._log, new_session=True
             )
 
     @property
@@ -127,7 +134,7 @@ class Searches:
         """``python -m shopee_mlflow tune``"""
         given = {**self._options, **options}
         words = [f"--{name}={value}" for name, value in given.items()]
-        return self._start([sys.executable, "-m", "shopee_mlflow", "tune", *words])
+        return self._start(["shopee_mlflow", "tune", *words])
 
     def project(self) -> Tuner:
         """``mlflow run . -e tune``"""
