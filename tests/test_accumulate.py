@@ -90,6 +90,7 @@ def test_accumulated_gradients_are_exact_over_processes() -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_step_longer_than_an_epoch_is_refused_before_decoding(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

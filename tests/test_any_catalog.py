@@ -54,6 +54,7 @@ row_values = st.tuples(of_one_line, of_one_line, of_one_line, values, of_one_lin
 
 @modest
 @given(rows=st.lists(row_values, min_size=1, max_size=8))
+@pytest.mark.slow
 def test_what_was_written_is_read(rows: list[list[str]], tmp_path: Path) -> None:
     frame = read_catalog(write(tmp_path, list(COLUMNS), rows))
     read = [[value.strip() for value in row] for row in frame.to_numpy().tolist()]
@@ -127,6 +128,7 @@ def cleaned(frame: pd.DataFrame, largest_groups: int) -> tuple[pd.DataFrame, Cle
 
 @modest
 @given(frame=catalogs(), largest_groups=st.integers(0, 4))
+@pytest.mark.slow
 def test_counts_add_up_and_only_whole_single_photos_are_left(
     frame: pd.DataFrame, largest_groups: int
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_order_of_rows_does_not_matter(
     seed=st.integers(0, 2**32 - 1),
     order=st.integers(0, 2**32 - 1),
 )
+@pytest.mark.slow
 def test_splits_of_any_catalogue(
     sizes: list[int], copies: int, mode: str, seed: int, order: int
 ) -> None:

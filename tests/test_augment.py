@@ -181,6 +181,7 @@ def test_each_number_of_draws_and_each_seed_has_activations_of_its_own(
         pytest.param("strong", "backbone", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_training_with_a_policy(make_catalog: MakeCatalog, name: str, freeze: str) -> None:
     options = {"data": str(make_catalog()), "model": "cnn", "image_size": "32", "epochs": "2"}
     more = {"augment": name, "freeze": freeze, "variants": "2", "batch_size": "8"}

@@ -337,6 +337,7 @@ def test_nothing_left_is_an_error_with_the_record(rows: list[tuple[str, str]]) -
         select(table(*rows))
 
 
+@pytest.mark.slow
 def test_real_catalogue_has_the_known_counts() -> None:
     csv = SHARED / "data" / "shopee" / "train.csv"
     if not csv.is_file():

@@ -184,6 +184,7 @@ def test_each_command_says_what_it_begins_with_before_heavy_imports() -> None:
     assert all(line.endswith(" []") for line in lines), lines
 
 
+@pytest.mark.slow
 def test_training_prints_what_it_did(
     make_catalog: MakeCatalog, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def code(*arguments: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_trained_runs_side_by_side(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +279,7 @@ def test_names_of_strangers_are_text(tmp_path: Path) -> None:
 UNKNOWN = "0" * 32
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     good, good_too = made_run("errors", "good"), made_run("errors", "good too")
     with pytest.raises(TrackingError, match=f"run={UNKNOWN}: no such run"):

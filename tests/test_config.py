@@ -127,6 +127,7 @@ def alias_bomb(levels: int) -> str:
     ],
     ids=["bomb", "itself", "merge", "deep", "large", "digits", "date", "nul"],
 )
+@pytest.mark.slow
 def test_a_hostile_file_is_a_short_error(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)

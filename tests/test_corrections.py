@@ -189,6 +189,7 @@ def test_a_list_that_is_missing_is_an_error_before_anything_else(
     assert f"corrections={name}: cannot be read ({reason})" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_explore_describes_the_corrected_catalogue(shop: Path) -> None:
     rows = [("g0n1.png", "group0", "relabel", "group2"), ("g1n2.png", "group1", "drop", "")]
     file = write_csv(shop / "reviewed.csv", HEADER, rows)

@@ -107,6 +107,7 @@ def assert_same(result: CrossValidation, expected: CrossValidation) -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_photo_is_tested_once(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

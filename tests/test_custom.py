@@ -118,6 +118,7 @@ def test_the_repr_of_a_dataset_has_its_relative_folder(
 # --- train ---
 
 
+@pytest.mark.slow
 def test_a_training_with_own_objects(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     net = TinyNet()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -193,6 +193,7 @@ def test_a_model_whose_run_is_gone_is_scored_with_a_warning(
     assert mlflow.get_run(result.run_id).data.tags["seen_photos"] == "unknown"
 
 
+@pytest.mark.slow
 def test_a_single_group_may_be_scored(run: SmallRun, tmp_path: Path) -> None:
     """Groups that are too small to learn from are large enough to be scored."""
     rows = [(run.photos[0].name, "$group0$"), (run.photos[20].name, "$group1$")]
@@ -201,6 +202,7 @@ def test_a_single_group_may_be_scored(run: SmallRun, tmp_path: Path) -> None:
     assert result.predictions["image"].tolist() == [name for name, _ in rows]
 
 
+@pytest.mark.slow
 def test_photos_that_changed_are_no_test_split(run: SmallRun, shop: Path) -> None:
     dataset = run.result.dataset
     first, second = dataset.frame.loc[dataset.rows("test"), "image"].sort_values().tolist()[:2]
@@ -214,6 +216,7 @@ def test_photos_that_changed_are_no_test_split(run: SmallRun, shop: Path) -> Non
     assert len(mlflow.search_runs(search_all_experiments=True, output_format="list")) == before
 
 
+@pytest.mark.slow
 def test_a_moved_catalogue_is_found_by_data(run: SmallRun, shop: Path) -> None:
     result = evaluate(run.uri, run=run.result.run_id, data=str(shop))
     assert result.scores["eval_accuracy"] == run.result.scores["test_accuracy"]
@@ -263,6 +266,7 @@ def test_an_unknown_model_opens_no_run(run: SmallRun) -> None:
     assert mlflow.MlflowClient().get_experiment_by_name("never-evaluated") is None
 
 
+@pytest.mark.slow
 def test_exit_codes(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
     def code(*arguments: str) -> int:
         try:

@@ -61,6 +61,7 @@ def odd_shop(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_what_is_said_of_a_training_is_what_it_does(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_what_strangers_write_is_shown_and_does_nothing(tmp_path: Path) -> None:
     shop = odd_shop(tmp_path / "shop")
     result = explore(ExploreConfig(data=str(shop), out="seen", min_group=2))
@@ -216,6 +218,7 @@ def test_a_column_that_is_not_there_is_named_with_what_cannot_be_known(
     assert said in read_page(result.report).text
 
 
+@pytest.mark.slow
 def test_photos_that_are_too_few_to_train_on_do_not_hide_the_csv(tmp_path: Path) -> None:
     (tmp_path / "shop" / "train_images").mkdir(parents=True)
     write_csv(tmp_path / "shop" / "train.csv", HEADER, _listed(40))
@@ -274,6 +277,7 @@ def test_mistakes_say_what_to_do(
     assert "column image is missing; found: 'look'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_both_spellings(
     make_catalog: MakeCatalog, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def code(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("serialization", ["pickle", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_file_answers_like_torch(
     serialization: str,
     tmp_path: Path,
@@ -66,6 +67,7 @@ def test_the_file_answers_like_torch(
         np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_put_in_place(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

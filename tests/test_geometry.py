@@ -227,6 +227,7 @@ def test_training_sees_such_photos(squared: Squared) -> None:
     assert mlflow.get_run(squared.result.run_id).data.params["resize"] == squared.resize
 
 
+@pytest.mark.slow
 def test_evaluate_predict_and_pyfunc_do_the_same(squared: Squared, tmp_path: Path) -> None:
     assert load_classifier(squared.uri).resize == squared.resize
     scores = evaluate(squared.uri, run=squared.result.run_id).scores
@@ -245,6 +246,7 @@ def test_evaluate_predict_and_pyfunc_do_the_same(squared: Squared, tmp_path: Pat
         np.testing.assert_allclose(answers["probability"], squared.probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_names_the_geometry(squared: Squared, tmp_path: Path) -> None:
     export(squared.uri, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(

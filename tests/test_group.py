@@ -404,6 +404,7 @@ def free_port() -> int:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
 def test_others_that_never_come_are_given_up(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     started_as(monkeypatch, rank, 2, port := free_port())
     with (

@@ -210,6 +210,7 @@ def test_an_earlier_run_that_is_gone_hides_no_photo_of_the_later_one(
 
 
 @pytest.mark.parametrize("name", ["uri", "run"])
+@pytest.mark.slow
 def test_a_model_to_start_from_is_loaded_once(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

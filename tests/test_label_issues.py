@@ -47,6 +47,7 @@ def cross_validated(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+@pytest.mark.slow
 def test_a_wrong_label_is_found_reviewed_and_given_back(
     cross_validated: CrossValidate, shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_wrong_label_is_found_reviewed_and_given_back(
     pd.testing.assert_frame_equal(repeated, frame)
 
 
+@pytest.mark.slow
 def test_nearest_photos_come_from_any_frozen_stage(cross_validated: CrossValidate) -> None:
     issues = [
         cross_validated(model="mnasnet0_5", freeze=freeze, epochs=1, lr=1e-4).label_issues

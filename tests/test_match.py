@@ -37,6 +37,7 @@ def write_shop(folder: Path, *, labels: bool = True, prefix: str = "p", seed: in
     return folder / "train.csv"
 
 
+@pytest.mark.slow
 def test_matches_pairs_groups_and_a_score(tmp_path: Path) -> None:
     result = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
     files = {file.name for file in (tmp_path / "found").iterdir()}
@@ -52,6 +53,7 @@ def test_matches_pairs_groups_and_a_score(tmp_path: Path) -> None:
         assert (logged / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_each_posting_matches_itself_first(tmp_path: Path) -> None:
     file = write_shop(tmp_path / "shop")
     found = match(MatchConfig(data=str(file), out="found")).tables["matches.csv"]
@@ -63,6 +65,7 @@ def test_each_posting_matches_itself_first(tmp_path: Path) -> None:
         assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_pairs_say_why_and_whether_the_labels_agree(tmp_path: Path) -> None:
     found = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
     pairs = found.tables["pairs.csv"]
@@ -86,6 +89,7 @@ def test_without_labels_there_are_matches_and_no_score(
 
 
 @pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.slow
 def test_a_submission_names_the_postings_of_its_table_alone(tmp_path: Path, labels: bool) -> None:
     file = write_shop(tmp_path / "shop", labels=labels)
     other = write_shop(tmp_path / "other", labels=False, prefix="t", seed=1)
@@ -98,6 +102,7 @@ def test_a_submission_names_the_postings_of_its_table_alone(tmp_path: Path, labe
     assert named == {row[0] for row in rows[1:]}
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_ladder_and_pairs(tmp_path: Path) -> None:
     file = write_shop(tmp_path / "<b>shop")
     text = match(MatchConfig(data=str(file), out="found")).report.read_text(encoding="utf-8")
@@ -115,6 +120,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
 
 
+@pytest.mark.slow
 def test_a_mistake_leaves_no_run(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ("posting_id", "label_group"), [("a", "g"), ("b", "g")])
     before = len(mlflow.search_runs(search_all_experiments=True))
@@ -133,6 +139,7 @@ def test_options_without_effect_are_refused(
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> None:
     file = write_shop(tmp_path / "shop")
     match(MatchConfig(data=str(file), register=True, out="found"))

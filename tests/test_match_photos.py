@@ -25,6 +25,7 @@ def test_embeddings_have_length_one_and_are_zero_without_a_photo(tmp_path: Path)
     np.testing.assert_array_equal(embed_files(model, files), found)
 
 
+@pytest.mark.slow
 def test_photos_alone_are_matched_and_scored(make_catalog: MakeCatalog) -> None:
     folder = make_catalog(groups=12, each=3)
     rows = pd.read_csv(folder / "train.csv", dtype=str)

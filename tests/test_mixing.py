@@ -197,6 +197,7 @@ def test_mixing_behind_frozen_layers_is_refused(mix: str) -> None:
 
 
 @pytest.mark.parametrize("mix", ["mixup", pytest.param("cutmix", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_training_that_mixes(make_catalog: MakeCatalog, mix: str) -> None:
     options = {
         "data": str(make_catalog()),

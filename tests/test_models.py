@@ -66,6 +66,7 @@ OTHERS = [
 @pytest.mark.parametrize(
     "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
+@pytest.mark.slow
 def test_every_torchvision_classifier_gets_our_head(name: str) -> None:
     size = 224 if name.startswith(("vit", "maxvit")) else 128
     if name.startswith("regnet"):

@@ -196,6 +196,7 @@ def test_bad_photos_before_the_interruption_are_counted(
     assert predict(run.uri, str(many), tmp_path / "out.csv") == 1
 
 
+@pytest.mark.slow
 def test_a_different_call_never_resumes_from_this_partial_file(
     run: SmallRun,
     many: Path,

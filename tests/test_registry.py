@@ -77,6 +77,7 @@ def test_a_persons_description_of_the_model_stays(run: SmallRun, name: str) -> N
     assert MlflowClient().get_registered_model(name).description == "ours"
 
 
+@pytest.mark.slow
 def test_the_champion_moves_for_a_better_one_only(run: SmallRun, name: str) -> None:
     register_model(logged(run, 0.80), name)
     better = register_model(logged(run, 0.85), name)
@@ -212,6 +213,7 @@ def test_a_model_that_changed_on_its_way_never_becomes_champion(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_registry_that_fails_in_the_middle_loses_nothing(
     run: SmallRun, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_silent_server_is_told_of_in_time(
     silent_server: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

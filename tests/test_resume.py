@@ -91,6 +91,7 @@ def history_of(run_id: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "after", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 5, 12))]
 )
+@pytest.mark.slow
 def test_a_training_goes_on_to_the_same_end(
     after: int,
     make_catalog: MakeCatalog,
@@ -145,6 +146,7 @@ def test_other_options_are_refused(
         train(TrainConfig(resume=run_id), {"epochs": "20"})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_near_bits_ties_equal_phashes_only(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def interrupted(make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_run_that_is_being_resumed_is_left_alone(
     interrupted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def config(folder: Path, **options: str) -> TrainConfig:
     return resolve(TrainConfig, {**OPTIONS, "data": str(folder), **options})
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_the_environment_names_is_not_written_over(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

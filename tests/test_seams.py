@@ -233,6 +233,7 @@ class Silent:
         """Do nothing."""
 
 
+@pytest.mark.slow
 def test_a_session_trains_without_a_store(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

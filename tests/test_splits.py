@@ -131,6 +131,7 @@ def test_random_has_exact_sizes(frame: pd.DataFrame, seed: int) -> None:
     seed=st.integers(0, 2**32 - 1),
     order=st.randoms(use_true_random=False),
 )
+@pytest.mark.slow
 def test_split_depends_on_seed_and_photos_alone(
     frame: pd.DataFrame, mode: str, seed: int, order: np.random.Generator
 ) -> None:

@@ -245,6 +245,7 @@ def test_predict_answers_unknown(run: TrainResult, photos: list[str], tmp_path: 
     assert "unknown" not in set(pd.read_csv(tmp_path / "b.csv")["label_group"])
 
 
+@pytest.mark.slow
 def test_onnx_has_the_score(run: TrainResult, tmp_path: Path) -> None:
     file = export(run.uri, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -258,6 +259,7 @@ def test_onnx_has_the_score(run: TrainResult, tmp_path: Path) -> None:
     assert "known_score below 0" in session.get_modelmeta().custom_metadata_map["unknown"]
 
 
+@pytest.mark.slow
 def test_unknown_none_trains_a_model_that_always_answers(
     trained: tuple[TrainResult, Path],
 ) -> None:
@@ -285,6 +287,7 @@ def test_a_stranger_is_no_photo_of_a_kept_group(make_catalog: MakeCatalog) -> No
     assert left == {f"g3n{n}.png" for n in (0, 2, 3, 4, 5)} | {f"g4n{n}.png" for n in range(1, 6)}
 
 
+@pytest.mark.slow
 def test_a_program_says_that_it_names_a_group_always(
     trained: tuple[TrainResult, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +297,7 @@ def test_a_program_says_that_it_names_a_group_always(
     assert "known_score" not in Classifier.load(result.uri).predict(str(trained[1]))
 
 
+@pytest.mark.slow
 def test_the_final_model_of_a_cross_validation_refuses_strangers(
     trained: tuple[TrainResult, Path],
 ) -> None:

@@ -84,6 +84,7 @@ def test_arrows_point_down(file: Path) -> None:
         ("sklearn", {"matching", "modeling"}),
     ],
 )
+@pytest.mark.slow
 def test_libraries_have_one_home(library: str, allowed: set[str]) -> None:
     users = {
         folder_of(file)

@@ -88,6 +88,7 @@ def test_a_model_divides_its_logits(tta: bool) -> None:
     assert torch.equal(model(photos).argmax(1), before.argmax(1))
 
 
+@pytest.mark.slow
 def test_a_training_calibrates_what_it_logs(make_catalog: MakeCatalog) -> None:
     folder = make_catalog(each=80)
     options = {"data": str(folder), "model": "cnn", "image_size": "32", "epochs": "2"}

@@ -46,6 +46,7 @@ def artifacts(run_id: str, folder: str = "") -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> None:
     config = tiny(make_catalog(), epochs=3)
     result = train(config)
@@ -96,6 +97,7 @@ def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> No
     }
 
 
+@pytest.mark.slow
 def test_the_manifest_and_predictions_are_those_of_the_result(
     make_catalog: MakeCatalog, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_the_manifest_and_predictions_are_those_of_the_result(
     assert right == pytest.approx(result.scores["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_description_says_what_matters(make_catalog: MakeCatalog) -> None:
     result = train(tiny(make_catalog(), epochs=2))
     run = mlflow.get_run(result.run_id)
@@ -130,6 +133,7 @@ def test_the_description_says_what_matters(make_catalog: MakeCatalog) -> None:
 
 
 @pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.slow
 def test_the_logged_model_is_the_best_epochs_and_knows_its_classes(
     make_catalog: MakeCatalog, tta: bool
 ) -> None:
@@ -206,6 +210,7 @@ def test_patience_stops_early(make_catalog: MakeCatalog) -> None:
     assert len(result.history) == 3
 
 
+@pytest.mark.slow
 def test_options_are_logged_as_a_person_wrote_them(make_catalog: MakeCatalog) -> None:
     cli_options = {"lr": "1e-2", "data": str(make_catalog(name="my shop"))}
     result = train(tiny(Path(cli_options["data"]), lr="1e-2"), cli_options)

@@ -253,6 +253,7 @@ def test_no_mistakes() -> None:
     page.check_self_contained(pictures=5 + 9)
 
 
+@pytest.mark.slow
 def test_mistakes_stand_in_order_of_sureness_with_their_pairs() -> None:
     """Photos 0 to 3 are of group a. 1 and 2 are taken for b, 2 more surely; 3 for c."""
     labels = np.array([0, 0, 0, 0, 1, 2])
@@ -289,6 +290,7 @@ def test_without_a_heat_map_nothing_is_said_of_it() -> None:
         (0.8, 71, "Probabilities are 9 percentage points too high"),
     ],
 )
+@pytest.mark.slow
 def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
     labels = np.zeros(100, int)
     predicted = (np.arange(100) >= right).astype(int)
@@ -302,6 +304,7 @@ def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
     assert sum(words in page.text for words in both) == 1
 
 
+@pytest.mark.slow
 def test_long_names_are_cut_and_little_support_is_told() -> None:
     given = facts()
     names = given.names.assign(
@@ -314,6 +317,7 @@ def test_long_names_are_cut_and_little_support_is_told() -> None:
     assert "3 have fewer than 5 test photos" in page.text
 
 
+@pytest.mark.slow
 def test_a_label_group_without_test_photos_has_no_score() -> None:
     labels = np.array([0, 0, 1])
     given = facts(np.eye(3)[[0, 2, 1]] * 5, labels)
@@ -330,6 +334,7 @@ def counts_of(size: int) -> pd.DataFrame:
     return pd.DataFrame(values, index=pd.Index(names, name="true"), columns=names)
 
 
+@pytest.mark.slow
 def test_21_label_groups_are_named_and_counted() -> None:
     figure = confusion_figure(counts_of(21), "A title")
     (axes,) = figure.axes
@@ -364,6 +369,7 @@ WORLD = ["手机壳", "휴대폰", "ケース", "เสื้อยืด", "�
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_labels_that_the_font_lacks_are_numbered_and_the_page_is_the_key() -> None:
     """A box in place of a character is a warning of matplotlib, and warnings are errors here."""
     labels = np.arange(len(WORLD))

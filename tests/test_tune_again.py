@@ -39,6 +39,7 @@ def call(make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- gone on with ---
 
 
+@pytest.mark.slow
 def test_a_second_call_does_nothing_twice(
     call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_the_run_that_mlflow_has_made_is_the_parent_or_points_to_it(
 # --- interrupted ---
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_repeats_the_trial_and_goes_on(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +224,7 @@ def test_a_trial_that_was_given_to_another_is_not_told_twice(
 # --- time ---
 
 
+@pytest.mark.slow
 def test_time_that_is_up_ends_the_search_well(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

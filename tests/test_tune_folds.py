@@ -118,6 +118,7 @@ def test_one_fold_is_refused() -> None:
         TuneConfig(folds=1)
 
 
+@pytest.mark.slow
 def test_a_search_with_folds_is_another_search(call: Call) -> None:
     first, second = call(n_trials=2), call(n_trials=2, folds=2)
     assert first is not None

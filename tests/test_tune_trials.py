@@ -44,6 +44,7 @@ def call(make_catalog: MakeCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- trials that fail, and trials that are given up ---
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
     assert (parent.data.tags["trials_failed"], parent.data.tags["trials_complete"]) == ("2", "2")
 
 
+@pytest.mark.slow
 def test_a_study_in_which_all_fails_says_why_and_can_go_on(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_study_in_which_all_fails_says_why_and_can_go_on(
     assert runs(tmp_path)[0].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_no_failed_run(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_pruned_trial_is_no_failed_run(
     assert "1 pruned" in text(parent, "tune/summary.md")
 
 
+@pytest.mark.slow
 def test_the_monitored_metric_chooses_the_best_trial(call: Call, tmp_path: Path) -> None:
     result = call(monitor="val_macro_f1")
     assert result is not None
@@ -188,6 +192,7 @@ def test_frozen_layers_run_once_for_all_trials(call: Call, monkeypatch: pytest.M
     assert after == [after[0]] * 3
 
 
+@pytest.mark.slow
 def test_the_test_split_is_looked_at_after_the_last_trial_alone(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def run_tests(folder: Path, **files: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_warning_fails_the_test_whose_module_it_names(tmp_path: Path) -> None:
     cases = """
 import warnings
