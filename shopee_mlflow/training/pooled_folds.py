@@ -40,6 +40,7 @@ from ..tracking.names import (
 from ..tracking.run_log import RunLog
 from .folds import FoldResult
 from .label_issues import label_issues, label_review, open_issues
+from .results import predictions_of
 
 # Metrics of the whole cross-validation; each fold's accuracy has its number as the step.
 FOLD_METRIC = "cv_fold_accuracy"
@@ -53,7 +54,7 @@ class PooledFolds:
     :ivar scores: cv_accuracy and cv_macro_f1, each with _low and _high, cv_loss,
         cv_top5_accuracy, cv_calibration_error; the folds' means cv_best_val_accuracy and
         cv_best_epoch.
-    :ivar predictions: image, label_group, predicted, probability, fold of each photo.
+    :ivar predictions: image, label_group, predicted, probability, copy_set, fold of each photo.
     :ivar issues: the labels that the predictions dispute, see :func:`.label_issues`.
     :ivar folds: one row per fold.
     :ivar history: one row per epoch, means over the folds that trained so long.
@@ -189,12 +190,8 @@ def summary(pooled: PooledFolds, data: Dataset) -> list[str]:
 
 
 def _predictions(data: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    probabilities = softmax(logits)
-    table = data.frame[["image", "label_group"]].copy()
-    table["predicted"] = [data.classes[i] for i in probabilities.argmax(axis=1)]
-    table["probability"] = probabilities.max(axis=1).round(6)
-    table["fold"] = data.frame["split"]
-    return table
+    table = predictions_of(data, np.arange(len(data)), logits)
+    return table.assign(fold=data.frame["split"])
 
 
 def _fold_row(fold: FoldResult, data: Dataset) -> dict[str, object]:

@@ -13,6 +13,7 @@ import torch
 from ..config import SAMPLE, TrainConfig, as_params
 from ..console import duration
 from ..data.dataset import Dataset
+from ..data.fold_splits import copy_sets
 from ..data.splits import SPLITS, TEST, has_copy_in_train
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
@@ -230,10 +231,15 @@ def _dataset_name(dataset: Dataset, config: TrainConfig) -> str:
 
 
 def predictions_table(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    """One row per test photo: true and predicted label group, and the probability."""
+    """One row per test photo: true and predicted label group, probability, set of copies."""
+    return predictions_of(dataset, dataset.rows(TEST), logits)
+
+
+def predictions_of(dataset: Dataset, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """The same for any rows: image, label_group, predicted, probability, copy_set."""
     probabilities = softmax(logits)
-    predicted = probabilities.argmax(axis=1)
-    table = dataset.frame.loc[dataset.rows(TEST), ["image", "label_group"]].copy()
-    table["predicted"] = [dataset.classes[i] for i in predicted]
+    table = dataset.frame.loc[rows, ["image", "label_group"]].copy()
+    table["predicted"] = [dataset.classes[i] for i in probabilities.argmax(axis=1)]
     table["probability"] = probabilities.max(axis=1).round(6)
+    table["copy_set"] = copy_sets(dataset.frame)[rows]
     return table
