@@ -24,6 +24,7 @@ from ..modeling.metrics import (
     softmax,
     with_label_names,
 )
+from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import Temperature, calibration_facts, fit_temperature
 from ..reports.pages import Table
 from ..reports.training import STILL_FALLING, TrainingFacts, still_falling, training_page
@@ -35,12 +36,15 @@ from ..tracking.names import (
     CV_ISSUES_FILE,
     CV_LOGITS_FILE,
     CV_PREDICTIONS_FILE,
+    CV_STRANGER_CURVE_FILE,
+    CV_STRANGERS_FILE,
     REPORT_FILE,
 )
 from ..tracking.run_log import RunLog
 from .folds import FoldResult
 from .label_issues import label_issues, label_review, open_issues
-from .results import predictions_of
+from .pooled_strangers import pool_strangers
+from .results import log_strangers, predictions_of
 
 # Metrics of the whole cross-validation; each fold's accuracy has its number as the step.
 FOLD_METRIC = "cv_fold_accuracy"
@@ -61,7 +65,7 @@ class PooledFolds:
     :ivar temperature: of the final model, fitted on the predictions of all photos.
     :ivar calibrated: calibration errors before and after the temperatures of the folds.
     :ivar threshold: of the final model's detector of strangers, the mean of the folds; None unless
-        all folds have one.
+        all folds have one. ``strangers``: the measurement of all folds.
     """
 
     logits: np.ndarray = field(repr=False)
@@ -73,6 +77,7 @@ class PooledFolds:
     temperature: Temperature
     calibrated: dict[str, float | str] = field(repr=False)
     threshold: float | None = None
+    strangers: StrangerResult = field(default_factory=StrangerResult, repr=False)
 
 
 def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
@@ -97,9 +102,10 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     for name in ("best_val_accuracy", "best_epoch"):
         values[name] = float(np.mean([fold.scores[name] for fold in results]))
     temperature = fit_temperature(labels, uncalibrated)
-    accepted = [fold.scores.get("strangers_accepted") for fold in results]
-    if measured := [share for share in accepted if share is not None]:
-        values["strangers_accepted"] = float(np.mean(measured))
+    strangers = pool_strangers(
+        [fold.strangers for fold in results], [fold.rows for fold in results], predicted == labels
+    )
+    values |= strangers.scores()
     thresholds = [fold.threshold for fold in results if fold.threshold is not None]
     histories = pd.concat([fold.history for fold in results])
     return PooledFolds(
@@ -115,6 +121,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
             "words": "each fold has a temperature, fitted on its validation photos",
         },
         float(np.mean(thresholds)) if len(thresholds) == len(results) else None,
+        strangers,
     )
 
 
@@ -164,6 +171,7 @@ def log_pooled(
         counts=counts,
         calibration=certainty,
         calibrated=calibrated,
+        strangers=log_strangers(run, pooled.strangers, CV_STRANGERS_FILE, CV_STRANGER_CURVE_FILE),
         subsets={},
         label_names=list(label_names),
         headline=_headline(pooled, data),
@@ -186,6 +194,7 @@ def summary(pooled: PooledFolds, data: Dataset) -> list[str]:
         f"macro F1 {s['cv_macro_f1']:.1%}, 95 % interval {s['cv_macro_f1_low']:.1%} to "
         f"{s['cv_macro_f1_high']:.1%}; mean best epoch {s['cv_best_epoch']:.1f}",
         f"disputed labels: {disputed:,}, listed for a review in {CV_ISSUES_FILE} of the run",
+        *pooled.strangers.words[-1:],
     ]
 
 

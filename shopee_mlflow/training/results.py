@@ -151,16 +151,21 @@ def log_results(
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
 
 
-def log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
+def log_strangers(
+    run: RunLog,
+    found: StrangerResult,
+    facts_file: str = STRANGERS_FILE,
+    curve_file: str = STRANGER_CURVE_FILE,
+) -> StrangerFacts | None:
     """Log the measurement of a detector of strangers; returns what the page shows of it."""
     if not found.words:
         return None
     facts = {**found.facts, "words": found.words}
-    run.log_text(json.dumps(facts, indent=1) + "\n", STRANGERS_FILE)
+    run.log_text(json.dumps(facts, indent=1) + "\n", facts_file)
     if len(found.photos):
         run.log_table(found.photos, STRANGER_PHOTOS_FILE)
     if len(found.curve):
-        run.log_table(found.curve, STRANGER_CURVE_FILE)
+        run.log_table(found.curve, curve_file)
     return StrangerFacts(found.words, found.curve, found.facts.get("strangers_accepted"))
 
 
