@@ -177,6 +177,9 @@ def scores(
         "known, mean of 3": lambda photos: nearest(photos, known, 3),
         "known, mean of 10": lambda photos: nearest(photos, known, 10),
         "difference, nearest": lambda photos: nearest(photos, known) - nearest(photos, others),
+        "difference, nearest and 3 strangers": lambda photos: (
+            nearest(photos, known) - nearest(photos, others, 3)
+        ),
         "difference, means of 3": lambda photos: (
             nearest(photos, known, 3) - nearest(photos, others, 3)
         ),
@@ -232,10 +235,10 @@ def exposed(
         value: np.ndarray = logsumexp(photos.logits[:, :last], axis=1) - photos.logits[:, last]
         return value
 
-    nearest = found["difference, means of 3"]
+    nearest = found["difference, nearest and 3 strangers"]
     used: dict[str, Score] = {
         "exposure: odds of a label group": odds,
-        "exposure: difference, means of 3": nearest,
+        "exposure: difference, nearest and 3 strangers": nearest,
         "exposure: both": lambda photos: nearest(photos) + odds(photos) / 20,
     }
     rows = [

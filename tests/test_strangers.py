@@ -127,6 +127,19 @@ def test_the_score_is_the_difference_of_the_nearest_similarities() -> None:
     assert detector.state_dict() == {}
 
 
+def test_the_three_nearest_strangers_count_by_their_mean() -> None:
+    strangers = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]])
+    photo = torch.tensor([[0.0, 2.0]])
+    known = torch.tensor([[1.0, 0.0]])
+    for count, mean in ((1, 1.0), (2, 0.9), (4, 0.8)):
+        found = StrangerDetector(known, strangers[:count])(photo)
+        torch.testing.assert_close(found, torch.tensor([-mean]), atol=1e-3, rtol=0)
+    # A detector of an earlier version counts the nearest one.
+    earlier = StrangerDetector(known, strangers)
+    del earlier.neighbours
+    torch.testing.assert_close(earlier(photo), torch.tensor([-1.0]))
+
+
 def small_model() -> ProductClassifier:
     return ProductClassifier(nn.Flatten(), nn.Linear(12, 2), ["a", "b"], 2).eval()
 
