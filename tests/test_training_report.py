@@ -25,7 +25,7 @@ from shopee_mlflow.modeling.metrics import (
     confusion,
 )
 from shopee_mlflow.modeling.temperature import Temperature, calibration_facts
-from shopee_mlflow.reports.pages import figure_picture
+from shopee_mlflow.reports.pages import Table, figure_picture
 from shopee_mlflow.reports.training import TrainingFacts, training_page
 from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure, mistakes_figure
 
@@ -396,3 +396,9 @@ def size_of(figure: Figure) -> tuple[int, int]:
     picture = figure_picture(figure, "a figure")
     assert picture.source.startswith("data:image/png;base64,")
     return picture.width, picture.height
+
+
+def test_numbers_and_percentages_are_aligned_right() -> None:
+    frame = pd.DataFrame({"n": [1, 2], "share": ["1.0%", "12.5%"], "range": ["1% to 2%", "3%"]})
+    assert Table("", "", frame).columns == [("n", True), ("share", True), ("range", False)]
+    assert Table("", "", frame.head(0).astype(str)).columns[1] == ("share", False)

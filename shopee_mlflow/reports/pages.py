@@ -82,11 +82,8 @@ class Table:
 
     @property
     def columns(self) -> list[tuple[str, bool]]:
-        """Names of the columns, and whether they are numbers, which are aligned right."""
-        return [
-            (str(name), bool(pd.api.types.is_numeric_dtype(self.frame[name])))
-            for name in self.frame.columns
-        ]
+        """Names of the columns, and whether they are numbers or percentages, aligned right."""
+        return [(str(name), _is_number(self.frame[name])) for name in self.frame.columns]
 
     @property
     def rows(self) -> list[list[str]]:
@@ -94,6 +91,12 @@ class Table:
         return [
             [_cell(value) for value in row] for row in self.frame.itertuples(index=False, name=None)
         ]
+
+
+def _is_number(column: pd.Series) -> bool:
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    return len(column) > 0 and bool(column.astype(str).str.fullmatch(r"[\d.,]+%").all())
 
 
 def render(template: str, **values: Any) -> str:

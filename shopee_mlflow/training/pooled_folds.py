@@ -249,4 +249,5 @@ def _folds_table(folds: pd.DataFrame) -> Table:
     columns = ["fold", "photos", "test_accuracy", "test_macro_f1", "best_val_accuracy"]
     table = shown[columns].assign(best_epoch=folds["best_epoch"])
     table.insert(3, "95 % interval", intervals)
-    return Table("Folds", caption, table.rename(columns=lambda name: name.replace("_", " ")))
+    table.columns = [name.replace("_", " ").replace("f1", "F1") for name in table.columns]
+    return Table("Folds", caption, table)
