@@ -69,19 +69,23 @@ def main(arguments: list[str]) -> None:
                 found += exposed(context, config, strangers, reference, measured)
             rows += [{"stage": stage, "trained": train, **row} for row in found]
         print(f"seed {seed}: test accuracy {test.scores['test_accuracy']:.1%}", flush=True)
-    found = pd.DataFrame(rows)
-    exposure = found["score"].str.startswith("exposure")
-    print("\nAll divisions", table(found[~exposure]), sep="\n")
-    print("\nThe first division, with outlier exposure", table(found[found["trained"]]), sep="\n")
+    everything = pd.DataFrame(rows)
+    exposure = everything["score"].str.startswith("exposure")
+    print("\nAll divisions", table(everything[~exposure]), sep="\n")
+    print(
+        "\nThe first division, with outlier exposure",
+        table(everything[everything["trained"]]),
+        sep="\n",
+    )
     print(pd.DataFrame(calibrated).drop(columns="words").to_string(float_format="{:.3f}".format))
 
 
 def table(rows: pd.DataFrame) -> str:
     """Means over seeds and divisions, the best area under the curve of the choice first."""
-    means = rows.drop(columns="trained").groupby(["score", "stage"], sort=False).mean()
-    wide = means.unstack("stage").swaplevel(axis=1)
-    wide = wide.reindex(columns=["chosen", "reported"], level=0)
-    shown = wide.sort_values(("chosen", "AUROC"), ascending=False)
+    names = ["AUROC", "accepted", "kept", "at 95", "at 80"]
+    means = rows.pivot_table(index="score", columns="stage", values=names)
+    order = [(name, stage) for stage in ("chosen", "reported") for name in names]
+    shown = means[order].swaplevel(axis=1).sort_values(("chosen", "AUROC"), ascending=False)
     text: str = shown.to_string(float_format="{:.3f}".format)
     return text
 
@@ -187,10 +191,9 @@ def scores(
         "logistic regression of embeddings": side,
         "the same + known": lambda photos: side(photos) / 4 + 4 * nearest(photos, known),
     }
-    used = [found[name] for name in ("highest logit", "energy", "relative Mahalanobis")]
-    used += [lambda photos, k=k: nearest(photos, known, k) for k in (1, 5)]
-    used += [lambda photos: nearest(photos, others)]
-    found["logistic regression of six scores"] = _stacked(used, val, references)
+    used = ("highest logit", "energy", "relative Mahalanobis", "known, nearest", "known, mean of 3")
+    parts = [*(found[name] for name in used), lambda photos: nearest(photos, others)]
+    found["logistic regression of six scores"] = _stacked(parts, val, references)
     return found
 
 
