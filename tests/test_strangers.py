@@ -185,7 +185,8 @@ def test_the_folds_are_pooled_to_one_curve() -> None:
     assert found.facts["kept_test"] == 0.75
     assert found.scores() == {"strangers_accepted": 0.25}
     assert found.facts["by_probability_accepted"] == pytest.approx(0.7)
-    assert "25.0% of the strangers, too few for a precise share, get a label" in found.words[1]
+    few = "25.0% of the photos of left-out label groups, too few for a precise share, get a label"
+    assert few in found.words[1]
     assert (
         "2 photos of left-out label groups are scored by the model of each fold" in found.words[0]
     )

@@ -305,12 +305,16 @@ def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
 def test_long_names_are_cut_and_little_support_is_told() -> None:
     given = facts()
     names = given.names.assign(
-        image=[f"{n}{'0' * 40}.jpg" for n in range(9)], title="word " * 40, label_group="x"
+        image=[f"{n}{'0' * 40}.jpg" for n in range(9)],
+        title=r"\xe2\x9d\xa4 " + "word " * 40,
+        label_group="x",
     )
     page = page_of(facts(names=names))
     assert "00000000000000000…" in page.text
     assert "0" * 30 not in page.text
     assert "word " * 20 not in page.text
+    assert "\u2764 word word" in page.text
+    assert "xe2" not in page.text
     assert "3 have fewer than 5 test photos" in page.text
 
 
@@ -399,6 +403,9 @@ def size_of(figure: Figure) -> tuple[int, int]:
 
 
 def test_numbers_and_percentages_are_aligned_right() -> None:
-    frame = pd.DataFrame({"n": [1, 2], "share": ["1.0%", "12.5%"], "range": ["1% to 2%", "3%"]})
-    assert Table("", "", frame).columns == [("n", True), ("share", True), ("range", False)]
-    assert Table("", "", frame.head(0).astype(str)).columns[1] == ("share", False)
+    frame = pd.DataFrame(
+        {"n": [1, 2], "share": ["1.0%", "12.5%"], "range": ["1% to 2%", ""], "text": ["1%", "a"]}
+    )
+    found = dict(Table("", "", frame).columns)
+    assert found == {"n": True, "share": True, "range": True, "text": False}
+    assert not dict(Table("", "", frame.head(0).astype(str)).columns)["share"]

@@ -51,9 +51,10 @@ def _in_words(facts: dict[str, float]) -> list[str]:
         f"strangers: {facts['photos_measured']:,.0f} photos of left-out label groups are scored by "
         f"the model of each fold, and {facts['known_photos']:,.0f} photos by the model that has "
         "not seen them; the other left-out photos are references",
-        f"{facts['strangers_accepted']:.1%} of the strangers{few} get a label group, and "
-        f"{facts['kept_test']:.1%} of the known photos keep theirs (AUROC {facts['auroc']:.3f}); "
-        f"where {KEPT:.0%} are kept, {facts['strangers_accepted_at_95_kept']:.1%} of the strangers "
-        f"get one; by their probability it would be {facts['by_probability_accepted']:.1%} (AUROC "
+        f"{facts['strangers_accepted']:.1%} of the photos of left-out label groups{few} get a "
+        f"label group, and {facts['kept_test']:.1%} of the known photos keep theirs (AUROC "
+        f"{facts['auroc']:.3f}); where {KEPT:.0%} are kept, "
+        f"{facts['strangers_accepted_at_95_kept']:.1%} of the strangers get one; by their "
+        f"probability it would be {facts['by_probability_accepted']:.1%} (AUROC "
         f"{facts['by_probability_auroc']:.3f})",
     ]
