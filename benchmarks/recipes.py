@@ -93,7 +93,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
         "options": own,
         "scores": dict(result.scores),
         "seconds": seconds,
-        "photos": table[["image", "label_group", "predicted"]].to_dict("list"),
+        "photos": table[["image", "label_group", "predicted", "copy_set"]].to_dict("list"),
     }
     (options.out / f"{name}.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -125,12 +125,14 @@ def print_table(rows: Mapping[str, Mapping[str, Any]], names: list[str], out: Pa
 
 
 def against(mine: dict[str, list[str]], its: dict[str, list[str]]) -> tuple[str, str]:
-    """Photos that only one of two rows has right, and McNemar's exact p."""
+    """Photos that only one of two rows has right, and McNemar's exact p, copies together."""
     from shopee_mlflow.modeling.metrics import mcnemar
 
     first, second = (pd.DataFrame(table).set_index("image").sort_index() for table in (mine, its))
     pair = first["predicted"].to_numpy(), second["predicted"].to_numpy()
-    gained, lost, p = mcnemar(first["label_group"].to_numpy(), *pair)
+    # Files of earlier versions have no sets of copies: their photos count as independent.
+    sets = first["copy_set"].to_numpy() if "copy_set" in first else None
+    gained, lost, p = mcnemar(first["label_group"].to_numpy(), *pair, sets)
     return f"+{gained}, -{lost}", f"{p:.2g}"
 
 

@@ -364,7 +364,8 @@ def match_command(**options: str | None) -> None:
 def register_command(run: str, name: str, promote: bool) -> None:
     """Register the model of a run, as champion if it is better.
 
-    Better: on the same test split. --promote true makes it the champion whatever it scored.
+    Better: on the same test split, or in the same folds. --promote true makes it the champion
+    whatever it scored.
     """
     with _loading(f"run {run}", "MLflow"):
         from .verbs.register import register

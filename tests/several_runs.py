@@ -49,12 +49,14 @@ def made_run(
     metrics: dict[str, float] | None = None,
     tags: dict[str, str] | None = None,
     backwards: bool = False,
+    sets: Sequence[int] | None = range(20),
     **options: str,
 ) -> str:
     """A run that looks like a training which got these test photos wrong; gives its id.
 
     :param metrics: instead of those that a training logs at its end.
     :param backwards: its predictions are in the opposite order.
+    :param sets: the set of copies of each photo; None as of an earlier version.
     """
     mlflow.set_experiment(experiment)
     right = photos - len(set(wrong))
@@ -70,6 +72,8 @@ def made_run(
         rows = [(f"{n}.jpg", "a", "b" if n in wrong else "a", "0.9") for n in numbers]
         columns = ("image", "label_group", "predicted", "probability")
         table = pd.DataFrame(rows, columns=list(columns))
+        if sets is not None:
+            table["copy_set"] = [sets[n] for n in numbers]
         mlflow.log_text(table.to_csv(index=False), "test/predictions.csv")
     mlflow.MlflowClient().set_terminated(run.info.run_id, status)
     return str(run.info.run_id)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.job import Job
+from benchmarks.recipes import against
 from benchmarks.record import Record
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.table import Measured, section, write_section
@@ -113,3 +114,11 @@ def test_a_benchmark_goes_on_from_its_record(tmp_path: Path) -> None:
     assert again.find(dataclasses.replace(JOB, size=101)) is None
     with pytest.raises(SystemExit, match="add --resume"):
         Record.open(file, resume=False)
+
+
+def test_rows_of_recipes_are_compared_with_copies_together() -> None:
+    images = [f"{n}.jpg" for n in range(8)]
+    right = {"image": images, "label_group": ["a"] * 8, "predicted": ["a"] * 8}
+    wrong = {"image": images[::-1], "label_group": ["a"] * 8, "predicted": ["b"] * 8}
+    assert against(right, wrong) == ("+8, -0", "0.0078")
+    assert against({**right, "copy_set": [0] * 5 + [5, 6, 7]}, wrong) == ("+8, -0", "0.12")

@@ -111,6 +111,25 @@ def test_a_difference_is_counted_by_photo(tmp_path: Path) -> None:
     assert "12 of 20" in page.text
 
 
+def test_copies_of_a_photo_count_together(tmp_path: Path) -> None:
+    """The first alone gets 8 photos right, of which 6 are copies for one run or the other."""
+    one = made_run("copies", "good", sets=[0] * 4 + list(range(4, 20)))
+    two = made_run(
+        "copies", "bad", range(8), sets=[*range(3), 3, 3, 3, *range(6, 20)], backwards=True
+    )
+    pair = compare([one, two], out=tmp_path / "out").pairs.iloc[0]
+    # Sets of 6, 1 and 1 photos.
+    assert (pair["only_first_right"], pair["p"]) == (8, pytest.approx(2 / 2**3))
+    old = made_run("copies", "old", range(8), sets=None)
+    with_old = compare([one, old], out=tmp_path / "out")
+    assert with_old.pairs["p"].tolist() == pytest.approx([2 / 2**5])
+    assert len(with_old.words) == 2
+    older = compare([made_run("copies", "older", sets=None), old], out=tmp_path / "out")
+    assert older.pairs["p"].tolist() == pytest.approx([2 / 2**8])
+    assert older.words[-1].startswith("Runs of earlier versions have not logged which photos are")
+    assert "Copies of a photo count together" in read_page(tmp_path / "out/report.html").text
+
+
 def test_many_pairs_are_held_to_a_stricter_measure(tmp_path: Path) -> None:
     """A is always right, B wrong on 9 photos, C on 6 others: p = 2/512, 2/64, and 9,949/16,384."""
     runs = [

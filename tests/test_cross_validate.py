@@ -135,15 +135,28 @@ def test_every_photo_is_tested_once(
     assert [(m.step, m.value) for m in by_fold] == list(enumerate(tested, start=1))
 
     stored = read_table(result.run_id, "cv/predictions.csv")
-    assert list(stored.columns) == ["image", "label_group", "predicted", "probability", "fold"]
+    assert list(stored.columns) == [
+        *("image", "label_group", "predicted", "probability", "copy_set", "fold")
+    ]
     logits = read_weights(result.run_id, "cv/logits.pt")["logits"].numpy()
     assert np.array_equal(logits, result.logits)
     assert [result.classes[i] for i in logits.argmax(1)] == list(stored["predicted"])
     page = mlflow.artifacts.load_text(f"runs:/{result.run_id}/report.html")
     assert "Cross-validated accuracy" in page
     assert "fold3" in page
+    assert "Strangers are not refused: 2 validation photos are too few" in page
     manifest = read_table(result.run_id, "data/manifest.csv")
     assert set(manifest["split"]) == {"fold1", "fold2", "fold3"}
+
+
+@pytest.mark.parametrize(("groups", "each", "folds"), [(2, 5, 5), (3, 3, 3)])
+def test_a_tiny_catalogue_is_cross_validated(
+    groups: int, each: int, folds: int, config: MakeConfig, make_catalog: MakeCatalog
+) -> None:
+    folder = make_catalog(groups=groups, each=each, name="tiny")
+    result = cross_validate(config(data=str(folder), folds=folds, epochs=1))
+    assert len(result.predictions) == groups * each
+    assert len(result.folds) == folds
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from shopee_mlflow.data.fold_splits import (
     fold_names,
     fold_split,
 )
+from shopee_mlflow.data.splits import assign_splits
 from shopee_mlflow.errors import CatalogError, ConfigError
 
 
@@ -75,6 +77,44 @@ def test_val_is_a_tenth_of_the_other_folds() -> None:
     frame["split"] = assign_folds(frame, config())
     sizes = fold_split(frame, "fold2", config()).value_counts()
     assert sizes.to_dict() == {"train": 72, "test": 20, "val": 8}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("sizes", "folds"),
+    [((5, 5), 5), ((3, 3), 3), ((3, 4), 2), ((3, 3), 2), ((3, 3, 3), 2), ((6, 5, 4), 3)],
+)
+def test_a_tiny_catalogue_has_all_groups_in_train_and_a_val_in_each_fold(
+    sizes: tuple[int, ...], folds: int, seed: int
+) -> None:
+    frame = photos({f"g{number}": size for number, size in enumerate(sizes)})
+    options = config(folds, split_seed=seed)
+    frame["split"] = assign_folds(frame, options)
+    for fold in fold_names(folds):
+        split = fold_split(frame, fold, options)
+        assert set(frame["label_group"][split == "train"]) == set(frame["label_group"])
+        assert (split == "val").sum() == math.ceil((split != "test").sum() / 10)
+
+
+def test_val_of_a_fold_is_the_same_as_beside_a_test_split() -> None:
+    frame = photos({"a": 60, "b": 40})
+    frame["split"] = assign_folds(frame, config())
+    others = frame[frame["split"] != "fold1"].drop(columns="split")
+    drawn = assign_splits(others)
+    split = fold_split(frame, "fold1", config()).loc[others.index]
+    assert (split == "val").equals(drawn == "val")
+
+
+@pytest.mark.fault
+def test_a_fold_without_a_photo_for_val_is_an_error_that_names_it() -> None:
+    frame = photos({"a": 2, "b": 2})
+    frame["split"] = assign_folds(frame, config(2))
+    with pytest.raises(
+        CatalogError,
+        match="folds=2: without fold1, 2 photos in 2 sets of copies are too few for a split: "
+        r"nothing is left for val\. Each label group keeps a photo in train\. Add photos\.$",
+    ):
+        fold_split(frame, "fold1", config(2))
 
 
 def test_sets_that_are_known_are_used() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import (
     balanced_accuracy_score,
     classification_report,
@@ -97,6 +100,63 @@ def test_mcnemar_counts_what_one_alone_gets_right(
     found = mcnemar(labels, first, second)
     assert found == (only_first, only_second, pytest.approx(p))
     assert mcnemar(labels, second, first) == (only_second, only_first, pytest.approx(p))
+
+
+def signs_p(differences: list[int]) -> float:
+    """The p value of all choices of signs, one by one."""
+    sums = [
+        abs(sum(sign * d for sign, d in zip(signs, differences, strict=True)))
+        for signs in product((1, -1), repeat=len(differences))
+    ]
+    return sum(s >= abs(sum(differences)) for s in sums) / len(sums)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([12], 1.0),  # twelve copies of one photo are one photo
+        ([3, 3, 3], 0.25),  # 2 (1/8)
+        ([4, 1], 0.5),  # sums 5, 3, -3, -5
+        ([3, 2, -1], 0.5),  # 4: sums 6, 4, 2, 0, 0, -2, -4, -6
+        ([5, 4, 4, 2, 1, 1, -1, -3], None),
+        ([-1] * 9 + [2, 2, -7], None),
+    ],
+)
+def test_mcnemar_counts_a_set_of_copies_together(differences: list[int], p: float | None) -> None:
+    first = np.concatenate([np.full(abs(d), d > 0) for d in differences]).astype(int)
+    sets = np.repeat(np.arange(len(differences)), np.abs(differences))
+    labels = np.ones(len(first), int)
+    found = mcnemar(labels, first, 1 - first, sets)
+    assert found[:2] == mcnemar(labels, first, 1 - first)[:2]
+    assert found[2] == pytest.approx(signs_p(differences) if p is None else p)
+    order = np.random.default_rng(0).permutation(len(first))
+    assert mcnemar(labels, first[order], (1 - first)[order], sets[order]) == found
+
+
+def test_mcnemar_of_copies_that_disagree_uses_their_balance() -> None:
+    labels, sets = np.ones(6, int), np.array([7, 7, 7, 7, 3, 5])
+    first, second = np.array([1, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 1, 0, 0])
+    # Differences 2, 1 and 0.
+    assert mcnemar(labels, first, second, sets) == (4, 1, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcnemar_without_copies_has_the_very_same_p(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, first, second = rng.integers(3, size=(3, 200))
+    sets = rng.permutation(200)
+    assert mcnemar(labels, first, second, sets) == mcnemar(labels, first, second)
+
+
+def test_mcnemar_of_many_sets_stays_finite() -> None:
+    sizes = np.arange(1, 4).repeat(2000)
+    first = (np.arange(6000) % 7 < 4).astype(int).repeat(sizes)
+    sets = np.arange(6000).repeat(sizes)
+    p = mcnemar(np.ones(len(first), int), first, 1 - first, sets)[2]
+    balance = 2 * first.sum() - len(first)
+    # The normal approximation, with a correction for continuity.
+    expected = 2 * norm.sf((balance - 1) / np.sqrt((sizes**2.0).sum()))
+    assert p == pytest.approx(expected, rel=0.01)
 
 
 def test_mcnemar_of_many_photos_stays_finite() -> None:

@@ -27,6 +27,7 @@ from shopee_mlflow.modeling.strangers import (
     detect_strangers,
     reference_rows,
 )
+from shopee_mlflow.training.pooled_strangers import pool_strangers
 from shopee_mlflow.verbs.export import export
 from shopee_mlflow.verbs.predict import predict
 from shopee_mlflow.verbs.train import TrainResult
@@ -126,6 +127,19 @@ def test_the_score_is_the_difference_of_the_nearest_similarities() -> None:
     assert detector.state_dict() == {}
 
 
+def test_the_three_nearest_strangers_count_by_their_mean() -> None:
+    strangers = torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]])
+    photo = torch.tensor([[0.0, 2.0]])
+    known = torch.tensor([[1.0, 0.0]])
+    for count, mean in ((1, 1.0), (2, 0.9), (4, 0.8)):
+        found = StrangerDetector(known, strangers[:count])(photo)
+        torch.testing.assert_close(found, torch.tensor([-mean]), atol=1e-3, rtol=0)
+    # A detector of an earlier version counts the nearest one.
+    earlier = StrangerDetector(known, strangers)
+    del earlier.neighbours
+    torch.testing.assert_close(earlier(photo), torch.tensor([-1.0]))
+
+
 def small_model() -> ProductClassifier:
     return ProductClassifier(nn.Flatten(), nn.Linear(12, 2), ["a", "b"], 2).eval()
 
@@ -147,6 +161,48 @@ def test_weights_are_the_same_with_a_detector() -> None:
     assert set(model.state_dict()) == names
     assert torch.equal(model(photos), before)
     assert torch.equal(model.answer(photos)[0], before)
+
+
+def fold_scores(known: list[float], others: list[float], **facts: float) -> StrangerResult:
+    facts = {"by_probability_accepted": 0.8, "by_probability_auroc": 0.6, **facts}
+    words = ["strangers: 4 photos of 2 left-out label groups", "a share"]
+    scores = np.float32(known), np.float32(others)
+    return StrangerResult(None, words, facts, known_scores=scores[0], stranger_scores=scores[1])
+
+
+def test_the_folds_are_pooled_to_one_curve() -> None:
+    folds = [
+        fold_scores([0.4, -0.1], [0.2, -0.3], by_probability_accepted=0.6),
+        fold_scores([0.3, 0.1], [-0.2, -0.4]),
+    ]
+    right = np.array([True, True, False, False])
+    found = pool_strangers(folds, [np.array([3, 0]), np.array([1, 2])], right)
+    assert found.curve["known_score"].tolist() == pytest.approx([-0.1, 0.1, 0.3, 0.4])
+    assert found.curve["known_kept"].tolist() == [1, 0.75, 0.5, 0.25]
+    assert found.curve["accuracy"].tolist() == pytest.approx([0.5, 1 / 3, 0.5, 0])
+    assert found.curve["strangers_accepted"].tolist() == [0.25, 0.25, 0, 0]
+    assert found.facts["auroc"] == 14 / 16
+    assert found.facts["kept_test"] == 0.75
+    assert found.scores() == {"strangers_accepted": 0.25}
+    assert found.facts["by_probability_accepted"] == pytest.approx(0.7)
+    few = "25.0% of the photos of left-out label groups, too few for a precise share, get a label"
+    assert few in found.words[1]
+    assert (
+        "2 photos of left-out label groups are scored by the model of each fold" in found.words[0]
+    )
+
+
+def test_folds_without_strangers_say_why() -> None:
+    none = "strangers: no label group is left out, so the threshold follows from val alone"
+    alone = StrangerResult(words=[none], known_scores=np.float32([0.1, -0.2]))
+    found = pool_strangers([alone], [np.array([0, 1])], np.array([True, False]))
+    assert found.words == [none]
+    assert found.scores() == {}
+    assert found.curve["accuracy"].tolist() == [0.5, 1]
+    few = StrangerResult(words=["9 validation photos are too few"])
+    found = pool_strangers([alone, few], [np.array([0, 1]), np.array([2])], np.ones(3, bool))
+    assert (found.words, len(found.curve)) == (few.words, 0)
+    assert pool_strangers([StrangerResult()], [np.array([0])], np.ones(1, bool)).words == []
 
 
 # --- a whole training ---
@@ -301,8 +357,23 @@ def test_a_program_says_that_it_names_a_group_always(
 def test_the_final_model_of_a_cross_validation_refuses_strangers(
     trained: tuple[TrainResult, Path],
 ) -> None:
-    options = {**OPTIONS, "data": str(trained[1].parent), "folds": 3, "refit": "true", "epochs": 1}
+    options = {**OPTIONS, "data": str(trained[1].parent), "folds": 3, "epochs": 1}
+    first = cross_validate(resolve(CrossValidateConfig, options))
+    measured = json.loads(mlflow.artifacts.load_text(f"runs:/{first.run_id}/cv/strangers.json"))
+    assert measured["known_photos"] == len(first.predictions)
+    assert measured["photos_measured"] == 12
+    assert first.scores["cv_strangers_accepted"] == measured["strangers_accepted"]
+    curve = mlflow.artifacts.load_text(f"runs:/{first.run_id}/cv/stranger_curve.csv")
+    assert curve.splitlines()[0] == "known_score,known_kept,accuracy,strangers_accepted"
+    page = read_page(mlflow.artifacts.load_text(f"runs:/{first.run_id}/report.html"))
+    assert "12 photos of left-out label groups are scored by the model of each fold" in page.text
+    assert "share of strangers accepted" in " ".join(picture["alt"] for picture in page.pictures)
+
+    options |= {"resume": first.run_id, "refit": "true"}
     result = cross_validate(resolve(CrossValidateConfig, options))
+    again = mlflow.artifacts.load_text(f"runs:/{result.run_id}/cv/strangers.json")
+    assert json.loads(again) == measured
+    assert mlflow.artifacts.load_text(f"runs:/{result.run_id}/cv/stranger_curve.csv") == curve
     assert result.model is not None
     assert result.model.detector is not None
     assert result.model.temperature != 1

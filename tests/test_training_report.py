@@ -25,7 +25,7 @@ from shopee_mlflow.modeling.metrics import (
     confusion,
 )
 from shopee_mlflow.modeling.temperature import Temperature, calibration_facts
-from shopee_mlflow.reports.pages import figure_picture
+from shopee_mlflow.reports.pages import Table, figure_picture
 from shopee_mlflow.reports.training import TrainingFacts, training_page
 from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure, mistakes_figure
 
@@ -308,12 +308,16 @@ def test_calibration_in_words(claimed: float, right: int, said: str) -> None:
 def test_long_names_are_cut_and_little_support_is_told() -> None:
     given = facts()
     names = given.names.assign(
-        image=[f"{n}{'0' * 40}.jpg" for n in range(9)], title="word " * 40, label_group="x"
+        image=[f"{n}{'0' * 40}.jpg" for n in range(9)],
+        title=r"\xe2\x9d\xa4 " + "word " * 40,
+        label_group="x",
     )
     page = page_of(facts(names=names))
     assert "00000000000000000…" in page.text
     assert "0" * 30 not in page.text
     assert "word " * 20 not in page.text
+    assert "\u2764 word word" in page.text
+    assert "xe2" not in page.text
     assert "3 have fewer than 5 test photos" in page.text
 
 
@@ -402,3 +406,12 @@ def size_of(figure: Figure) -> tuple[int, int]:
     picture = figure_picture(figure, "a figure")
     assert picture.source.startswith("data:image/png;base64,")
     return picture.width, picture.height
+
+
+def test_numbers_and_percentages_are_aligned_right() -> None:
+    frame = pd.DataFrame(
+        {"n": [1, 2], "share": ["1.0%", "12.5%"], "range": ["1% to 2%", ""], "text": ["1%", "a"]}
+    )
+    found = dict(Table("", "", frame).columns)
+    assert found == {"n": True, "share": True, "range": True, "text": False}
+    assert not dict(Table("", "", frame.head(0).astype(str)).columns)["share"]

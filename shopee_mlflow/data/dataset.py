@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..config import SAMPLE, DataConfig, check_epoch, resolve
+from ..config import SAMPLE, CrossValidateConfig, DataConfig, check_epoch, resolve
 from ..errors import ConfigError
 from ..options import unknown_option
 from . import splits
@@ -30,7 +30,7 @@ from .cleaning import (
     select_rows,
 )
 from .corrections import apply_corrections
-from .fold_splits import check_group_sizes, copy_sets
+from .fold_splits import assign_folds, check_group_sizes, copy_sets
 from .left_out_photos import find_left_out
 from .pixel_cache import compute_phashes, hash_files, load_pixels
 from .plain_photos import clear_plain
@@ -236,7 +236,9 @@ def _tie_copies(
 
 
 def _splits(frame: pd.DataFrame, config: DataConfig, cleaning: Cleaning) -> pd.Series:
-    """The given splits, with what is missing drawn and leaks noted; else splits as drawn."""
+    """The given splits, with what is missing drawn and leaks noted; else splits or folds drawn."""
+    if isinstance(config, CrossValidateConfig):
+        return assign_folds(frame, config)
     sets = frame["copy_set"]
     if "split" not in frame:
         return splits.assign_splits(frame, config.split, config.split_seed, sets)

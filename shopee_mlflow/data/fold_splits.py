@@ -51,10 +51,14 @@ def fold_split(frame: pd.DataFrame, fold: str, config: CrossValidateConfig) -> p
 
     :param frame: as for :func:`assign_folds`, with the names of folds in the column ``split``.
     :returns: for each row ``train``, ``val`` or ``test``.
+    :raises CatalogError: when the other folds have no photo for val that train can spare.
     """
     given = pd.Series(np.where(frame["split"] == fold, splits.TEST, splits.TRAIN), frame.index)
     sets = _sets(frame, config)
-    return splits.fill_splits(frame.assign(split=given), "leak_free", config.split_seed, sets)
+    try:
+        return splits.fill_splits(frame.assign(split=given), "leak_free", config.split_seed, sets)
+    except CatalogError as error:
+        raise CatalogError(f"folds={config.folds}: without {fold}, {error}") from error
 
 
 def validation_folds(frame: pd.DataFrame, config: TuneConfig) -> list[pd.Series]:

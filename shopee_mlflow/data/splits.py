@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,7 @@ def assign_splits(
     mode: str = "leak_free",
     seed: int = 0,
     sets: pd.Series | None = None,
+    drawn: Collection[str] = (VAL, TEST),
 ) -> pd.Series:
     """Assign each photo to train (80 %), val (10 %) or test (10 %).
 
@@ -89,8 +91,10 @@ def assign_splits(
     :param frame: columns ``image`` (unique), ``label_group``, ``content``, ``image_phash``, in
         any row order: the result for a photo does not depend on it.
     :param sets: the sets of copies, as :func:`tie_copies` numbers them; None finds them.
+    :param drawn: the splits to draw. The photos of one that is not drawn stay in train; the other
+        one is the same as if both were drawn, unless photos are short.
     :returns: for each row ``train``, ``val`` or ``test``.
-    :raises CatalogError: when val or test would be empty.
+    :raises CatalogError: when a split to draw would be empty.
     """
     if mode not in MODES:
         raise CatalogError(f"split={mode}: must be one of {', '.join(MODES)}")
@@ -108,14 +112,16 @@ def assign_splits(
     for rows in groups:
         result[rows] = split = _draw(need, labels[rows], rng)
         np.subtract.at(need[split], labels[rows], 1)
-    _fill_up(result, groups, labels, need.sum(axis=1))
-    missing = [name for split, name in enumerate(SPLITS) if split not in result]
+    wanted = [split for split, name in enumerate(SPLITS) if name in drawn]
+    result[~np.isin(result, wanted)] = 0
+    _fill_up(result, groups, labels, need.sum(axis=1), wanted)
+    missing = [SPLITS[split] for split in wanted if split not in result]
     if missing:
-        count = len(groups)
+        count, random = len(groups), ", or use split=random if copies may be in different splits"
         raise CatalogError(
             f"{len(frame):,} photos in {count:,} {'set' if count == 1 else 'sets'} of copies are "
-            f"too few for a split: nothing is left for {' and '.join(missing)}. Add photos, or "
-            "use split=random if copies may be in different splits."
+            f"too few for a split: nothing is left for {' and '.join(missing)}. Each label group "
+            f"keeps a photo in train. Add photos{random if count < len(frame) else ''}."
         )
     return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
 
@@ -169,7 +175,7 @@ def fill_splits(
         )
     if not missing:
         return given
-    drawn = assign_splits(train, mode, seed, sets)
+    drawn = assign_splits(train, mode, seed, sets, missing)
     return given.mask(drawn.isin(missing).reindex(frame.index, fill_value=False), drawn)
 
 
@@ -288,9 +294,13 @@ def _draw(need: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int
 
 
 def _fill_up(
-    result: np.ndarray, groups: list[np.ndarray], labels: np.ndarray, short: np.ndarray
+    result: np.ndarray,
+    groups: list[np.ndarray],
+    labels: np.ndarray,
+    short: np.ndarray,
+    splits: Sequence[int],
 ) -> None:
-    """Move sets of copies from train to splits that are short of photos, small sets first.
+    """Move sets of copies from train to ``splits`` that are short of photos, small sets first.
 
     Otherwise, sets larger than each label's quota would all be in train. No label loses its last
     photo in train, and a split gets more photos than it lacks only if it is empty.
@@ -299,7 +309,7 @@ def _fill_up(
     held = np.bincount(result, minlength=len(SPLITS))
     for rows in reversed(groups):
         wanted, count = np.unique(labels[rows], return_counts=True)
-        split = max((1, 2), key=lambda split: (held[split] == 0, short[split]))
+        split = max(splits, key=lambda split: (held[split] == 0, short[split]))
         fits = held[split] == 0 or len(rows) <= short[split]
         if result[rows[0]] == 0 and fits and (train[wanted] > count).all():
             result[rows] = split

@@ -123,26 +123,56 @@ def scores_of_test(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     return {f"test_{name}": value for name, value in score(labels, logits).items()}
 
 
-def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+def mcnemar(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, sets: np.ndarray | None = None
+) -> tuple[int, int, float]:
     """McNemar's exact test: whether two classifiers differ significantly on the same photos.
 
     The test uses the photos that only one of the two gets right. If both were equally good, each
-    would be right on half of these.
+    would be right on half of these. With ``sets``, the photos of a set of copies count together:
+    each set has a difference, the photos that only the first gets right minus those that only the
+    second does. If both were equally good, each difference would be as likely with the other sign.
+    The p value is the share of all choices of signs whose sum is at least as far from 0. For sets
+    of one photo this is McNemar's exact test.
 
     Source: Q. McNemar, "Note on the sampling error of the difference between correlated
     proportions or percentages", Psychometrika 12 (1947), 153-157; the exact form uses
-    the binomial distribution.
+    the binomial distribution. R. A. Fisher, "The Design of Experiments" (1935), section 21, for the
+    randomization test of paired differences by their signs.
 
     :param labels: (N,) int, true classes; ``first`` and ``second`` (N,) int, predicted ones.
+    :param sets: (N,) int, the number of the set of copies of each photo; None: all are independent.
     :returns: photos that only the first gets right, only the second, and the two-sided p value.
     """
-    from scipy.stats import binomtest
+    difference = (first == labels).astype(int) - (second == labels)
+    counted = int((difference > 0).sum()), int((difference < 0).sum())
+    if sets is not None:
+        number = np.unique(sets, return_inverse=True)[1]
+        difference = np.bincount(number, difference).astype(int)
+    return *counted, _sign_test(difference[difference != 0])
 
-    right, other = first == labels, second == labels
-    only_first, only_second = int((right & ~other).sum()), int((~right & other).sum())
-    differ = only_first + only_second
-    p = float(binomtest(only_first, differ, 0.5).pvalue) if differ else 1.0
-    return only_first, only_second, p
+
+def _sign_test(differences: np.ndarray) -> float:
+    """Two-sided p value of a sum: the share of all choices of signs with one as far from 0.
+
+    :param differences: (K,) int, none of them 0.
+    """
+    from scipy.stats import binom, binomtest
+
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    if len(sizes) == 1:
+        return float(binomtest(int((differences > 0).sum()), int(counts[0]), 0.5).pvalue)
+    # The positive part of the sum has a scaled binomial distribution for each size.
+    shares = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):
+        part = np.zeros(size * count + 1)
+        part[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        shares = np.convolve(shares, part)
+    total = int(np.abs(differences).sum())
+    far = np.abs(2 * np.arange(total + 1) - total) >= abs(int(differences.sum()))
+    return min(1.0, float(shares[far].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 # Mean and standard deviation of ImageNet's training photos, as torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The mean of three depends less on a single stranger than the nearest one does.
+_NEAREST_STRANGERS = 3
 
 
 class ProductClassifier(nn.Module):
@@ -148,10 +150,13 @@ class StrangerDetector(nn.Module):
     :ivar known: (K, features) float16, directions of embeddings of training photos.
     :ivar strangers: (M, features) float16, of photos of other label groups; M may be 0.
     :ivar threshold: subtracted from the score, so that known photos are above 0.
+    :ivar neighbours: so many of the nearest strangers count, by their mean.
     """
 
     known: Tensor
     strangers: Tensor
+    # Models of earlier versions have no such attribute of their own.
+    neighbours = 1
 
     def __init__(self, known: Tensor, strangers: Tensor, threshold: float = 0.0) -> None:
         """
@@ -163,17 +168,19 @@ class StrangerDetector(nn.Module):
             directions = F.normalize(values.float()).half()
             self.register_buffer(name, directions, persistent=False)
         self.threshold = threshold
+        self.neighbours = min(_NEAREST_STRANGERS, len(strangers))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (N, features) -> scores (N,) float32.
 
-        The cosine similarity to the nearest known photo, minus that to the nearest stranger if
-        there are any, minus the threshold.
+        The cosine similarity to the nearest known photo, minus the mean of those to the nearest
+        strangers if there are any, minus the threshold.
         """
         directions = F.normalize(embeddings.float())
         score = (directions @ self.known.float().T).amax(1)
         if len(self.strangers):
-            score = score - (directions @ self.strangers.float().T).amax(1)
+            similar = directions @ self.strangers.float().T
+            score = score - similar.topk(self.neighbours, 1).values.mean(1)
         return score - self.threshold
 
 

@@ -24,7 +24,7 @@ KEPT = 0.95
 FEWEST_VAL = 20
 # Embeddings in a model: 10 MiB with 1,280 features.
 _MOST_REFERENCES = 4096
-_FEW_STRANGERS = 20
+FEW_STRANGERS = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class StrangerResult:
         the known photos that are kept.
     :ivar photos: the strangers: image, label_group, use (reference or measured), known_score,
         nearest (the label group that the model would name), probability.
+    :ivar known_scores: of the test photos, (T,) float32; ``stranger_scores`` of the measured ones.
     """
 
     detector: StrangerDetector | None = None
@@ -58,6 +59,8 @@ class StrangerResult:
     facts: dict[str, float] = field(default_factory=dict)
     curve: pd.DataFrame = field(default_factory=pd.DataFrame)
     photos: pd.DataFrame = field(default_factory=pd.DataFrame)
+    known_scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    stranger_scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def scores(self) -> dict[str, float]:
         """The metric of a run: strangers_accepted, if it is measured."""
@@ -97,12 +100,15 @@ def detect_strangers(
     measured = ~reference & reference.any()
     detector = _fitted(train, val, strangers.embeddings[reference])
     facts = _measured(detector, val, test, strangers, measured)
+    known, others = _scores(detector, test), _scores(detector, strangers)[measured]
     return StrangerResult(
         detector,
         [_how_found(frame, reference), *_in_words(facts)],
         facts,
-        _curve(detector, test, strangers, measured),
+        stranger_curve(known, test.logits.argmax(axis=1) == test.labels, others),
         _photos(detector, frame, strangers, reference, classes),
+        known,
+        others,
     )
 
 
@@ -158,26 +164,26 @@ def _measured(
         **facts,
         "photos_measured": float(measured.sum()),
         "strangers_accepted": float((scores[1] >= 0).mean()),
-        "auroc": _auroc(*scores),
+        "auroc": auroc(*scores),
         "by_probability_accepted": float((best[2][measured] >= lowest).mean()),
-        "by_probability_auroc": _auroc(best[1], best[2][measured]),
+        "by_probability_auroc": auroc(best[1], best[2][measured]),
     }
 
 
-def _auroc(known: np.ndarray, strangers: np.ndarray) -> float:
+def auroc(known: np.ndarray, strangers: np.ndarray) -> float:
+    """Area under the ROC curve: how often a known photo scores higher than a stranger."""
     from sklearn.metrics import roc_auc_score
 
     truth = np.r_[np.ones(len(known)), np.zeros(len(strangers))]
     return float(roc_auc_score(truth, np.r_[known, strangers]))
 
 
-def _curve(
-    detector: StrangerDetector, test: Embedded, strangers: Embedded, measured: np.ndarray
-) -> pd.DataFrame:
-    if not len(test.labels):
-        return pd.DataFrame()
-    known, others = _scores(detector, test), _scores(detector, strangers)[measured]
-    right = test.logits.argmax(axis=1) == test.labels
+def stranger_curve(known: np.ndarray, right: np.ndarray, others: np.ndarray) -> pd.DataFrame:
+    """One row per threshold: known_score, known_kept, accuracy and, if any, strangers_accepted.
+
+    :param known: (T,) scores of known photos, and ``right`` (T,) bool whether they are classified
+        correctly; ``others`` (M,) scores of strangers.
+    """
     rows = []
     for limit in np.unique(known):
         kept = known >= limit
@@ -225,7 +231,7 @@ def _in_words(facts: dict[str, float]) -> list[str]:
     if "auroc" not in facts:
         return []
     measured = int(facts["photos_measured"])
-    few = ", too few for a precise share" if measured < _FEW_STRANGERS else ""
+    few = ", too few for a precise share" if measured < FEW_STRANGERS else ""
     return [
         f"{facts['strangers_accepted']:.1%} of {measured:,} strangers get a label group{few}, and "
         f"{facts['kept_test']:.1%} of the test photos keep theirs (AUROC {facts['auroc']:.3f}); by "

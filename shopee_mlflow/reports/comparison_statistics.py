@@ -57,6 +57,7 @@ class Pair:
 
     :ivar only_first: photos that only the first gets right; ``only_second`` the second.
     :ivar p: of McNemar's exact test; ``adjusted`` by Holm for all pairs of the comparison.
+    :ivar copies_known: whether copies of a photo count together; else all photos are independent.
     """
 
     first: ComparedRun
@@ -65,6 +66,7 @@ class Pair:
     only_second: int
     p: float
     adjusted: float
+    copies_known: bool = True
 
     @property
     def differs(self) -> bool:
@@ -147,6 +149,11 @@ def pair_lines(facts: ComparisonFacts) -> list[str]:
         lines.append(
             "These groups of runs are not compared with each other, because their data_digest "
             f"differs: {groups}."
+        )
+    if not all(pair.copies_known for pair in facts.pairs):
+        lines.append(
+            "Runs of earlier versions have not logged which photos are copies. Where both of a "
+            "pair are such runs, copies count as independent, so p may be too small."
         )
     untested = [c for c in facts.runs if not c.photos]
     if untested:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..data.titles import decode_escapes
 from .pages import Gallery, Tile, photo_picture, shortened
 
 
@@ -69,7 +70,7 @@ class LabelReview:
             f"given {given} ({issue.given_probability:.0%})",
             f"proposed {proposed} ({issue.proposed_probability:.0%})",
         ]
-        lines += [shortened(issue.title, 80)] if issue.title else []
+        lines += [shortened(decode_escapes(issue.title), 80)] if issue.title else []
         texts = [lines, *([f"near: {self._name(group)}"] for group in issue.groups[1:])]
         tiles = [
             Tile(

@@ -27,6 +27,8 @@ _DPI = 110
 _JPEG_QUALITY = 82
 # The page's generator is near its beginning: "shopee_mlflow comparison".
 _GENERATOR = "shopee_mlflow "
+# A share, an interval, or nothing, as for a run that was not tested.
+_PERCENT = r"([\d.,]+%( to [\d.,]+%)?)?"
 _HEAD_BYTES = 1024
 
 
@@ -82,11 +84,11 @@ class Table:
 
     @property
     def columns(self) -> list[tuple[str, bool]]:
-        """Names of the columns, and whether they are numbers, which are aligned right."""
-        return [
-            (str(name), bool(pd.api.types.is_numeric_dtype(self.frame[name])))
-            for name in self.frame.columns
-        ]
+        """Names of the columns, and whether they are numbers, percentages or intervals of them.
+
+        These are aligned right, in one line.
+        """
+        return [(str(name), _is_number(self.frame[name])) for name in self.frame.columns]
 
     @property
     def rows(self) -> list[list[str]]:
@@ -94,6 +96,12 @@ class Table:
         return [
             [_cell(value) for value in row] for row in self.frame.itertuples(index=False, name=None)
         ]
+
+
+def _is_number(column: pd.Series) -> bool:
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    return len(column) > 0 and bool(column.astype(str).str.fullmatch(_PERCENT).all())
 
 
 def render(template: str, **values: Any) -> str:

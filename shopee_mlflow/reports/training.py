@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..config import NONE
 from ..data.splits import copy_words
+from ..data.titles import decode_escapes
 from .figure_text import measure_name
 from .label_review import LabelReview
 from .pages import (
@@ -385,7 +386,7 @@ def _lines(facts: TrainingFacts, row: int) -> list[str]:
     """The prediction, the title, and the beginning of the file's name."""
     lines = _prediction(facts, row)
     if "title" in facts.names:
-        lines.append(shortened(str(facts.names["title"].iloc[row]), 80))
+        lines.append(shortened(decode_escapes(str(facts.names["title"].iloc[row])), 80))
     return [*lines, shortened(str(facts.names["image"].iloc[row]), 18)]
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -239,3 +239,16 @@ def read_table(run_id: str, file: str) -> pd.DataFrame:
         raise TrackingError(
             f"run={run_id}: has no {file} in {mlflow.get_tracking_uri()} ({error})"
         ) from error
+
+
+def read_json(run_id: str, file: str) -> dict[str, Any]:
+    """Read a JSON object that a run has logged.
+
+    :raises TrackingError: when there is no such file or it is not JSON.
+    """
+    try:
+        with downloaded(f"runs:/{run_id}/{file}") as path:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (MlflowException, OSError, ValueError) as error:
+        raise TrackingError(f"run={run_id}: its {file} cannot be read ({error})") from error
+    return values

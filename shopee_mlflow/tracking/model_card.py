@@ -19,11 +19,13 @@ def model_card(name: str) -> str:
             "and call `predict` with a table that has a column `image`: the bytes of JPEG or other "
             "image files, or their base64 text.",
             "The alias `champion` moves only to a version that was loaded and checked and that has "
-            "a higher accuracy on the same test photos. Other versions become the `challenger`. "
-            "Each version's description has its test accuracy and a link to its report.",
-            "The model always returns one of the label groups that it was trained on, even for "
-            "photos of other products. The report's calibration tells how far to trust the "
-            "probability.",
+            "a higher accuracy on the same test photos, or in the same folds of a "
+            "cross-validation. Other versions become the `challenger`. Each version's description "
+            "has its accuracy and a link to its report.",
+            "A photo that looks like none of the label groups is answered as `unknown`, if the "
+            "version was trained with enough validation photos for such a threshold. Some photos "
+            "of other products still get a label group: the report says how many, and its "
+            "calibration tells how far to trust the probability.",
         ]
     )
 

@@ -57,6 +57,8 @@ CV_LOGITS_FILE = "cv/logits.pt"
 CV_FOLDS_FILE = "cv/folds.csv"
 CV_ISSUES_FILE = "cv/label_issues.csv"
 CV_CALIBRATION_FILE = "cv/calibration.json"
+CV_STRANGERS_FILE = "cv/strangers.json"
+CV_STRANGER_CURVE_FILE = "cv/stranger_curve.csv"
 FOLD_LOGITS_FILE = "test/logits.pt"
 FOLD_NEAREST_FILE = "test/nearest_photos.csv"
 

@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import CrossValidateConfig, as_params, check_epoch
+from ..config import NONE, CrossValidateConfig, as_params, check_epoch
 from ..console import EpochBar, say
 from ..data.dataset import Dataset
 from ..data.fold_splits import fold_names, fold_split
 from ..data.splits import TEST, TRAIN
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
+from ..modeling.strangers import StrangerResult
 from ..tracking.finding import runs_with_tag
-from ..tracking.mlflow_run_log import read_table, read_weights
+from ..tracking.mlflow_run_log import read_json, read_table, read_weights
 from ..tracking.names import (
     DIGEST_TAG,
     FAILURE_TAG,
@@ -32,6 +33,7 @@ from ..tracking.names import (
     PREDICTIONS_FILE,
     PROCESS_TAG,
     REFIT,
+    STRANGERS_FILE,
 )
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
@@ -53,7 +55,7 @@ class FoldResult:
     :ivar rows: (T,) int64, the rows of its photos; ``logits`` (T, C) float32, of these photos.
     :ivar nearest: the training photos nearest to each of them, see :func:`.nearest_photos`.
     :ivar temperature: by which the logits are divided.
-    :ivar threshold: of its detector of strangers; None without one.
+    :ivar threshold: of its detector of strangers; None without one. ``strangers``: its measurement.
     :ivar scores: best_val_accuracy, best_epoch, test_accuracy, test_loss and others.
     :ivar history: one row per epoch.
     """
@@ -67,6 +69,7 @@ class FoldResult:
     history: pd.DataFrame = field(repr=False)
     temperature: float = 1.0
     threshold: float | None = None
+    strangers: StrangerResult = field(default_factory=StrangerResult, repr=False)
 
 
 def fold_datasets(data: Dataset, config: CrossValidateConfig) -> dict[str, Dataset]:
@@ -167,16 +170,21 @@ def _run_fold(
         history,
         test.temperature.value,
         detector.threshold if detector else None,
+        test.strangers,
     )
 
 
 def _weights(test: TestResult) -> dict[str, torch.Tensor]:
-    """The logits of a fold, and the numbers that the final model needs."""
+    """The logits of a fold, its scores of strangers, and the numbers the final model needs."""
     numbers = {"temperature": test.temperature.value}
     if test.strangers.detector:
         numbers["threshold"] = test.strangers.detector.threshold
     stored = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-    return {"logits": torch.from_numpy(test.logits), **stored}
+    scores = {
+        "known_scores": torch.from_numpy(test.strangers.known_scores),
+        "stranger_scores": torch.from_numpy(test.strangers.stranger_scores),
+    }
+    return {"logits": torch.from_numpy(test.logits), **scores, **stored}
 
 
 def _owner() -> dict[str, str]:
@@ -212,7 +220,37 @@ def _read(run: Run, name: str, data: Dataset) -> FoldResult:
     threshold = float(stored["threshold"]) if "threshold" in stored else None
     images = read_table(run_id, PREDICTIONS_FILE)["image"]
     place = pd.Series(range(len(images)), index=images)
-    logits = logits[place[data.frame["image"].iloc[rows]].to_numpy()]
+    order = place[data.frame["image"].iloc[rows]].to_numpy()
     history = read_table(run_id, HISTORY_FILE).astype(float).astype({"epoch": int})
     nearest, metrics = read_table(run_id, FOLD_NEAREST_FILE), run.data.metrics
-    return FoldResult(name, run_id, rows, logits, nearest, metrics, history, temperature, threshold)
+    return FoldResult(
+        name,
+        run_id,
+        rows,
+        logits[order],
+        nearest,
+        metrics,
+        history,
+        temperature,
+        threshold,
+        _read_strangers(run_id, data, stored, order),
+    )
+
+
+def _read_strangers(
+    run_id: str, data: Dataset, stored: Mapping[str, torch.Tensor], order: np.ndarray
+) -> StrangerResult:
+    """The measurement of strangers that a fold has logged."""
+    assert isinstance(data.config, CrossValidateConfig)
+    if data.config.unknown == NONE:
+        return StrangerResult()
+    if "known_scores" not in stored:
+        return StrangerResult(words=["a fold of an earlier version has not logged its strangers"])
+    facts = read_json(run_id, STRANGERS_FILE)
+    words, known = facts.pop("words"), stored["known_scores"].numpy()
+    return StrangerResult(
+        words=words,
+        facts=facts,
+        known_scores=known[order] if len(known) else known,
+        stranger_scores=stored["stranger_scores"].numpy(),
+    )

@@ -24,6 +24,7 @@ from ..modeling.metrics import (
     softmax,
     with_label_names,
 )
+from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import Temperature, calibration_facts, fit_temperature
 from ..reports.pages import Table
 from ..reports.training import STILL_FALLING, TrainingFacts, still_falling, training_page
@@ -35,11 +36,15 @@ from ..tracking.names import (
     CV_ISSUES_FILE,
     CV_LOGITS_FILE,
     CV_PREDICTIONS_FILE,
+    CV_STRANGER_CURVE_FILE,
+    CV_STRANGERS_FILE,
     REPORT_FILE,
 )
 from ..tracking.run_log import RunLog
 from .folds import FoldResult
 from .label_issues import label_issues, label_review, open_issues
+from .pooled_strangers import pool_strangers
+from .results import log_strangers, predictions_of
 
 # Metrics of the whole cross-validation; each fold's accuracy has its number as the step.
 FOLD_METRIC = "cv_fold_accuracy"
@@ -53,14 +58,14 @@ class PooledFolds:
     :ivar scores: cv_accuracy and cv_macro_f1, each with _low and _high, cv_loss,
         cv_top5_accuracy, cv_calibration_error; the folds' means cv_best_val_accuracy and
         cv_best_epoch.
-    :ivar predictions: image, label_group, predicted, probability, fold of each photo.
+    :ivar predictions: image, label_group, predicted, probability, copy_set, fold of each photo.
     :ivar issues: the labels that the predictions dispute, see :func:`.label_issues`.
     :ivar folds: one row per fold.
     :ivar history: one row per epoch, means over the folds that trained so long.
     :ivar temperature: of the final model, fitted on the predictions of all photos.
     :ivar calibrated: calibration errors before and after the temperatures of the folds.
     :ivar threshold: of the final model's detector of strangers, the mean of the folds; None unless
-        all folds have one.
+        all folds have one. ``strangers``: the measurement of all folds.
     """
 
     logits: np.ndarray = field(repr=False)
@@ -72,6 +77,7 @@ class PooledFolds:
     temperature: Temperature
     calibrated: dict[str, float | str] = field(repr=False)
     threshold: float | None = None
+    strangers: StrangerResult = field(default_factory=StrangerResult, repr=False)
 
 
 def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
@@ -96,9 +102,10 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
     for name in ("best_val_accuracy", "best_epoch"):
         values[name] = float(np.mean([fold.scores[name] for fold in results]))
     temperature = fit_temperature(labels, uncalibrated)
-    accepted = [fold.scores.get("strangers_accepted") for fold in results]
-    if measured := [share for share in accepted if share is not None]:
-        values["strangers_accepted"] = float(np.mean(measured))
+    strangers = pool_strangers(
+        [fold.strangers for fold in results], [fold.rows for fold in results], predicted == labels
+    )
+    values |= strangers.scores()
     thresholds = [fold.threshold for fold in results if fold.threshold is not None]
     histories = pd.concat([fold.history for fold in results])
     return PooledFolds(
@@ -114,6 +121,7 @@ def pool(results: Sequence[FoldResult], data: Dataset) -> PooledFolds:
             "words": "each fold has a temperature, fitted on its validation photos",
         },
         float(np.mean(thresholds)) if len(thresholds) == len(results) else None,
+        strangers,
     )
 
 
@@ -163,6 +171,7 @@ def log_pooled(
         counts=counts,
         calibration=certainty,
         calibrated=calibrated,
+        strangers=log_strangers(run, pooled.strangers, CV_STRANGERS_FILE, CV_STRANGER_CURVE_FILE),
         subsets={},
         label_names=list(label_names),
         headline=_headline(pooled, data),
@@ -185,16 +194,13 @@ def summary(pooled: PooledFolds, data: Dataset) -> list[str]:
         f"macro F1 {s['cv_macro_f1']:.1%}, 95 % interval {s['cv_macro_f1_low']:.1%} to "
         f"{s['cv_macro_f1_high']:.1%}; mean best epoch {s['cv_best_epoch']:.1f}",
         f"disputed labels: {disputed:,}, listed for a review in {CV_ISSUES_FILE} of the run",
+        *pooled.strangers.words[-1:],
     ]
 
 
 def _predictions(data: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    probabilities = softmax(logits)
-    table = data.frame[["image", "label_group"]].copy()
-    table["predicted"] = [data.classes[i] for i in probabilities.argmax(axis=1)]
-    table["probability"] = probabilities.max(axis=1).round(6)
-    table["fold"] = data.frame["split"]
-    return table
+    table = predictions_of(data, np.arange(len(data)), logits)
+    return table.assign(fold=data.frame["split"])
 
 
 def _fold_row(fold: FoldResult, data: Dataset) -> dict[str, object]:
@@ -243,4 +249,5 @@ def _folds_table(folds: pd.DataFrame) -> Table:
     columns = ["fold", "photos", "test_accuracy", "test_macro_f1", "best_val_accuracy"]
     table = shown[columns].assign(best_epoch=folds["best_epoch"])
     table.insert(3, "95 % interval", intervals)
-    return Table("Folds", caption, table.rename(columns=lambda name: name.replace("_", " ")))
+    table.columns = [name.replace("_", " ").replace("f1", "F1") for name in table.columns]
+    return Table("Folds", caption, table)

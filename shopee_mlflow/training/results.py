@@ -13,6 +13,7 @@ import torch
 from ..config import SAMPLE, TrainConfig, as_params
 from ..console import duration
 from ..data.dataset import Dataset
+from ..data.fold_splits import copy_sets
 from ..data.splits import SPLITS, TEST, has_copy_in_train
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
@@ -150,16 +151,21 @@ def log_results(
     run.log_text(training_page(facts, _explain_fn(model)), REPORT_FILE)
 
 
-def log_strangers(run: RunLog, found: StrangerResult) -> StrangerFacts | None:
+def log_strangers(
+    run: RunLog,
+    found: StrangerResult,
+    facts_file: str = STRANGERS_FILE,
+    curve_file: str = STRANGER_CURVE_FILE,
+) -> StrangerFacts | None:
     """Log the measurement of a detector of strangers; returns what the page shows of it."""
     if not found.words:
         return None
     facts = {**found.facts, "words": found.words}
-    run.log_text(json.dumps(facts, indent=1) + "\n", STRANGERS_FILE)
+    run.log_text(json.dumps(facts, indent=1) + "\n", facts_file)
     if len(found.photos):
         run.log_table(found.photos, STRANGER_PHOTOS_FILE)
     if len(found.curve):
-        run.log_table(found.curve, STRANGER_CURVE_FILE)
+        run.log_table(found.curve, curve_file)
     return StrangerFacts(found.words, found.curve, found.facts.get("strangers_accepted"))
 
 
@@ -230,10 +236,15 @@ def _dataset_name(dataset: Dataset, config: TrainConfig) -> str:
 
 
 def predictions_table(dataset: Dataset, logits: np.ndarray) -> pd.DataFrame:
-    """One row per test photo: true and predicted label group, and the probability."""
+    """One row per test photo: true and predicted label group, probability, set of copies."""
+    return predictions_of(dataset, dataset.rows(TEST), logits)
+
+
+def predictions_of(dataset: Dataset, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """The same for any rows: image, label_group, predicted, probability, copy_set."""
     probabilities = softmax(logits)
-    predicted = probabilities.argmax(axis=1)
-    table = dataset.frame.loc[dataset.rows(TEST), ["image", "label_group"]].copy()
-    table["predicted"] = [dataset.classes[i] for i in predicted]
+    table = dataset.frame.loc[rows, ["image", "label_group"]].copy()
+    table["predicted"] = [dataset.classes[i] for i in probabilities.argmax(axis=1)]
     table["probability"] = probabilities.max(axis=1).round(6)
+    table["copy_set"] = copy_sets(dataset.frame)[rows]
     return table

@@ -11,6 +11,8 @@ import yaml
 
 from ..config import TrainConfig
 from ..console import EpochBar, say
+from ..data.fold_splits import copy_sets
+from ..data.splits import TEST
 from ..modeling.metrics import holm, mcnemar, scores_of_test
 from ..modeling.models import ProductClassifier
 from ..modeling.strangers import StrangerResult
@@ -79,7 +81,7 @@ def score_references(search: Search, context: TrainingContext, best: Tested) -> 
         if trial and trial.number not in known:
             known[trial.number] = score_trial(search.plan, context, trial)
     tested = {name: known[trial.number] for name, trial in trials.items() if trial}
-    counted = {name: _compare(best, reference) for name, reference in tested.items()}
+    counted = {name: _compare(context, best, reference) for name, reference in tested.items()}
     adjusted = dict(zip(counted, holm([p for _, _, p in counted.values()]), strict=True))
     return [
         Reference(name, tested[name], *counted[name], adjusted[name])
@@ -181,10 +183,11 @@ def _scores(tested: Tested) -> str:
     )
 
 
-def _compare(best: Tested, other: Tested) -> tuple[int, int, float]:
-    """McNemar's test of the best trial and another one on the test photos."""
-    predicted = (tested.test.logits.argmax(axis=1) for tested in (best, other))
-    return mcnemar(best.test.labels, *predicted)
+def _compare(context: TrainingContext, best: Tested, other: Tested) -> tuple[int, int, float]:
+    """McNemar's test of the best trial and another one on the test photos, copies together."""
+    first, second = (tested.test.logits.argmax(axis=1) for tested in (best, other))
+    sets = copy_sets(context.dataset.frame)[context.dataset.rows(TEST)].to_numpy()
+    return mcnemar(best.test.labels, first, second, sets)
 
 
 def _reference_line(best: Tested, reference: Reference) -> str:

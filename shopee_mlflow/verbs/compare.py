@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..config import NONE
 from ..console import say
+from ..data.near_copies import connected
 from ..errors import ConfigError, TrackingError
 from ..modeling.metrics import holm, mcnemar, wilson_interval
 from ..reports.comparison import comparison_page, comparison_table, pairs_table
@@ -173,19 +174,20 @@ def _pairs(runs: Sequence[ComparedRun], past: Sequence[PastRun]) -> list[Pair]:
         if run.predictions is None or other.predictions is None or first.digest != second.digest:
             continue
         if first.digest:
-            found.append((first, second, _mcnemar(run, other)))
-    adjusted = holm([p for _, _, (_, _, p) in found])
+            found.append((first, second, *_mcnemar(run, other)))
+    adjusted = holm([p for _, _, (_, _, p), _ in found])
     return [
-        Pair(first, second, *counted, adjusted=corrected)
-        for (first, second, counted), corrected in zip(found, adjusted, strict=True)
+        Pair(first, second, *counted, adjusted=corrected, copies_known=known)
+        for (first, second, counted, known), corrected in zip(found, adjusted, strict=True)
     ]
 
 
-def _mcnemar(run: PastRun, other: PastRun) -> tuple[int, int, float]:
+def _mcnemar(run: PastRun, other: PastRun) -> tuple[tuple[int, int, float], bool]:
+    """The result of the test, and whether the sets of copies are known."""
     assert run.predictions is not None
     assert other.predictions is not None
     first, second = (
-        pd.Series(_right(table), index=table["image"], dtype=int)
+        table.assign(right=_right(table)).set_index("image")
         for table in (run.predictions, other.predictions)
     )
     if set(first.index) != set(second.index):
@@ -193,8 +195,28 @@ def _mcnemar(run: PastRun, other: PastRun) -> tuple[int, int, float]:
             f"runs {run.run_id} and {other.run_id} have the same data_digest, but their test "
             "predictions name other photos: one of the two tables was changed."
         )
-    ones = np.ones(len(first), int)
-    return mcnemar(ones, first.to_numpy(), second.loc[first.index].to_numpy())
+    second = second.loc[first.index]
+    sets = _copy_sets([table["copy_set"] for table in (first, second) if "copy_set" in table])
+    true = np.ones(len(first), bool)
+    counted = mcnemar(true, first["right"].to_numpy(), second["right"].to_numpy(), sets)
+    return counted, sets is not None
+
+
+def _copy_sets(columns: Sequence[pd.Series]) -> np.ndarray | None:
+    """Sets of photos that are copies for one of the runs; None if no run has logged them.
+
+    Runs may differ in ``near_bits``.
+    """
+    if not columns:
+        return None
+    rows = np.arange(len(columns[0]))
+    firsts = [
+        first[number]
+        for _, first, number in (
+            np.unique(column, return_index=True, return_inverse=True) for column in columns
+        )
+    ]
+    return connected(len(rows), np.tile(rows, len(firsts)), np.concatenate(firsts))
 
 
 def _keep(log: RunLog, facts: ComparisonFacts, out: Path) -> list[str]:

@@ -15,7 +15,6 @@ from ..config import CrossValidateConfig, TrainConfig, as_params
 from ..console import duration, say, watch
 from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
-from ..data.fold_splits import assign_folds
 from ..modeling.device import choose_machine
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
@@ -85,8 +84,7 @@ def cross_validate(
     weights = {config.weights: initial_weights(config.weights)}
     check_model(config, weights[config.weights])
     say(f"reading the catalogue ({config.data})")
-    dataset = load_dataset(config, watch)
-    data = dataset.with_splits(assign_folds(dataset.frame, config))
+    data = load_dataset(config, watch)
     datasets = fold_datasets(data, config)
     say(*data.lines())
     context = TrainingContext(data, machine, weights=weights, augment_all=True)
