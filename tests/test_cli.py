@@ -130,6 +130,7 @@ def test_mistakes_are_found_before_photos_are_read_and_a_run_is_opened(
     Path("space.yaml").write_text("space:\n  lr: [0.1, 0.2]\n")
     given = {"train": ["train"], "tune": ["tune", "--config", "space.yaml"]}[command]
     Path("empty").mkdir(exist_ok=True)
+    Path("empty/train.csv").write_text("image,label_group\n")  # refused when it is read
     experiment = f"mistakes of {command}, {arguments}"
     assert run(*given, "--data", "empty", "--experiment", experiment, *arguments) == 2
     assert message in capsys.readouterr().err

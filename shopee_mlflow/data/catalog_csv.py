@@ -18,13 +18,14 @@ from .tables import TABLE_NAME, open_table
 
 CSV_NAME = "train.csv"
 IMAGES_NAME = "train_images"
+# Tables of any kind, also those that cannot be read before they are converted.
+ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 _PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
 # The C0 and C1 control characters except the tab, and DEL. They break rows of tables and control
 # terminals.
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-_ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
 # Common names of a folder of photos beside a table.
 _IMAGE_FOLDERS = ("images", "photos", "imgs", "img", "pictures")
 
@@ -59,7 +60,7 @@ def find_table(data: str, option: str = "data") -> Path:
         found = tables_in(path)
         if len(found) == 1:
             return found[0]
-        others = sorted(file.name for file in path.iterdir() if _ANY_TABLE.search(file.name))[:5]
+        others = sorted(file.name for file in path.iterdir() if ANY_TABLE.search(file.name))[:5]
         raise CatalogError(
             f"{option}={data}: the folder holds no {CSV_NAME}"
             + (f", but {', '.join(others)}" if others else "")
