@@ -21,9 +21,9 @@ def model_card(name: str) -> str:
             "The alias `champion` moves only to a version that was loaded and checked and that has "
             "a higher accuracy on the same test photos. Other versions become the `challenger`. "
             "Each version's description has its test accuracy and a link to its report.",
-            "The model always returns one of the label groups that it was trained on, even for "
-            "photos of other products. The report's calibration tells how far to trust the "
-            "probability.",
+            "A photo that looks like none of the label groups that a version was trained on is "
+            "answered as `unknown`, if the version can tell: its report says how well. The "
+            "report's calibration tells how far to trust the probability.",
         ]
     )
 
@@ -42,7 +42,7 @@ def version_card(run: Run, reason: str) -> str:
         "output": f"{run.data.tags['classes']} label groups" if "classes" in run.data.tags else "",
         "data digest": run.data.tags.get("data_digest", ""),
         "commit": run.data.tags.get("git_commit", ""),
-        "alias": reason,
+        "alias when registered": reason,
     }
     description = run.data.tags.get(DESCRIPTION_TAG, "")
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
