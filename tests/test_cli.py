@@ -116,7 +116,7 @@ def test_the_nearest_architecture_is_proposed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--freeze", "features.99", "--model", "effnet"], "freeze=features.99: effnet cannot be"),
+        (["--freeze", "featres.6", "--model", "effnet"], "there. Did you mean features.6? Allowed"),
         (["--weights", "weights.pth", "--model", "effnet"], "weights=weights.pth: 359 keys do not"),
         (["--device", "cuda:9", "--model", "cnn"], "device=cuda:9: this machine has"),
         (["--model", "vit_b_16", "--image-size", "100"], "cannot be built for image_size=100"),

@@ -236,6 +236,15 @@ def test_folders_without_a_catalogue_are_described(
         load(place)
 
 
+def test_a_mistyped_path_proposes_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    near = tmp_path / "shop"
+    with pytest.raises(CatalogError, match=rf"shpo: no such file.*\. Did you mean {near}\?$"):
+        load(tmp_path / "shpo")
+    with pytest.raises(CatalogError, match=r"no such file or folder.* Name a folder with train"):
+        load(tmp_path / "elsewhere" / "photos")
+
+
 @pytest.mark.parametrize("name", ["empty", "notes.py"])
 def test_what_is_no_catalogue_is_named_before_weights_are_downloaded(
     tmp_path: Path, name: str
