@@ -11,6 +11,7 @@ What the commands do, Python does::
 Everything public is imported at first use, since torch and MLflow take seconds.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +61,10 @@ __all__ = [*_HOMES, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = sys.modules[__name__]
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}", name=name, obj=module
+        )
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 

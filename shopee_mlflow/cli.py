@@ -493,6 +493,6 @@ def _fail_before_run(message: str) -> None:
 def _end_unopened_run(reason: str, status: str) -> None:
     """End the run that ``mlflow run`` has created, if the command has not opened it."""
     if "MLFLOW_RUN_ID" in os.environ:
-        from .tracking.runs import end_unopened_run
+        from .tracking.unopened_runs import end_unopened_run
 
         end_unopened_run(reason, status)

@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from .errors import ConfigError
-from .options import Group, Role, as_text, option, parse_option
+from .options import Group, Role, as_text, option, parse_option, unknown_option
 from .yaml_file import read_yaml
 
 SAMPLE = "sample"
@@ -39,6 +39,16 @@ class DataConfig:
 
     :raises ConfigError: listing every value of the wrong type or out of range.
     """
+
+    def __new__(cls, *_values: Any, **options: Any) -> Self:
+        """Refuse unknown options with the names that are meant, as on the command line.
+
+        :raises ConfigError: listing them.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in options if name not in names]:
+            raise ConfigError([unknown_option(name, names) for name in unknown])
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         problems = []

@@ -200,7 +200,7 @@ def test_missing_columns_are_named_beside_those_found(write: Write) -> None:
     with pytest.raises(CatalogError, match="column label_group is missing; found: 'image', 'x"):
         read_catalog(write("image,x\na.jpg,1\n"))
     with pytest.raises(
-        CatalogError, match=r"column image and label_group is missing; found: 'x', 'y z'"
+        CatalogError, match=r"columns image and label_group are missing; found: 'x', 'y z'"
     ):
         read_catalog(write("x,y z\na.jpg,1\n"))
 

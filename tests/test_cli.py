@@ -116,7 +116,7 @@ def test_the_nearest_architecture_is_proposed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--freeze", "features.99", "--model", "effnet"], "freeze=features.99: effnet cannot be"),
+        (["--freeze", "featres.6", "--model", "effnet"], "there. Did you mean features.6? Allowed"),
         (["--weights", "weights.pth", "--model", "effnet"], "weights=weights.pth: 359 keys do not"),
         (["--device", "cuda:9", "--model", "cnn"], "device=cuda:9: this machine has"),
         (["--model", "vit_b_16", "--image-size", "100"], "cannot be built for image_size=100"),
@@ -130,6 +130,7 @@ def test_mistakes_are_found_before_photos_are_read_and_a_run_is_opened(
     Path("space.yaml").write_text("space:\n  lr: [0.1, 0.2]\n")
     given = {"train": ["train"], "tune": ["tune", "--config", "space.yaml"]}[command]
     Path("empty").mkdir(exist_ok=True)
+    Path("empty/train.csv").write_text("image,label_group\n")  # refused when it is read
     experiment = f"mistakes of {command}, {arguments}"
     assert run(*given, "--data", "empty", "--experiment", experiment, *arguments) == 2
     assert message in capsys.readouterr().err

@@ -284,6 +284,10 @@ def test_names_show_what_differs(tmp_path: Path) -> None:
     names = ["cnn lr=0.1 epochs=3", "cnn lr=0.2 epochs=3", "cnn epochs=3"]
     result = compare([made_run("named", name) for name in names], out=tmp_path / "out")
     assert result.runs["name"].tolist() == ["cnn lr=0.1", "cnn lr=0.2", "cnn"]
+    # What fewer runs share comes first, since a figure cuts the end of a name.
+    names = ["cnn epochs=3 lr=0.1 ema=0.9", "cnn epochs=3 lr=0.1", "my lr=0.1 best run"]
+    result = compare([made_run("cut", name) for name in names], out=tmp_path / "out")
+    assert result.runs["name"].tolist() == ["cnn ema=0.9 epochs=3", "cnn epochs=3", "my best run"]
 
 
 def test_names_of_strangers_are_text(tmp_path: Path) -> None:

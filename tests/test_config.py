@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
 
-from shopee_mlflow.config import DataConfig, TrainConfig, as_params, resolve
+from shopee_mlflow.config import (
+    CrossValidateConfig,
+    DataConfig,
+    ExploreConfig,
+    MatchConfig,
+    TrainConfig,
+    TuneConfig,
+    as_params,
+    resolve,
+)
 from shopee_mlflow.errors import ConfigError
 
 
@@ -176,3 +187,20 @@ def test_python_is_checked_like_the_command_line() -> None:
     with pytest.raises(ConfigError, match="2 problems") as caught:
         TrainConfig(split="leak-free", epochs=0)
     assert "split=leak-free: must be one of leak_free, random" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [DataConfig, ExploreConfig, MatchConfig, TrainConfig, TuneConfig, CrossValidateConfig],
+)
+def test_an_unknown_option_in_python_names_the_nearest(cls: type[DataConfig]) -> None:
+    config = cls(workers=5)
+    for unknown in (lambda: cls(largest_group=5), lambda: dataclasses.replace(config, splits=1)):
+        with pytest.raises(ConfigError, match=r"Did you mean (largest_groups|split)\?"):
+            unknown()
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+def test_an_option_goes_before_a_synonym_of_another() -> None:
+    with pytest.raises(ConfigError, match=r"fold: no such option\. Did you mean folds\?"):
+        CrossValidateConfig(fold=3)

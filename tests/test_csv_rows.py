@@ -153,6 +153,20 @@ KINDS = [
     (zipped("train.csv"), "is a zip archive. Unpack it with: python -m zipfile -e"),
     (zipped("xl/workbook.xml"), "is an Excel workbook. Save it as 'CSV UTF-8'"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), r"is an Excel workbook \(.xls\)"),
+    (zipped("archive/data.pkl"), "is a PyTorch file.*belong to the option weights"),
+    (b"\x80\x02\x8a\nl\xfc", "is a Python pickle, perhaps with weights"),
+    (b"\x10" + bytes(7) + b'{"__metadata__"', "is a safetensors file.*option weights"),
+    (zipped("a.npy"), "is an archive of NumPy arrays"),
+    (b"\x93NUMPY\x01", "is a NumPy array"),
+    (b"\xff\xd8\xff\xe0", "is a photo. Name a table of photos with their labels"),
+    (b"\x89PNG\r\n\x1a\n", "is a photo"),
+    (b"GIF89a", "is a photo"),
+    (b"BM\x36\x30" + bytes(6), "is a photo"),
+    (b"II*\0\x08", "is a photo"),
+    (b"RIFF\x24\0\0\0WEBPVP8 ", "is a photo"),
+    (bytes(3) + b"\x1cftypavif", "is a photo"),
+    (bytes(3) + b"\x1cftypisom", "is a video"),
+    (bytes(range(256)), "is a binary file"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer.*git lfs pull"),
     (b"\n<!DOCTYPE html><html>", "an HTML or XML page. The download failed"),
     (b"'image','label_group'\n'a','A'\n", "in single quotes"),
@@ -170,6 +184,27 @@ def test_other_kinds_of_files_are_named_with_what_helps(
 ) -> None:
     with pytest.raises(CatalogError, match=advice):
         read_catalog(write(content))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("options.yaml", "is a YAML file. A file of options belongs to the option config."),
+        ("shop.ipynb", "is a Jupyter notebook"),
+        ("shop.py", "is a Python program"),
+        ("model.onnx", "is an ONNX model"),
+    ],
+)
+def test_files_of_text_that_are_no_tables_are_named(tmp_path: Path, name: str, kind: str) -> None:
+    file = tmp_path / name
+    file.write_text('{"cells": []}')
+    with pytest.raises(CatalogError, match=kind):
+        read_catalog(file)
+
+
+def test_a_column_named_like_the_first_bytes_of_a_photo(write: Write) -> None:
+    assert len(read_catalog(write("BM,image,label_group\n1,a.jpg,A\n"))) == 1
 
 
 def test_a_packed_catalogue_in_the_folder_is_named(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def dataset(shop: Path) -> Dataset:
     return load_dataset(shop, image_size=SIZE, cache=False)
 
 
+@pytest.mark.parametrize("config", ["shop", {"data": "shop"}, None])
+def test_a_config_of_another_type_is_refused(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config: must be a TrainConfig, not .*; as in train\("):
+        train(config)
+
+
 # --- load_dataset ---
 
 

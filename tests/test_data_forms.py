@@ -16,7 +16,7 @@ from conftest import MakeCatalog, draw_photo
 from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.catalog_csv import read_catalog, read_table
-from shopee_mlflow.data.catalog_forms import load_catalog
+from shopee_mlflow.data.catalog_forms import check_paths, load_catalog
 from shopee_mlflow.data.class_folders import read_class_folders
 from shopee_mlflow.data.columns import ColumnChoice
 from shopee_mlflow.data.dataset import Dataset, load_dataset
@@ -209,11 +209,57 @@ def class_folders(shop: Path, table: pd.DataFrame, pattern: str) -> Path:
     return place
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"is empty\. Needed is a folder of photos for each label group"),
+        (["deep/below/"], "is empty"),
+        (["a.md", "b/c.py"], r"holds 2 files \(\.md, \.py\) but no photos"),
+        (["a.jpg"], "holds 1 photo, but no label groups"),
+        (["mug/a.jpg", "mug/b.jpg"], "holds 2 photos in mug/, but no label groups"),
+        (["MLmodel", "data/model.pth"], "is a logged model, not a catalogue"),
+        (["a.jpg", "shop.xlsx"], r"holds no train\.csv, but shop\.xlsx"),
+    ],
+)
+def test_folders_without_a_catalogue_are_described(
+    tmp_path: Path, files: list[str], message: str
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in files:
+        file = place / name
+        (file if name.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            file.write_text("x")
+    with pytest.raises(CatalogError, match=message):
+        load(place)
+
+
+def test_a_mistyped_path_proposes_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    near = tmp_path / "shop"
+    with pytest.raises(CatalogError, match=rf"shpo: no such file.*\. Did you mean {near}\?$"):
+        load(tmp_path / "shpo")
+    with pytest.raises(CatalogError, match=r"no such file or folder.* Name a folder with train"):
+        load(tmp_path / "elsewhere" / "photos")
+
+
+@pytest.mark.parametrize("name", ["empty", "notes.py"])
+def test_what_is_no_catalogue_is_named_before_weights_are_downloaded(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.py").write_text("import os")
+    with pytest.raises(CatalogError, match=r"(is empty|is a Python program)\. "):
+        check_paths(DataConfig(data=str(tmp_path / name)))
+
+
 @pytest.mark.parametrize("pattern", ["{label}", "inner/{label}", "."])
 def test_class_folders(shop: Path, table: pd.DataFrame, pattern: str) -> None:
     place = class_folders(shop, table, pattern)
     if pattern == ".":
-        with pytest.raises(CatalogError, match=r"holds no train\.csv"):
+        with pytest.raises(CatalogError, match=r"holds 30 photos, but no label groups\. Needed is"):
             load(place)
         return
     (place / pattern.format(label="group0") / ".DS_Store").write_text("mac")

@@ -93,6 +93,24 @@ def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     assert [section["id"] for section in page.all("h2")][:2] == ["overview", "unknown"]
 
 
+def test_one_size_and_equal_phashes_need_no_figure_and_no_gallery(
+    make_catalog: MakeCatalog,
+) -> None:
+    folder = make_catalog()
+    rows = pd.read_csv(folder / "train.csv")
+    rows["image_phash"] = [f"{97 ** (i // 2 + 8) % 2**64:016x}" for i in range(len(rows))]
+    rows.loc[1, "label_group"] = "group1"
+    rows.to_csv(folder / "train.csv", index=False)
+    page = read_page(explore(ExploreConfig(data=str(folder), out="seen")).report)
+    assert "All photos are 40 x 40 px." in page.text
+    shown = [picture["alt"] for picture in page.pictures]
+    assert "Histogram of photos by file size." in shown
+    assert "Histogram of photos by width divided by height." not in shown
+    assert "1 phash, " in page.text
+    # Two files of one phash are repeats, not near copies.
+    assert "The largest cluster of near phashes" not in page.text
+
+
 @pytest.mark.slow
 def test_what_is_said_of_a_training_is_what_it_does(
     make_catalog: MakeCatalog, tmp_path: Path

@@ -12,7 +12,7 @@ import pytest
 
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.tracking.links import view_lines
-from shopee_mlflow.tracking.names import TRAIN, analyses_of
+from shopee_mlflow.tracking.names import FOLD, NOT_STARTED, TRAIN, TRIAL, analyses_of
 from shopee_mlflow.tracking.run_log import NullRunLog
 from shopee_mlflow.tracking.runs import open_run
 from shopee_mlflow.training.naming import run_name
@@ -86,6 +86,11 @@ def test_the_first_training_saves_the_view_of_the_table() -> None:
     assert view["name"] == "Accuracy"
     assert {"metrics.`test_accuracy`", "metrics.`cv_accuracy`"} <= set(state["selectedColumns"])
     client = mlflow.MlflowClient()
+    for kind in (FOLD, TRIAL, NOT_STARTED):
+        with open_run(kind, "viewed", kind=kind):
+            pass
+    found = client.search_runs([run.experiment_id], state["searchFilter"])
+    assert [each.info.run_name for each in found] == ["first"]
     client.set_experiment_tag(run.experiment_id, "mlflow.sharedViewState.accuracy", "{}")
     with open_run("second", "viewed", kind=TRAIN):
         pass

@@ -14,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 from conftest import MakeCatalog
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 from new_store import new_store
 
 from shopee_mlflow import cli
@@ -54,10 +54,10 @@ def call(
     )
 
 
-def only_run(experiment: str = "shopee", view: int = ViewType.ACTIVE_ONLY) -> Run:
+def only_run(experiment: str = "shopee") -> Run:
     found = mlflow.MlflowClient().get_experiment_by_name(experiment)
     assert found is not None, f"no experiment {experiment}"
-    (run,) = mlflow.MlflowClient().search_runs([found.experiment_id], run_view_type=view)
+    (run,) = mlflow.MlflowClient().search_runs([found.experiment_id])
     return run
 
 
@@ -128,10 +128,13 @@ def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_pat
     done = call(project("--experiment-name", "shopee", lernrate="3"), env, tmp_path)
     assert done.returncode != 0
     assert "lernrate: no such option. Did you mean lr?" in done.stderr
-    assert mlflow.search_runs(experiment_names=["shopee"], output_format="list") == []
-    run = only_run(view=ViewType.DELETED_ONLY)
-    assert run.info.status == "FAILED"
-    assert "lernrate: no such option" in run.data.tags["failure"]
+    assert "Traceback" not in done.stderr
+    *_, message, ending = done.stderr.splitlines()
+    assert "lernrate" in message
+    run = only_run()
+    assert f"=== Run (ID '{run.info.run_id}') failed ===" in ending
+    assert (run.info.status, run.data.tags["kind"]) == ("FAILED", "not-started")
+    assert "lernrate: no such option" in run.data.tags["mlflow.note.content"]
 
 
 def test_each_experiment_is_a_run_of_its_own_under_mlflow_run(

@@ -63,7 +63,11 @@ def test_the_first_model_is_the_champion(run: SmallRun, name: str) -> None:
     for metric in ("test_accuracy", "test_accuracy_low", "best_val_accuracy"):
         assert float(version.tags[metric]) == truth.metrics[metric]
     assert version.description.startswith(truth.tags["mlflow.note.content"])
-    for words in ("- output: 3 label groups", "- alias: there was no champion", "report.html](#/"):
+    for words in (
+        "- output: 3 label groups",
+        "- alias when registered: there was no",
+        "report.html](#/",
+    ):
         assert words in version.description
     card = MlflowClient().get_registered_model(name).description
     assert f"models:/{name}@champion" in card

@@ -15,8 +15,9 @@ from shopee_mlflow.cli import main
 from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import TrackingError
 from shopee_mlflow.tracking.flavor import load_folder
-from shopee_mlflow.tracking.runs import end_unopened_run, open_run
+from shopee_mlflow.tracking.runs import open_run
 from shopee_mlflow.tracking.store import check_artifacts
+from shopee_mlflow.tracking.unopened_runs import end_unopened_run
 from shopee_mlflow.training.checkpoints import checkpoints_of
 
 OPTIONS = {"model": "cnn", "image_size": "32", "epochs": "1", "batch_size": "8"}
@@ -67,11 +68,14 @@ def test_a_new_run_that_the_environment_names_is_adopted(monkeypatch: pytest.Mon
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("source", "stage"), [("PROJECT", "deleted"), ("LOCAL", "active")])
-def test_a_mistake_deletes_the_run_that_mlflow_run_has_created(
-    source: str, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("source", "kind"), [("PROJECT", "not-started"), ("LOCAL", None)])
+def test_a_mistake_marks_the_run_that_mlflow_run_has_created(
+    source: str,
+    kind: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A run that a scheduler has created is only marked as failed."""
+    """A run that a scheduler has created only fails with the reason."""
     experiment = mlflow.set_experiment("mistakes")
     tags = {"mlflow.source.type": source}
     made = mlflow.MlflowClient().create_run(experiment.experiment_id, tags=tags)
@@ -80,8 +84,32 @@ def test_a_mistake_deletes_the_run_that_mlflow_run_has_created(
         main(["train", "--data", "nowhere"])
     assert "nowhere: no such file or folder" in capsys.readouterr().err
     run = mlflow.get_run(made.info.run_id)
-    assert (run.info.status, run.info.lifecycle_stage) == ("FAILED", stage)
+    # A deleted run would make mlflow run end with a traceback.
+    assert (run.info.status, run.info.lifecycle_stage) == ("FAILED", "active")
     assert "nowhere: no such file or folder" in run.data.tags["failure"]
+    assert run.data.tags.get("kind") == kind
+
+
+@pytest.mark.fault
+def test_the_next_command_deletes_runs_that_were_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = mlflow.set_experiment("mistakes")
+    client, tags = mlflow.MlflowClient(), {"mlflow.source.type": "PROJECT"}
+    old, young, failed = (
+        client.create_run(experiment.experiment_id, tags=tags).info.run_id for _ in range(3)
+    )
+    for run_id in (old, young):
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+        end_unopened_run("a mistake")
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    long_ago = 1_000_000_000_000
+    client.set_terminated(old, "FAILED", long_ago)
+    client.set_terminated(failed, "FAILED", long_ago)
+    with open_run("next", "mistakes"):
+        stages = {i: client.get_run(i).info.lifecycle_stage for i in (old, young, failed)}
+    # mlflow run may still write the status of the young one.
+    assert stages == {old: "deleted", young: "active", failed: "active"}
 
 
 @pytest.mark.fault

@@ -12,19 +12,25 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import CatalogError
+from ..options import nearest
 from .columns import KNOWN, REQUIRED, ColumnChoice, find_columns, wanted
 from .csv_rows import Row
 from .tables import TABLE_NAME, open_table
 
 CSV_NAME = "train.csv"
 IMAGES_NAME = "train_images"
+# Tables of any kind, also those that cannot be read before they are converted.
+ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 _PART_ROWS = 50_000
 _UNDECODABLE = "\ufffd"
 # The C0 and C1 control characters except the tab, and DEL. They break rows of tables and control
 # terminals.
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-_ANY_TABLE = re.compile(r"\.(csv|tsv|xlsx?|ods|parquet|pq|jsonl?|ndjson)(\.\w+)?$", re.IGNORECASE)
+_FORMS = (
+    f"Name a folder with {CSV_NAME} and {IMAGES_NAME}/, a folder with a folder of photos for each "
+    "label, or a table (CSV, Parquet, JSON lines)."
+)
 # Common names of a folder of photos beside a table.
 _IMAGE_FOLDERS = ("images", "photos", "imgs", "img", "pictures")
 
@@ -59,7 +65,7 @@ def find_table(data: str, option: str = "data") -> Path:
         found = tables_in(path)
         if len(found) == 1:
             return found[0]
-        others = sorted(file.name for file in path.iterdir() if _ANY_TABLE.search(file.name))[:5]
+        others = sorted(file.name for file in path.iterdir() if ANY_TABLE.search(file.name))[:5]
         raise CatalogError(
             f"{option}={data}: the folder holds no {CSV_NAME}"
             + (f", but {', '.join(others)}" if others else "")
@@ -77,11 +83,11 @@ def existing_path(data: str, option: str = "data") -> Path:
     with looking_for(data, option):
         path = Path(data).expanduser()
         if not path.exists():
-            raise CatalogError(
-                f"{option}={data}: no such file or folder, relative to {Path.cwd()}. Name a folder "
-                f"with {CSV_NAME} and {IMAGES_NAME}/, a folder with a folder of photos for each "
-                "label, or a table (CSV, Parquet, JSON lines)."
-            )
+            beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+            close = " or ".join(str(path.with_name(name)) for name in nearest(path.name, beside))
+            hint = f"Did you mean {close}?" if close else _FORMS
+            where = f"no such file or folder, relative to {Path.cwd()}"
+            raise CatalogError(f"{option}={data}: {where}. {hint}")
     return path
 
 

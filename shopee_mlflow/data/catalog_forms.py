@@ -21,13 +21,15 @@ from .catalog_csv import (
     read_table,
     tables_in,
 )
-from .class_folders import read_class_folders
+from .class_folders import may_have_class_folders, read_class_folders
 from .cleaning import column_remarks
 from .columns import OPTIONS, REQUIRED, ColumnChoice
 from .corrections import check_corrections_file
+from .folder_kinds import check_catalog_folder
 from .photo_files import inside_folder
 from .pixel_cache import Progress
 from .splits import TEST, TRAIN, VAL, parse_splits
+from .tables import check_table_kind
 
 # How many file names of a table are tried to find the folder of its photos.
 _NAMES_TRIED = 50
@@ -56,13 +58,16 @@ class Catalog:
 def check_paths(config: DataConfig) -> None:
     """Check that the files and folders of the catalogue exist, before anything that takes time.
 
-    :raises CatalogError: otherwise.
+    :raises CatalogError: otherwise, or when one is something else.
     """
-    if config.data != SAMPLE:
-        existing_path(config.data)
-    for option in ("val_csv", "test_csv"):
-        if (file := getattr(config, option)) != NONE:
-            existing_path(file, option)
+    for option in ("data", "val_csv", "test_csv"):
+        if (name := getattr(config, option)) not in (SAMPLE, NONE):
+            path = existing_path(name, option)
+            with looking_for(name, option):
+                if not path.is_dir():
+                    check_table_kind(path)
+                elif not may_have_class_folders(path):
+                    check_catalog_folder(name, option)
     check_corrections_file(config.corrections)
 
 
@@ -84,6 +89,8 @@ def load_catalog(
         data = str(sample_catalog(config.sample_px, progress=watch("drawing the sample catalogue")))
     elif (found := _class_folders(config)) is not None:
         return found
+    else:
+        check_catalog_folder(data)
     images = None if config.images == AUTO else config.images
     choice = ColumnChoice.of(config)
     tables = [(find_table(data), TRAIN)]

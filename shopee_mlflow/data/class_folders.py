@@ -46,9 +46,9 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     :returns: None if there are no class folders.
     :raises CatalogError: when the label is ambiguous, or the folder was named by mistake.
     """
-    folder = _without_wrappers(data)
-    if len(_folders_of(folder)) < 2:
+    if not may_have_class_folders(data):
         return None
+    folder = _without_wrappers(data)
     check_photo_folder(folder, f"data={data}")
     found = photos_below(folder)
     parts = [photo.name.split("/") for photo in found.photos]
@@ -71,6 +71,11 @@ def read_class_folders(data: Path, label_folder: str = AUTO) -> ClassFolders | N
     if split:
         rows["split"] = [splits[path[0]] if len(path) > 1 else "" for path in parts]
     return ClassFolders(folder, pd.DataFrame(rows, dtype=str), _remarks(found, kept))
+
+
+def may_have_class_folders(data: Path) -> bool:
+    """Whether a folder has two folders or more, perhaps inside another one."""
+    return len(_folders_of(_without_wrappers(data))) >= 2
 
 
 def _remarks(found: PhotoSource, kept: Sequence[bool]) -> list[str]:

@@ -152,10 +152,11 @@ def _list(names: Sequence[str]) -> str:
 def _missing(path: Path, names: Sequence[str], missing: Sequence[str]) -> str:
     if any(mark in name for name in names for mark in _NOT_UTF8):
         return f"{path}: the header is not UTF-8; save the file as UTF-8."
-    return (
-        f"{path}: column {' and '.join(missing)} is missing; found: {_list(names) or 'none'}. "
-        f"{_advice(names, missing)}"
+    columns = (
+        f"column {missing[0]} is" if len(missing) == 1 else f"columns {' and '.join(missing)} are"
     )
+    found = _list(names) or "none"
+    return f"{path}: {columns} missing; found: {found}. {_advice(names, missing)}"
 
 
 def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
@@ -168,7 +169,7 @@ def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
     if any(_FILE_NAME.search(name) for name in names):
         return f"The header is missing: the first line must name the columns; {wanted()}"
     options = " and ".join(f"the {_WHAT[name]} with the option {OPTIONS[name]}" for name in missing)
-    return f"Name the column of {options}; {wanted()}"
+    return f"Name the column of {options}."
 
 
 def wanted() -> str:

@@ -14,8 +14,6 @@ import pandas as pd
 from PIL import Image
 
 from ..config import SAMPLE, CrossValidateConfig, DataConfig, check_epoch, resolve
-from ..errors import ConfigError
-from ..options import unknown_option
 from . import splits
 from .catalog_forms import Watch, load_catalog
 from .cleaning import (
@@ -206,9 +204,6 @@ def load_dataset(
 def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> DataConfig:
     if not isinstance(config, DataConfig):
         return resolve(DataConfig, {"data": config, **options})
-    names = [field.name for field in dataclasses.fields(config)]
-    if unknown := [name for name in options if name not in names]:
-        raise ConfigError([unknown_option(name, names) for name in unknown])
     return dataclasses.replace(config, **options)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
-_TO_CSV = (
-    'python -c "import pandas; pandas.read_{kind}({file!r}{more}).to_csv({csv!r}, index=False)"'
-)
+_TO_CSV = 'python -c "import pandas; pandas.read_{kind}({file!r}).to_csv({csv!r}, index=False)"'
 
+_CATALOG = (
+    "Name a table of photos with their labels, or a folder that holds a folder of photos for each "
+    "label."
+)
+_WEIGHTS = f"Weights belong to the option weights. {_CATALOG}"
 # First bytes, what the file is, and what to do; {file} is its name, quoted for a shell.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a gzip file", "Unpack it with: python -m gzip -d {file}"),
@@ -23,23 +27,42 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3", "an SQLite database", "Export the table as CSV."),
     (b"\x89HDF", "an HDF5 file", "Export the table as CSV."),
     (b"%PDF", "a PDF document", "Export the table as CSV."),
-    (b"\xff\xd8\xff", "a JPEG photo", "Name a CSV file, or a folder with train.csv."),
-    (b"\x89PNG", "a PNG picture", "Name a CSV file, or a folder with train.csv."),
+    *(
+        (start, "a photo", _CATALOG)
+        for start in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
+    ),
+    *(
+        (b"\x80" + bytes([n]), "a Python pickle, perhaps with weights", _WEIGHTS)
+        for n in range(2, 6)
+    ),
+    (b"\x93NUMPY", "a NumPy array", _CATALOG),
     (
         b"version https://git-lfs",
         "a Git LFS pointer, not the file itself",
         "Fetch it with: git lfs pull",
     ),
     (b"<", "an HTML or XML page", "The download failed or needs a login; fetch the CSV again."),
-    (b"{", "a JSON file", "json"),
-    (b"[", "a JSON file", "json"),
 )
-# Contents of a zip archive that distinguish a workbook from a zipped CSV.
-_WORKBOOKS = (
+# Contents of a zip archive that distinguish it from a zipped CSV.
+_ARCHIVES = (
+    (b"data.pkl", "a PyTorch file: weights or a model", _WEIGHTS),
+    (b".npy", "an archive of NumPy arrays", _CATALOG),
     (b"xl/", "an Excel workbook", "Save it as 'CSV UTF-8' in Excel."),
     (b"opendocument.spreadsheet", "an OpenDocument spreadsheet", "Save it as CSV (UTF-8)."),
     (b"[Content_Types].xml", "an Office document", "Save it as CSV (UTF-8)."),
 )
+
+
+# Kinds of text files, which hold no table.
+_OPTIONS_FILE = ("a YAML file", f"A file of options belongs to the option config. {_CATALOG}")
+_OTHER_SUFFIXES = {
+    ".yaml": _OPTIONS_FILE,
+    ".yml": _OPTIONS_FILE,
+    ".ipynb": ("a Jupyter notebook", _CATALOG),
+    ".py": ("a Python program", _CATALOG),
+}
+_CONTROLS = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f]")
+_MOST_CONTROLS = 0.05
 
 
 def not_csv(path: Path, start: bytes) -> str:
@@ -49,46 +72,42 @@ def not_csv(path: Path, start: bytes) -> str:
     """
     if start.startswith(b"PK\x03\x04"):
         kind, advice = next(
-            ((kind, advice) for mark, kind, advice in _WORKBOOKS if mark in start),
+            ((kind, advice) for mark, kind, advice in _ARCHIVES if mark in start),
             ("a zip archive", "Unpack it with: python -m zipfile -e {file} {folder}"),
         )
         return _sentence(path, kind, advice)
+    if found := _without_start(path, start):
+        return _sentence(path, *found)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for mark, kind, advice in _KINDS:
         if text.startswith(mark):
-            return _sentence(path, kind, advice, lines=mark == b"{")
-    return ""
+            return _sentence(path, kind, advice)
+    # UTF-16 has zeros, and a title may hold a control character.
+    controls = len(_CONTROLS.findall(start)) / max(len(start), 1)
+    return _sentence(path, "a binary file", _CATALOG) if controls > _MOST_CONTROLS else ""
 
 
-def _sentence(path: Path, kind: str, advice: str, lines: bool = False) -> str:
-    if advice in ("parquet", "feather", "json"):
+def _without_start(path: Path, start: bytes) -> tuple[str, str] | None:
+    """What a file is whose kind does not show in its first bytes, and what to do."""
+    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < 1 << 28:
+        return "a safetensors file with weights", _WEIGHTS
+    if start[4:8] == b"ftyp":
+        photo = start[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+        return "a photo" if photo else "a video", _CATALOG
+    if start[:4] == b"RIFF":
+        return "a photo" if start[8:12] == b"WEBP" else "a sound or a video", _CATALOG
+    if start[:2] == b"BM" and start[6:10] == bytes(4):
+        return "a photo", _CATALOG
+    if path.suffix.lower() == ".onnx":
+        return "an ONNX model, which cannot be trained", _CATALOG
+    return _OTHER_SUFFIXES.get(path.suffix.lower())
+
+
+def _sentence(path: Path, kind: str, advice: str) -> str:
+    if advice in ("parquet", "feather"):
         new = path.with_suffix(".csv")
         if new == path:
             new = path.with_name(f"{path.stem}-converted.csv")
-        # dtype=False keeps numbers as they are written; one object per line is JSON Lines.
-        more = f", dtype=False, lines={lines}" if advice == "json" else ""
-        advice = "Convert it with: " + _TO_CSV.format(
-            kind=advice, file=str(path), more=more, csv=str(new)
-        )
+        advice = "Convert it with: " + _TO_CSV.format(kind=advice, file=str(path), csv=str(new))
     file, folder = shlex.quote(str(path)), shlex.quote(str(path.parent))
     return f"is {kind}. {advice.format(file=file, folder=folder) if '{' in advice else advice}"
-
-
-def other_separator(path: Path, header: str) -> str:
-    """Advice for a table with another separator than commas; empty for any other table."""
-    skip = ""
-    if header.lower().startswith("sep="):
-        separator, skip = header[4:5], ", skiprows=1"
-    else:
-        separator = max(_SEPARATORS, key=header.count)
-    if separator not in _SEPARATORS or (not skip and separator not in header):
-        return ""
-    new = str(path.with_name(f"{path.stem}-commas.csv"))
-    return (
-        f"Its fields are separated by {_SEPARATORS[separator]}. Convert it with: "
-        f'python -c "import pandas; pandas.read_csv({str(path)!r}, sep={separator!r}{skip}, '
-        f'dtype=str, keep_default_na=False).to_csv({new!r}, index=False)"'
-    )
-
-
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}

@@ -127,9 +127,7 @@ def find_photos(source: str, images: str | None = None, image_column: str = AUTO
 def photos_below(folder: Path) -> PhotoSource:
     """All photos in a folder and its subfolders, named and sorted by their relative paths."""
     passed_over: Counter[str] = Counter()
-    named = (
-        (_text(f.relative_to(folder).as_posix()), f) for f in _files_below(folder, passed_over)
-    )
+    named = ((_text(f.relative_to(folder).as_posix()), f) for f in files_below(folder, passed_over))
     photos = _only_photos(named, passed_over)
     return PhotoSource(
         sorted(photos, key=lambda photo: photo.name.split("/")), "image", folder, passed_over
@@ -146,11 +144,11 @@ def check_photo_folder(folder: Path, source: str) -> None:
     :raises CatalogError: when there are many files, and hardly any of them may be a photo.
     """
     count = likely = 0
-    for file in islice(_files_below(folder, Counter()), MOST_FILES):
+    for file in islice(files_below(folder), MOST_FILES):
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
             continue
         count += 1
-        likely += not file.suffix or file.suffix.lower() in _PHOTO_SUFFIXES
+        likely += not file.suffix or has_photo_name(file)
     if count > MANY_FILES and likely * FILES_PER_PHOTO < count:
         raise CatalogError(
             f"{source}: is no folder of photos: of the first {count:,} files in it and below, only "
@@ -185,13 +183,17 @@ def _only_photos(named: Iterable[tuple[str, Path]], passed_over: Counter[str]) -
     return photos
 
 
-def _files_below(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
-    """All files in a folder and its subfolders; linked folders are followed, each once."""
+def files_below(folder: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
+    """All files in a folder and its subfolders; linked folders are followed, each once.
+
+    :param passed_over: counts the folders that cannot be opened.
+    """
     seen: set[tuple[int, int]] = set()
+    unopened = Counter[str]() if passed_over is None else passed_over
     pending = [folder]
 
     def note(error: OSError) -> None:
-        passed_over[f"folder that cannot be opened ({error.strerror})"] += 1
+        unopened[f"folder that cannot be opened ({error.strerror})"] += 1
 
     while pending:
         # Linked folders are visited last, so that photos are named by their real folders.
@@ -212,6 +214,11 @@ def _is_link(folder: str, name: str) -> bool:
     return Path(folder, name).is_symlink()
 
 
+def has_photo_name(file: Path) -> bool:
+    """Whether a file has the suffix of a photo."""
+    return file.suffix.lower() in _PHOTO_SUFFIXES
+
+
 def _kind_of_other(file: Path) -> str | None:
     """None for a photo, otherwise a description of the kind of file."""
     suffix = file.suffix.lower()
@@ -219,7 +226,7 @@ def _kind_of_other(file: Path) -> str | None:
         return "macOS metadata"
     if _is_special(file):
         return "pipe, device or socket"
-    if suffix in _PHOTO_SUFFIXES or _begins_as_photo(file):
+    if has_photo_name(file) or _begins_as_photo(file):
         return None
     return _text(suffix) if suffix else "without suffix"
 

@@ -56,23 +56,43 @@ def open_table(path: Path, known: Collection[str] = ()) -> Table:
     :raises CatalogError: when it is another kind of file, or cannot be read as a table.
     :raises OSError: when it cannot be read at all.
     """
+    start = check_table_kind(path)
+    if start.startswith(_PARQUET):
+        return _open_parquet(path)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    with _reading_gzip(path):
+        if text.startswith(b"["):
+            return _open_json_array(path)
+        _check_lines(path)
+        return _open_json_lines(path) if text.startswith(b"{") else _open_csv(path, known)
+
+
+def check_table_kind(path: Path) -> bytes:
+    """Check by its first bytes that a file may be a table.
+
+    :returns: these bytes, unpacked if it is a gzip file.
+    :raises CatalogError: when it is another kind of file.
+    :raises OSError: when it cannot be read at all.
+    """
     if file_problem(path) == SPECIAL_FILE:
         raise CatalogError(f"{path}: is {SPECIAL_FILE}; a table must be a file.")
     with path.open("rb") as file:
         if file.read(len(_PARQUET)) == _PARQUET:
-            return _open_parquet(path)
-    try:
+            return _PARQUET
+    with _reading_gzip(path):
         start = _start_of(path)
-        text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-        if text.startswith(b"["):
-            return _open_json_array(path)
-        is_json = text.startswith(b"{")
-        if not is_json and (kind := not_csv(path, start)):
-            raise CatalogError(f"{path}: {kind}")
-        if start[257:262] == _TAR:
-            raise CatalogError(f"{path}: is a tar archive. Unpack it with: tar -xf {path.name}")
-        _check_lines(path)
-        return _open_json_lines(path) if is_json else _open_csv(path, known)
+    if kind := not_csv(path, start):
+        raise CatalogError(f"{path}: {kind}")
+    if start[257:262] == _TAR:
+        raise CatalogError(f"{path}: is a tar archive. Unpack it with: tar -xf {path.name}")
+    return start
+
+
+@contextmanager
+def _reading_gzip(path: Path) -> Iterator[None]:
+    """Raise errors of damaged gzip files as CatalogError."""
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CatalogError(f"{path}: is a damaged gzip file ({error}).") from error
 

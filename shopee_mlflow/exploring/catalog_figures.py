@@ -38,7 +38,7 @@ def group_sizes_figure(sizes: pd.Series) -> Figure:
     if largest <= _MOST_BARS:
         counts = sizes.value_counts()
         axes.bar(counts.index.to_numpy(), counts.to_numpy(), color=BLUE, width=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_round_counts())
         _counts(axes, int(counts.max()))
     else:
         edges = np.unique(np.geomspace(1, largest + 1, _BINS).round())
@@ -55,7 +55,7 @@ def repeats_figure(counts: Mapping[str, pd.Series]) -> Figure:
 
     :param counts: name -> (value -> rows).
     """
-    figure, axes = _new("rows that share it", "how many")
+    figure, axes = _new("rows with the same one", ", ".join(counts))
     most = 0
     for (name, rows), colour, marker in zip(
         counts.items(), (BLUE, VERMILION, GREEN), _MARKERS, strict=False
@@ -75,7 +75,7 @@ def repeats_figure(counts: Mapping[str, pd.Series]) -> Figure:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_round_counts())
     _counts(axes, most)
     _legend(axes)
     return figure
@@ -91,18 +91,18 @@ def near_figure(bits: np.ndarray, same_group: np.ndarray | None) -> Figure:
     else:
         same = np.bincount(bits[same_group], minlength=NEAR_BITS + 1)[1:]
         axes.bar(ticks, same, color=BLUE, label="in one label group")
-        axes.bar(
-            ticks,
-            whole - same,
-            bottom=same,
-            color=ORANGE,
-            hatch="///",
-            edgecolor="white",
-            label="in different ones",
-        )
+        if whole.sum() > same.sum():
+            axes.bar(
+                ticks,
+                whole - same,
+                bottom=same,
+                color=ORANGE,
+                hatch="///",
+                edgecolor="white",
+                label="in different ones",
+            )
         _legend(axes)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.yaxis.set_major_formatter(_WITH_COMMAS)
+    _photo_counts(axes)
     return figure
 
 
@@ -227,13 +227,18 @@ def phash_figure(bits: np.ndarray) -> Figure:
     figure, axes = _new("bits that differ from the catalogue's phash", "photos")
     counts = np.bincount(bits, minlength=NEAR_BITS + 1)
     axes.bar(np.arange(len(counts)), counts, color=BLUE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(_round_counts())
     _counts(axes, int(counts.max()))
     return figure
 
 
 _WITH_COMMAS = FuncFormatter(lambda tick, _: f"{tick:,.0f}")
 _PERCENT = FuncFormatter(lambda tick, _: f"{tick:g} %")
+
+
+def _round_counts(most: int = 9) -> MaxNLocator:
+    """At most so many intervals of 1, 2 or 5 times a power of ten, never of 6 or 8."""
+    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10])
 
 
 def _new(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -271,5 +276,5 @@ def _plain_log(axis: Axis) -> None:
 
 
 def _photo_counts(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_locator(_round_counts(5))
     axes.yaxis.set_major_formatter(_WITH_COMMAS)

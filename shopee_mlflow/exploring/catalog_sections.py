@@ -19,6 +19,7 @@ from .survey import (
     KINDS,
     MOST_LISTED,
     PHASHES,
+    SINGULAR,
     TITLE,
     NearCopies,
     Survey,
@@ -99,7 +100,10 @@ def findings(explored: Explored) -> list[str]:
 
 def conflicts_line(survey: Survey) -> str:
     """The number of files, phashes and titles with contradictory labels."""
-    counts = ", ".join(f"{len(table):,} {KINDS[c]}" for c, table in survey.conflicts.items())
+    counts = ", ".join(
+        f"{len(table):,} {SINGULAR[c] if len(table) == 1 else KINDS[c]}"
+        for c, table in survey.conflicts.items()
+    )
     return f"Under more than one label group: {counts}."
 
 
@@ -236,7 +240,8 @@ def _near(near: NearCopies) -> str:
     same = ratio(int(near.same_group.sum()), len(near.pairs))
     return (
         f"{text} Pairs with a label group in common: {same}. The lower this share, the less a near "
-        "phash proves that two photos show the same product."
+        "phash proves that two photos show the same product. Half of the bits of nearly every "
+        "phash are ones, so differences are even."
     )
 
 

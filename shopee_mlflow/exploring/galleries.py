@@ -66,8 +66,10 @@ def _largest_cluster(survey: Survey, rows: pd.DataFrame, folder: Path) -> Galler
     number = dict(zip(survey.near.phashes, survey.near.cluster.tolist(), strict=True))
     part = rows[rows[PHASHES] != ""].drop_duplicates(IMAGE)
     cluster = part[PHASHES].map(number)
-    sizes = cluster.value_counts()
-    if not len(sizes) or sizes.iloc[0] < 2:
+    # A cluster of one phash shows repeats, which are no near copies.
+    several = part.groupby(cluster)[PHASHES].nunique() > 1
+    sizes = cluster[cluster.map(several)].value_counts()
+    if not len(sizes):
         return None
     # Deterministic if several are equally large.
     chosen = min(sizes.index[sizes == sizes.iloc[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..data.near_copies import NEAR_BITS
 from ..reports.pages import Picture, Table, figure_picture
@@ -45,6 +46,9 @@ def photo_section(explored: Explored) -> Section:
         return Section("photos", "Photos", [where])
     counts = {name: photos.count(state) for state, name in _STATES.items()}
     sentences = [states_line(photos)]
+    sides = _sides(photos.good).drop_duplicates()
+    if len(sides) == 1:
+        sentences.append(f"All photos are {sides.width.iloc[0]:,} x {sides.height.iloc[0]:,} px.")
     if photos.good["phash_bits"].notna().any():
         sentences.append(_phash(photos.good))
     return Section(
@@ -85,17 +89,8 @@ def _pictures(photos: PhotoSurvey, image_size: int) -> list[Picture]:
     good = photos.good
     if good.empty:
         return []
-    made = [
-        (
-            figures.sides_figure(good, image_size),
-            "Histogram of photos by their shorter side.",
-            _shorter_sides(good, image_size),
-        ),
-        (
-            figures.aspect_figure(good),
-            "Histogram of photos by width divided by height.",
-            _aspect(good),
-        ),
+    made = _sizes(good, image_size) if len(_sides(good).drop_duplicates()) > 1 else []
+    made += [
         (figures.bytes_figure(good), "Histogram of photos by file size.", _bytes(good)),
         (
             figures.levels_figure(photos.levels),
@@ -108,6 +103,22 @@ def _pictures(photos: PhotoSurvey, image_size: int) -> list[Picture]:
         words = "Bits in which the computed phash differs from the catalogue's."
         made.append((figures.phash_figure(bits.to_numpy()), f"Histogram of photos. {words}", words))
     return [figure_picture(figure, alt, caption) for figure, alt, caption in made]
+
+
+def _sizes(good: pd.DataFrame, image_size: int) -> list[tuple[Figure, str, str]]:
+    """Figures of sizes and shapes, each with what it shows and its caption."""
+    return [
+        (
+            figures.sides_figure(good, image_size),
+            "Histogram of photos by their shorter side.",
+            _shorter_sides(good, image_size),
+        ),
+        (
+            figures.aspect_figure(good),
+            "Histogram of photos by width divided by height.",
+            _aspect(good),
+        ),
+    ]
 
 
 def _sides(good: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"
 MOST_LISTED = 100_000
 # Columns whose values may repeat or be under several label groups -> their plurals.
 KINDS = {IMAGE: "files", PHASHES: "phashes", TITLE: "titles"}
+SINGULAR = {IMAGE: "file", PHASHES: "phash", TITLE: "title"}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..data.batches import Source
 from ..data.mapped_arrays import Window, as_tensor
 from ..data.transforms import PLAIN, Draws, FiniteTransform, FixedDraws, on_device
 from ..errors import ModelError
+from ..options import nearest
 from .inference import fuse_layers
 from .models import ProductClassifier
 
@@ -307,9 +308,11 @@ def _split_graph(model: ProductClassifier, stage: str) -> tuple[nn.Module, nn.Mo
     graph = _trace(model.backbone)
     cut = _cut_node(graph, stage)
     if cut is None:
+        names = ["none", BACKBONE, *stages(model)]
+        close = f" Did you mean {' or '.join(found)}?" if (found := nearest(stage, names)) else ""
         raise ModelError(
-            f"freeze={stage}: {model.architecture} cannot be cut there. Allowed are none, "
-            f"backbone, {', '.join(stages(model))}."
+            f"freeze={stage}: {model.architecture} cannot be cut there.{close} Allowed are "
+            f"{', '.join(names)}."
         )
     nodes = list(graph.nodes)
     position = nodes.index(cut)

@@ -103,7 +103,7 @@ def _best_epochs(facts: ComparisonFacts) -> str:
 def _run_rows(facts: ComparisonFacts) -> pd.DataFrame:
     rows = []
     for c in facts.runs:
-        row = {"run": c.letter, "name": squeezed(c.name, 30)}
+        row = {"run": c.letter, "name": shortened(c.name, 80)}
         row["test accuracy"] = f"{c.accuracy:.1%}" if c.photos else "not tested"
         low, high = c.interval
         row["95 % interval"] = f"{low:.1%} to {high:.1%}" if c.photos else ""

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .comparison_statistics import ComparedRun
 from .figure_text import drawable
-from .pages import squeezed
+from .pages import shortened, squeezed
 
 # The Okabe-Ito palette without its yellow, which is too pale for a line on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,7 +37,7 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
             color=colour,
             linestyle=_LINES[index // len(_COLOURS) % len(_LINES)],
             marker="." if len(epochs) <= _DOTS_UP_TO else None,
-            label=f"{letter}  {squeezed(drawable(name), 24)}",
+            label=f"{letter}  {shortened(drawable(name), 32)}",
         )
         # In the first epochs all lines are close together.
         at = round((0.3 + 0.7 * (index + 0.5) / len(runs)) * (len(epochs) - 1))
@@ -53,7 +53,7 @@ def curves_figure(runs: Mapping[tuple[str, str], pd.DataFrame], metric: str, tit
     if "loss" in metric and _is_wide(list(runs.values()), metric):
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel=metric, title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     if named:
         legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -68,7 +68,7 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
     :param splits: data digest -> the runs that were tested on it.
     """
     runs = [run for some in splits.values() for run in some]
-    figure = Figure(figsize=(5.6, 0.42 * len(runs) + 1.1), layout="constrained")
+    figure = Figure(figsize=(6.8, 0.42 * len(runs) + 1.1), layout="constrained")
     axes = figure.subplots()
     row = 0
     for index, (digest, some) in enumerate(splits.items()):
@@ -85,7 +85,7 @@ def accuracy_figure(splits: Mapping[str, Sequence[ComparedRun]]) -> Figure:
             label=f"data {squeezed(digest, 16)}",
         )
         row += len(some)
-    names = [f"{run.letter}  {squeezed(drawable(run.name), 24)}" for run in runs]
+    names = [f"{run.letter}  {shortened(drawable(run.name), 36)}" for run in runs]
     axes.set_yticks(range(len(runs)), names, parse_math=False)
     axes.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy, 95 % interval")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .pages import squeezed
+from .pages import shortened
 
 SIGNIFICANT = 0.05
 _MOST_IN_FULL = 6
@@ -48,7 +48,7 @@ class ComparedRun:
     @property
     def title(self) -> str:
         """Letter and name, short enough for a line."""
-        return f"{self.letter} ({squeezed(self.name, 30)})"
+        return f"{self.letter} ({shortened(self.name, 40)})"
 
 
 @dataclass(frozen=True)

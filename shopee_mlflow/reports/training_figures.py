@@ -45,7 +45,7 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, name: str, best_epoch: int) 
         axes.plot(history["epoch"], history[f"{part}_{name}"], color=colour, label=part, marker=".")
     axes.axvline(best_epoch, color="0.5", linestyle=":", label=f"best epoch ({best_epoch})")
     axes.set(xlabel="epoch", ylabel=name, title=name.capitalize())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.legend()
 

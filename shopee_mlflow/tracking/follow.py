@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from mlflow import MlflowClient
 
 from ..errors import GroupLostError
-from .names import FAILURE_TAG, PROCESS_TAG
+from .names import FAILURE_TAG, LONGEST_REASON, PROCESS_TAG
 from .processes import is_elsewhere, is_gone, process_name
 from .run_log import NullRunLog
-from .runs import LONGEST_REASON, close_run, end_status
+from .runs import close_run, end_status
 from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, quieten
 

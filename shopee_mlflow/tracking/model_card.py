@@ -44,7 +44,7 @@ def version_card(run: Run, reason: str) -> str:
         "output": f"{run.data.tags['classes']} label groups" if "classes" in run.data.tags else "",
         "data digest": run.data.tags.get("data_digest", ""),
         "commit": run.data.tags.get("git_commit", ""),
-        "alias": reason,
+        "alias when registered": reason,
     }
     description = run.data.tags.get(DESCRIPTION_TAG, "")
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]

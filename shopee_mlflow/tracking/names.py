@@ -22,11 +22,13 @@ VERSION_TAG = "shopee_mlflow_version"
 DESCRIPTION_TAG = "mlflow.note.content"
 DIGEST_TAG = "data_digest"  # of photos, labels and splits or folds
 PARENT_TAG = "mlflow.parentRunId"
+LONGEST_REASON = 5000  # characters of FAILURE_TAG
 
 # Kinds of runs: the command, a trial of a search, a fold or the final model of a cross-validation.
 TRAIN, TUNE, TRIAL, EXPERIMENTS = "train", "tune", "trial", "experiments"
 CROSS_VALIDATE, FOLD, REFIT = "cross-validate", "fold", "refit"
 EVALUATE, COMPARE, EXPLORE, MATCH = "evaluate", "compare", "explore", "match"
+NOT_STARTED = "not-started"  # mlflow run created it for a command that was refused
 TRAININGS = (TRAIN, TUNE, CROSS_VALIDATE, EXPERIMENTS)
 ANALYSES = (EVALUATE, COMPARE, EXPLORE, MATCH)
 

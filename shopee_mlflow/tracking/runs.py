@@ -24,24 +24,22 @@ from .names import (
     DEFAULT_EXPERIMENT,
     FAILURE_TAG,
     KIND_TAG,
-    PROCESS_TAG,
+    LONGEST_REASON,
     TRAININGS,
-    VERSION_TAG,
 )
 from .run_log import NullRunLog, RunLog
 from .signals import defer_stop, stop_on_signals
 from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
+from .unopened_runs import delete_unopened_runs, used_by
 from .views import save_view
 
 _log = logging.getLogger(__name__)
 
-LONGEST_REASON = 5000
 _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
 _DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow generates for unnamed runs, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
-_SOURCE_TYPE_TAG, _PROJECT = "mlflow.source.type", "PROJECT"
 
 
 @contextmanager
@@ -83,6 +81,7 @@ def open_run(
         try:
             if parent is None:
                 check_artifacts(run.info.artifact_uri)
+                delete_unopened_runs(run.info.experiment_id)
                 if kind in TRAININGS:
                     save_view(run.info.experiment_id)
             yield log
@@ -172,29 +171,6 @@ def end_status(error: BaseException) -> tuple[str, str]:
     return "FAILED", mask_passwords(reason)
 
 
-def end_unopened_run(reason: str, status: str = "FAILED") -> None:
-    """End the run that ``mlflow run`` has created, when a command ends before opening it.
-
-    The reason is stored as a tag. A failed run is also deleted, since nothing was computed; it can
-    be restored from the experiment's list of deleted runs. A run that was not created by
-    ``mlflow run``, but for instance by a scheduler, is never deleted.
-    """
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        try:
-            client = MlflowClient()
-            run = client.get_run(run_id)
-            # The first of several processes to fail knows the reason. A run that another command
-            # has finished or is using is not ended.
-            if FAILURE_TAG not in run.data.tags and not _used_by(run):
-                client.set_tag(run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
-                client.set_terminated(run_id, status)
-                if status == "FAILED" and run.data.tags.get(_SOURCE_TYPE_TAG) == _PROJECT:
-                    client.delete_run(run_id)
-        except STORE_ERRORS as error:
-            _log.warning("The failure could not be stored in run %s: %s", run_id, error)
-
-
 def _start(
     experiment: str,
     name: str,
@@ -255,21 +231,12 @@ def _check_adoptable(run_id: str) -> None:
     # torchrun restarts a group with the same environment variables.
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         return
-    used = _used_by(find_run(run_id))
+    used = used_by(find_run(run_id))
     if used:
         raise TrackingError(
             f"MLFLOW_RUN_ID={run_id}: this run {used}, and its results would be overwritten. Unset "
             "the variable (for mlflow run: omit --run-id) to log to a new run."
         )
-
-
-def _used_by(run: Run) -> str:
-    """How a run has already been used, as the end of a sentence; empty for a new run."""
-    if run.info.status not in ("RUNNING", "SCHEDULED"):
-        return f"has ended ({run.info.status})"
-    if PROCESS_TAG in run.data.tags or VERSION_TAG in run.data.tags:
-        return "already has results of another command"
-    return ""
 
 
 def mark_adopted_as_continued(run_id: str) -> None:

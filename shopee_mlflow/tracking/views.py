@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from mlflow import MlflowClient
 
+from .names import FOLD, KIND_TAG, NOT_STARTED, TRIAL
 from .store import STORE_ERRORS
 
 # The name in the menu "Views", and the key in links.
@@ -22,8 +23,11 @@ VIEW_NAME, VIEW_KEY = "Accuracy", "accuracy"
 _TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _COLUMNS = {
     "metrics": ("best_val_accuracy", "test_accuracy", "cv_accuracy"),
-    "params": ("model", "freeze", "augment", "epochs", "lr", "image_size"),
+    # With more, a window of 1440 pixels cuts the table; the UI sorts columns by name.
+    "params": ("epochs", "freeze", "lr", "model"),
 }
+# Folds and trials are on the page of their search or cross-validation.
+_HIDDEN_KINDS = (FOLD, TRIAL, NOT_STARTED)
 # Charts in this order: curves by epoch, and bars.
 _CHARTS = (
     *(("val_accuracy", "LINE"), ("train_accuracy", "LINE"), ("test_accuracy", "BAR")),
@@ -46,7 +50,7 @@ def save_view(experiment_id: str) -> None:
 def _view() -> str:
     columns = [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]
     state = {
-        "searchFilter": "",
+        "searchFilter": " and ".join(f"tags.{KIND_TAG} != '{kind}'" for kind in _HIDDEN_KINDS),
         "orderByKey": "metrics.`best_val_accuracy`",
         "orderByAsc": False,
         "selectedColumns": columns,

@@ -72,6 +72,9 @@ def check_parts(parts: CustomParts, config: TrainConfig) -> None:
 
     :raises ConfigError: listing each object that cannot be used, or not with these options.
     """
+    if not isinstance(config, TrainConfig):
+        example = "train(TrainConfig(data='shop', epochs=10))"
+        raise ConfigError([f"config: must be a TrainConfig, not {config!r:.60}; as in {example}"])
     problems = []
     if parts and config.resume != NONE:
         problems.append(

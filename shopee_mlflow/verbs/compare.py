@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, count, product
@@ -132,10 +133,21 @@ def _letters() -> Iterator[str]:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """Names without the ``option=value`` that all of them have, which tells no run apart."""
+    """Names without the ``option=value`` that all of them have, which tells no run apart.
+
+    The rarest come first, so that a name that is cut still tells its run apart.
+    """
     words = [name.split(" ") for name in names]
     common = {word for word in words[0] if "=" in word}.intersection(*words)
-    return [" ".join(word for word in each if word not in common) for each in words]
+    runs = Counter(word for each in words for word in set(each))
+    short = []
+    for each in words:
+        options = [word for word in each if "=" in word]
+        # A name that the user has chosen may have words after an option.
+        if each[len(each) - len(options) :] == options:
+            each = [*each[: len(each) - len(options)], *sorted(options, key=runs.__getitem__)]
+        short.append(" ".join(word for word in each if word not in common))
+    return short
 
 
 def _compared_run(letter: str, name: str, run: PastRun) -> ComparedRun:
