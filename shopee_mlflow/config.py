@@ -23,6 +23,7 @@ SAMPLE = "sample"
 AUTO = "auto"
 NONE = "none"
 PRETRAINED = "_pretrained"
+ARCFACE = "arcface"
 # A model URI, or the id of a run or of a logged model.
 _MODEL_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]+:/.+|(?:m-)?[0-9a-f]{32}")
 # Augmentations by name; data/transforms.py says what each does.
@@ -349,6 +350,13 @@ class TrainConfig(DataConfig):
     warmup_epochs: float = option(
         1.0, "epochs over which the learning rate rises linearly from 0", minimum=0
     )
+    loss: str = option(
+        "cross_entropy",
+        "cross_entropy, or arcface, whose embeddings suit match; mix=none",
+        choices=("cross_entropy", ARCFACE),
+        details="arcface (additive angular margin) separates the embeddings of label groups by "
+        "angles, so that they tell label groups apart that training has not seen.",
+    )
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", minimum=0, below=1
     )
@@ -610,6 +618,11 @@ def _contradictions(config: DataConfig) -> list[str]:
             problems.append(
                 f"mix={config.mix}: mixes the pixels of two photos, so activations of frozen "
                 f"layers (freeze={config.freeze}) cannot be cached; use freeze=none or mix=none"
+            )
+        if config.mix != NONE and config.loss == ARCFACE:
+            problems.append(
+                f"loss={ARCFACE}: has a margin for the one label group of a photo, and "
+                f"mix={config.mix} gives it two; use mix=none or loss=cross_entropy"
             )
         if config.nesterov and config.optimizer == "sgd" and not config.momentum:
             problems.append("nesterov=true: needs momentum above 0")
