@@ -217,6 +217,12 @@ class MatchConfig(DataConfig):
         Role.DATA,
         begins=Group.MODEL,
     )
+    matcher: str = option(
+        NONE,
+        "a matcher to apply as it is: a registered one (models:/shopee-matcher/1), the id of its "
+        "run, or its folder; none: choose one on the label groups",
+        Role.DATA,
+    )
     validation_share: float = option(
         0.5,
         "share of the labelled postings whose groups choose thresholds, weights and the pair "
@@ -228,7 +234,7 @@ class MatchConfig(DataConfig):
     )
     register: bool = option(
         False,
-        "register the matcher as shopee-matcher; needs label groups and model=none",
+        "register the matcher as shopee-matcher; needs label groups, or matcher",
         Role.SETUP,
         begins=Group.TRACKING,
     )
@@ -631,8 +637,10 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)
-    if isinstance(config, MatchConfig) and config.register and config.model != NONE:
-        problems.append("register=true: a matcher with photos cannot be stored; use model=none")
+    if isinstance(config, MatchConfig) and NONE not in (config.matcher, config.model):
+        problems.append(
+            f"model={config.model}: a matcher has its own model; omit model, or omit matcher"
+        )
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"

@@ -72,12 +72,22 @@ class Matcher:
 
         :raises CatalogError: when they have other signals than those the matcher was chosen with.
         """
+        self.check_signals(postings)
+        return self.weigh(postings, *candidates(postings))
+
+    def check_signals(self, postings: Postings) -> None:
+        """Check that postings have the signals that the matcher was chosen with.
+
+        :raises CatalogError: otherwise.
+        """
         if postings.signals != self.signals:
             raise CatalogError(
                 f"These postings have {_listed(postings.signals)}, and the matcher was chosen with "
                 f"{_listed(self.signals)}; give both the same."
             )
-        pairs, found = candidates(postings)
+
+    def weigh(self, postings: Postings, pairs: Pairs, found: Features) -> Matches:
+        """Matches among candidate pairs, by their similarities."""
         pairs, features = likely_pairs(postings, pairs, found, self.likely)
         chances = both_directions(self.model.chances(features, pairs), pairs)
         return Matches(pairs, features, chances, expected_f1_sets(chances, pairs))
