@@ -16,11 +16,12 @@ from scipy.sparse import csr_matrix, hstack
 
 from ..data.near_copies import NEAR_BITS, near_phashes
 from ..data.splits import telling_phashes
+from .nearest_index import EXACT_MOST, nearest_by_index, shortened
 from .pairs import Pairs
 from .title_vectors import TitleVectors
 
-# Nearest titles of each posting.
-NEAREST = 60
+# Nearest titles and photos of each posting, and those where an index finds them.
+NEAREST, NEAREST_OF_MANY = 60, 30
 # Terms in more than this share of all titles are not searched, within these two counts.
 _COMMON_SHARE, _COMMON_LEAST, _COMMON_MOST = 0.03, 500, 5_000
 # Weights of words, pairs of words and characters in the search.
@@ -54,8 +55,18 @@ def find_pairs(
 
 
 def nearest_titles(titles: TitleVectors, nearest: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:
-    """The ``nearest`` most similar titles of each title: rows of both."""
-    return nearest_rows(TitleSearch(titles).vectors, nearest)
+    """The ``nearest`` most similar titles of each title: rows of both.
+
+    Approximate for more than :data:`.nearest_index.EXACT_MOST` titles.
+    """
+    vectors = TitleSearch(titles).vectors
+    if vectors.shape[0] <= EXACT_MOST:
+        return nearest_rows(vectors, nearest)
+    rows = np.flatnonzero(np.diff(vectors.indptr))
+    query, match = nearest_by_index(
+        len(rows), shortened(vectors[rows]), min(nearest, NEAREST_OF_MANY)
+    )
+    return rows[query], rows[match]
 
 
 class TitleSearch:
@@ -83,7 +94,16 @@ class TitleSearch:
 
 
 def nearest_photos(photos: np.ndarray, nearest: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:
-    """The ``nearest`` most similar photos of each photo: rows of both; none for zeros."""
+    """The ``nearest`` most similar photos of each photo: rows of both; none for zeros.
+
+    Approximate for more than :data:`.nearest_index.EXACT_MOST` photos.
+    """
+    rows = np.flatnonzero(photos.any(axis=1))
+    if len(rows) > EXACT_MOST:
+        query, match = nearest_by_index(
+            len(rows), lambda part: photos[rows[part]], min(nearest, NEAREST_OF_MANY)
+        )
+        return rows[query], rows[match]
     return nearest_of_pool(photos, photos, nearest + 1)
 
 

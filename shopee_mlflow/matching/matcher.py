@@ -95,7 +95,12 @@ class Matcher:
 
 def match_unlabelled(postings: Postings) -> Matches:
     """Matches without a matcher, by fixed thresholds: similar titles, near phashes or photos."""
-    pairs, found = candidates(postings)
+    return match_among(postings, find_pairs(postings.titles, postings.phashes, postings.photos))
+
+
+def match_among(postings: Postings, pairs: Pairs) -> Matches:
+    """Matches among candidate pairs by fixed thresholds."""
+    found = similarities(postings.titles, postings.phashes, pairs, postings.photos)
     scores = np.zeros(len(pairs))
     if postings.titles is not None:
         scores = np.maximum(scores, title_scores(found) / _UNLABELLED_TITLES / 2)
