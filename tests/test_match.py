@@ -150,13 +150,19 @@ def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> N
     added = grown.add(pd.DataFrame({"posting_id": ["n1"], "title": ["unheard thing of tin"]}))
     again = added.predict(pd.DataFrame({"title": ["unheard thing of tin"]}))
     assert json.loads(again["matches"][0]) == ["n1"]
-    with pytest.raises(CatalogError, match="1 of 1 postings are in the index already"):
-        added.add(pd.DataFrame({"posting_id": ["n1"], "title": ["other"]}))
-    twice = pd.DataFrame({"posting_id": ["n2", "n2"], "title": ["other", "third"]})
-    with pytest.raises(CatalogError, match="repeat an earlier one, such as 'n2'"):
-        added.predict(twice)
+
+
+@pytest.mark.fault
+def test_ids_of_new_postings_are_new(tmp_path: Path) -> None:
+    matcher = load_matcher(match(MatchConfig(data=str(write_shop(tmp_path / "shop")))).run_id)
+    there = pd.DataFrame({"posting_id": ["p0_0", "n1"], "title": ["alba rice", "other"]})
+    for call in (matcher.add, matcher.predict):
+        with pytest.raises(CatalogError, match="1 of 2 postings are in the index already, .*p0_0"):
+            call(there)
+        with pytest.raises(CatalogError, match="repeat an earlier one, such as 'n2'"):
+            call(pd.DataFrame({"posting_id": ["n2", "n2"], "title": ["other", "third"]}))
     with pytest.raises(CatalogError, match="no column posting_id"):
-        added.add(pd.DataFrame({"title": ["other"]}))
+        matcher.add(pd.DataFrame({"title": ["other"]}))
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:

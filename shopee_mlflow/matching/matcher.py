@@ -39,7 +39,7 @@ class WeightedSum:
 
     def scores(self, found: Features) -> np.ndarray:
         """(P,) float32."""
-        table = _summed(found, self.names)
+        table = similarity_table(found, self.names)
         return np.asarray(table @ self.weights + self.intercept, np.float32)
 
 
@@ -144,7 +144,7 @@ def fit_weighted_sum(found: Features, same: np.ndarray, own: np.ndarray) -> Weig
     from sklearn.linear_model import LogisticRegression
 
     names = [name for name in _SUMMED if name in found]
-    table = _summed(found, names)
+    table = similarity_table(found, names)
     if len(np.unique(same[own])) < 2:
         return WeightedSum(names, np.ones(table.shape[1]), 0.0)
     model = LogisticRegression(C=10, max_iter=300).fit(table[own], same[own])
@@ -180,7 +180,8 @@ def matcher_labels(postings: Postings) -> Labels:
     return Labels(numbers.to_numpy(np.int64))
 
 
-def _summed(found: Features, names: list[str]) -> np.ndarray:
+def similarity_table(found: Features, names: list[str]) -> np.ndarray:
+    """(P, columns) float32, the similarities that are summed, and whether phashes are near."""
     columns: list[Any] = [found[name] for name in names]
     if "bits" in found:
         columns.append(found["bits"] <= _NEAR_BITS)
