@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -194,6 +197,34 @@ def test_a_call_does_not_match_the_index_again(
     agree = [mine == theirs for mine, theirs in zip(sets, expected.values(), strict=True)]
     assert np.mean(agree) > 0.8
     assert all(sets)
+
+
+ELSEWHERE = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "optuna", "matplotlib", "faiss"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(model.predict(pandas.DataFrame({"title": ["promo alba rice type0"]}))["matches"][0])
+"""
+
+
+@pytest.mark.slow
+def test_a_matcher_of_titles_needs_no_torch(tmp_path: Path) -> None:
+    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
+    requirements = (Path(folder) / "requirements.txt").read_text()
+    assert "torch" not in requirements
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", ELSEWHERE, folder]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["p0_0", "p0_1"]
 
 
 @pytest.mark.fault
