@@ -23,6 +23,7 @@ SAMPLE = "sample"
 AUTO = "auto"
 NONE = "none"
 PRETRAINED = "_pretrained"
+ARCFACE = "arcface"
 # A model URI, or the id of a run or of a logged model.
 _MODEL_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]+:/.+|(?:m-)?[0-9a-f]{32}")
 # Augmentations by name; data/transforms.py says what each does.
@@ -226,6 +227,12 @@ class MatchConfig(DataConfig):
         Role.DATA,
         begins=Group.MODEL,
     )
+    matcher: str = option(
+        NONE,
+        "a matcher to apply as it is: a registered one (models:/shopee-matcher/1), the id of its "
+        "run, or its folder; none: choose one on the label groups",
+        Role.DATA,
+    )
     validation_share: float = option(
         0.5,
         "share of the labelled postings whose groups choose thresholds, weights and the pair "
@@ -237,7 +244,7 @@ class MatchConfig(DataConfig):
     )
     register: bool = option(
         False,
-        "register the matcher as shopee-matcher; needs label groups and model=none",
+        "register the matcher as shopee-matcher; needs label groups, or matcher",
         Role.SETUP,
         begins=Group.TRACKING,
     )
@@ -358,6 +365,13 @@ class TrainConfig(DataConfig):
     )
     warmup_epochs: float = option(
         1.0, "epochs over which the learning rate rises linearly from 0", minimum=0
+    )
+    loss: str = option(
+        "cross_entropy",
+        "cross_entropy, or arcface, whose embeddings suit match; mix=none",
+        choices=("cross_entropy", ARCFACE),
+        details="arcface (additive angular margin) separates the embeddings of label groups by "
+        "angles, so that they tell label groups apart that training has not seen.",
     )
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", minimum=0, below=1
@@ -621,6 +635,11 @@ def _contradictions(config: DataConfig) -> list[str]:
                 f"mix={config.mix}: mixes the pixels of two photos, so activations of frozen "
                 f"layers (freeze={config.freeze}) cannot be cached; use freeze=none or mix=none"
             )
+        if config.mix != NONE and config.loss == ARCFACE:
+            problems.append(
+                f"loss={ARCFACE}: has a margin for the one label group of a photo, and "
+                f"mix={config.mix} gives it two; use mix=none or loss=cross_entropy"
+            )
         if config.nesterov and config.optimizer == "sgd" and not config.momentum:
             problems.append("nesterov=true: needs momentum above 0")
         if isinstance(config, CrossValidateConfig):
@@ -628,8 +647,10 @@ def _contradictions(config: DataConfig) -> list[str]:
         if config.promote and not config.register:
             problems.append("promote=true: needs register=true")
         problems += _problem_of_weights(config.weights)
-    if isinstance(config, MatchConfig) and config.register and config.model != NONE:
-        problems.append("register=true: a matcher with photos cannot be stored; use model=none")
+    if isinstance(config, MatchConfig) and NONE not in (config.matcher, config.model):
+        problems.append(
+            f"model={config.model}: a matcher has its own model; omit model, or omit matcher"
+        )
     if config.data == SAMPLE and config.images != AUTO:
         problems.append(
             f"images={config.images}: the built-in sample has its own photos; set data too"

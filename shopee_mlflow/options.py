@@ -25,6 +25,7 @@ _SYNONYMS = {
     "optimizer": "opt optim optimiser",
     "schedule": "scheduler lr_scheduler lr_schedule sched",
     "warmup_epochs": "warmup warmup_steps",
+    "loss": "criterion objective loss_fn",
     "label_smoothing": "smoothing",
     "class_weights": "class_weight balanced",
     "clip_norm": "clip grad_clip clip_grad gradient_clip_val max_grad_norm",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -14,7 +17,9 @@ from conftest import write_csv
 from html_page import read_page
 
 from shopee_mlflow import MatchConfig, cli, match
-from shopee_mlflow.errors import CatalogError, ConfigError
+from shopee_mlflow.errors import CatalogError, ConfigError, TrackingError
+from shopee_mlflow.matching.postings import check_postings
+from shopee_mlflow.tracking.matcher_files import load_matcher
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 GOODS = ("rice", "serum", "shoes", "lamp", "phone", "soap", "bag", "tea", "towel", "chair")
@@ -142,8 +147,10 @@ def test_options_without_effect_are_refused(
 @pytest.mark.slow
 def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> None:
     file = write_shop(tmp_path / "shop")
-    match(MatchConfig(data=str(file), register=True, out="found"))
-    model = mlflow.pyfunc.load_model("models:/shopee-matcher/1")
+    run_id = match(MatchConfig(data=str(file), register=True, out="found")).run_id
+    (made,) = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    assert made.name == "shopee-matcher"
+    model = mlflow.pyfunc.load_model(f"models:/shopee-matcher/{made.version}")
     found = model.predict(pd.DataFrame({"title": ["promo alba rice type0", "unheard thing"]}))
     ids, scores = json.loads(found["matches"][0]), json.loads(found["scores"][0])
     assert {name.split("_")[0] for name in ids} == {"p0"}
@@ -153,13 +160,118 @@ def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> N
     added = grown.add(pd.DataFrame({"posting_id": ["n1"], "title": ["unheard thing of tin"]}))
     again = added.predict(pd.DataFrame({"title": ["unheard thing of tin"]}))
     assert json.loads(again["matches"][0]) == ["n1"]
-    with pytest.raises(CatalogError, match="repeat an earlier one"):
-        added.add(pd.DataFrame({"posting_id": ["n1"], "title": ["other"]}))
+
+
+@pytest.mark.fault
+def test_ids_of_new_postings_are_new(tmp_path: Path) -> None:
+    matcher = load_matcher(match(MatchConfig(data=str(write_shop(tmp_path / "shop")))).run_id)
+    there = pd.DataFrame({"posting_id": ["p0_0", "n1"], "title": ["alba rice", "other"]})
+    for call in (matcher.add, matcher.predict):
+        with pytest.raises(CatalogError, match="1 of 2 postings are in the index already, .*p0_0"):
+            call(there)
+        with pytest.raises(CatalogError, match="repeat an earlier one, such as 'n2'"):
+            call(pd.DataFrame({"posting_id": ["n2", "n2"], "title": ["other", "third"]}))
+    with pytest.raises(CatalogError, match="no column posting_id"):
+        matcher.add(pd.DataFrame({"title": ["other"]}))
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a matcher with photos cannot be stored"):
-        MatchConfig(register=True, model="cnn")
     file = write_shop(tmp_path / "shop", labels=False)
     with pytest.raises(ConfigError, match="register=true: needs label groups"):
         match(MatchConfig(data=str(file), register=True, out="found"))
+
+
+def test_a_call_does_not_match_the_index_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And finds what matching all postings together finds."""
+    file = write_shop(tmp_path / "shop")
+    result = match(MatchConfig(data=str(file), out="found"))
+    loaded = load_matcher(result.run_id)
+    new = pd.read_csv(write_shop(tmp_path / "new", prefix="n", seed=1), dtype=str)
+    new = new[["posting_id", "title"]].sample(30, random_state=0).reset_index(drop=True)
+    pool = pd.concat([loaded.index, new], ignore_index=True).fillna("")
+    whole = loaded.matcher.match(check_postings(pool))
+    names = pool["posting_id"].to_numpy()
+    expected: dict[str, set[str]] = {name: set() for name in new["posting_id"]}
+    for pair in np.flatnonzero(whole.chosen & (whole.pairs.query >= len(loaded.index))):
+        expected[names[whole.pairs.query[pair]]].add(names[whole.pairs.match[pair]])
+
+    for module in ("matcher", "pool"):
+        monkeypatch.setattr(f"shopee_mlflow.matching.{module}.candidates", None)
+    found = loaded.predict(new)
+    sets = [set(json.loads(each)) for each in found["matches"]]
+    agree = [mine == theirs for mine, theirs in zip(sets, expected.values(), strict=True)]
+    assert np.mean(agree) > 0.8
+    assert all(sets)
+
+
+ELSEWHERE = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision", "optuna", "matplotlib", "faiss"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(model.predict(pandas.DataFrame({"title": ["promo alba rice type0"]}))["matches"][0])
+"""
+
+
+@pytest.mark.slow
+def test_a_matcher_of_titles_needs_no_torch(tmp_path: Path) -> None:
+    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
+    requirements = (Path(folder) / "requirements.txt").read_text()
+    assert "torch" not in requirements
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", ELSEWHERE, folder]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["p0_0", "p0_1"]
+
+
+@pytest.mark.fault
+def test_a_given_matcher_says_how_the_postings_have_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_shop(tmp_path / "shop")
+    chosen = match(MatchConfig(data=str(file), out="found"))
+    same = match(MatchConfig(data=str(file), matcher=chosen.run_id, out="found"))
+    assert "its index holds these postings" in capsys.readouterr().out
+    assert same.scores == {}
+    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    rows.loc[0, "title"] = "another title"
+    extra = rows[-1:].assign(posting_id="extra")
+    changed = pd.concat([rows[:-2], extra])
+    write_csv(file, changed.columns, changed.to_numpy())
+    again = match(MatchConfig(data=str(file), matcher=chosen.run_id, register=True, out="found"))
+    out = capsys.readouterr().out
+    assert "1 new, 2 missing, 1 changed (of 180 postings then)" in out
+    assert "The label groups are not scored" in out
+    assert again.tables["matches.csv"]["posting_id"].tolist() == changed["posting_id"].tolist()
+    assert "extra" in load_matcher(again.run_id).index["posting_id"].tolist()
+    assert "extra" not in load_matcher(chosen.run_id).index["posting_id"].tolist()
+
+
+@pytest.mark.fault
+def test_an_index_that_was_edited_is_refused(tmp_path: Path) -> None:
+    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
+    index = Path(folder) / "data" / "matcher" / "index.csv"
+    index.write_text(index.read_text() + "late,a late posting,\n")
+    with pytest.raises(TrackingError, match=r"181 postings instead of 180; 1 rows are new"):
+        load_matcher(folder)
+
+
+@pytest.mark.fault
+def test_what_is_no_matcher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a matcher has its own model"):
+        MatchConfig(matcher="models:/shopee-matcher/1", model="cnn")
+    (tmp_path / "folder").mkdir()
+    for name, words in (("models:/no-such/1", "cannot be loaded"), ("folder", "is no matcher")):
+        with pytest.raises(TrackingError, match=words):
+            match(MatchConfig(data=str(write_shop(tmp_path / "shop")), matcher=name))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import MakeCatalog, draw_photo, write_csv
+from small_run import as_base64
 
 from shopee_mlflow import MatchConfig, build_model, match
-from shopee_mlflow.errors import ConfigError
+from shopee_mlflow.errors import CatalogError, ConfigError
+from shopee_mlflow.tracking.matcher_files import load_matcher
 from shopee_mlflow.tracking.photo_embeddings import embed_files
 
 
@@ -37,6 +41,32 @@ def test_photos_alone_are_matched_and_scored(make_catalog: MakeCatalog) -> None:
     assert "ladder_photos" in found.scores
     assert "ladder_words" not in found.scores
     assert "photos" in found.tables["pairs.csv"]
+
+
+def test_a_matcher_with_photos_is_registered_and_matches_photos(make_catalog: MakeCatalog) -> None:
+    folder = make_catalog(groups=12, each=3)
+    found = match(
+        MatchConfig(data=str(folder), model="cnn", image_size=64, register=True, out="found")
+    )
+    (made,) = mlflow.MlflowClient().search_model_versions(f"run_id = '{found.run_id}'")
+    model = mlflow.pyfunc.load_model(f"models:/shopee-matcher/{made.version}")
+    photo = as_base64(sorted((folder / "train_images").iterdir())[0])
+    raw = load_matcher(found.run_id)
+    title = raw.index["title"][0]
+    answer = model.predict(pd.DataFrame({"image": [photo, "no photo"], "title": [title, title]}))
+    name = raw.index["posting_id"][0]
+    assert name in json.loads(answer["matches"][0])
+    assert answer["error"][0] is None
+    assert "no base64 text" in answer["error"][1]
+    grown = raw.add(pd.DataFrame({"posting_id": ["late"], "image": [photo]}))
+    assert grown.pool.postings.photos is not None
+    np.testing.assert_allclose(
+        grown.pool.postings.photos[-1], grown.pool.postings.photos[0], atol=1e-5
+    )
+    again = match(MatchConfig(data=str(folder), matcher=found.run_id, out="found"))
+    assert "photos" in again.tables["pairs.csv"]
+    with pytest.raises(CatalogError, match="image of bad: .*no photo"):
+        raw.add(pd.DataFrame({"posting_id": ["bad"], "image": ["no photo"]}))
 
 
 @pytest.mark.fault

@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[1]
 
 
 # Modules that need an extra of setup.cfg besides what is always installed.
-EXTRAS = {"modeling/timm_models.py": "timm", "verbs/export.py": "onnx"}
+EXTRAS = {
+    "matching/nearest_index.py": "index",
+    "modeling/timm_models.py": "timm",
+    "verbs/export.py": "onnx",
+}
 
 
 def setup_requirements() -> list[str]:
@@ -91,7 +95,9 @@ def test_constraints_name_no_registry() -> None:
 
 
 def test_each_requirement_has_a_pin_that_it_allows() -> None:
-    required = set(setup_requirements()).union(*map(extra_requirements, ("dev", "docs", "onnx")))
+    required = set(setup_requirements()).union(
+        *map(extra_requirements, ("dev", "docs", "index", "onnx"))
+    )
     versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins()}
     for requirement in map(Requirement, required):
         assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
@@ -145,7 +151,7 @@ def test_each_import_is_a_declared_dependency() -> None:
     import ast
     import sys
 
-    names = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
+    names = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}
     package = ROOT / "shopee_mlflow"
     for file in package.rglob("*.py"):
         declared = names_of(setup_requirements())

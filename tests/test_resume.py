@@ -89,18 +89,24 @@ def history_of(run_id: str) -> pd.DataFrame:
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    "after", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 5, 12))]
+    ("after", "loss"),
+    [
+        (3, "cross_entropy"),
+        (5, "arcface"),
+        *(pytest.param(n, "cross_entropy", marks=pytest.mark.slow) for n in (1, 5, 12)),
+    ],
 )
 @pytest.mark.slow
 def test_a_training_goes_on_to_the_same_end(
     after: int,
+    loss: str,
     make_catalog: MakeCatalog,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = make_catalog()
-    undisturbed = train(config(folder))
-    run_id = interrupt(monkeypatch, config(folder), after)
+    chosen = config(make_catalog(), loss=loss)
+    undisturbed = train(chosen)
+    run_id = interrupt(monkeypatch, chosen, after)
 
     stopped = mlflow.get_run(run_id)
     assert stopped.info.status == "KILLED"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError
-from .images import pixels_from_array, pixels_from_image, read_pixels
+from .images import open_photo, pixels_from_array, pixels_from_image, read_pixels
 
 LONGEST_PATH = 4096
 _DATA_URL = "data:"
@@ -46,6 +46,29 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
     if paths and _is_file(photo):
         return read_pixels(Path(photo), size, resize)
     return _read_text(photo, size, resize, "no such file, and " if paths else "")
+
+
+def is_missing(photo: Any) -> bool:
+    """Whether a cell of a table holds no photo."""
+    return photo is None or (isinstance(photo, float) and np.isnan(photo)) or photo == ""
+
+
+def phash_of_photo(photo: Any, paths: bool = True) -> str:
+    """The phash of a photo in any form that :func:`read_photo` takes; "" if it does not decode."""
+    from .pixel_cache import phash_of
+
+    try:
+        if isinstance(photo, (np.ndarray, list)):
+            return phash_of(Image.fromarray(np.asarray(photo, np.uint8)))
+        if isinstance(photo, Image.Image):
+            return phash_of(photo)
+        source: Any = bytes(photo) if isinstance(photo, (bytearray, memoryview)) else photo
+        if isinstance(photo, str):
+            source = Path(photo) if paths and _is_file(photo) else _bytes_of(photo)
+        with open_photo(source) as image:
+            return phash_of(image)
+    except (ImageError, ValueError, TypeError):
+        return ""
 
 
 def _read_text(photo: str, size: int, resize: str, reason: str) -> np.ndarray:

@@ -7,6 +7,7 @@ many titles are left out of the search; the similarities of the pairs found use 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,11 +16,12 @@ from scipy.sparse import csr_matrix, hstack
 
 from ..data.near_copies import NEAR_BITS, near_phashes
 from ..data.splits import telling_phashes
+from .nearest_index import EXACT_MOST, nearest_by_index, shortened
 from .pairs import Pairs
 from .title_vectors import TitleVectors
 
-# Nearest titles of each posting.
-NEAREST = 60
+# Nearest titles and photos of each posting, and those where an index finds them.
+NEAREST, NEAREST_OF_MANY = 60, 30
 # Terms in more than this share of all titles are not searched, within these two counts.
 _COMMON_SHARE, _COMMON_LEAST, _COMMON_MOST = 0.03, 500, 5_000
 # Weights of words, pairs of words and characters in the search.
@@ -53,62 +55,117 @@ def find_pairs(
 
 
 def nearest_titles(titles: TitleVectors, nearest: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:
-    """The ``nearest`` most similar titles of each title: rows of both."""
-    parts = (titles.words, titles.bigrams, titles.characters)
-    searched = [_rare(part) * weight for part, weight in zip(parts, _WEIGHTS, strict=True)]
-    vectors = hstack(searched, format="csr", dtype=np.float32)
-    return nearest_rows(vectors, nearest)
+    """The ``nearest`` most similar titles of each title: rows of both.
+
+    Approximate for more than :data:`.nearest_index.EXACT_MOST` titles.
+    """
+    vectors = TitleSearch(titles).vectors
+    if vectors.shape[0] <= EXACT_MOST:
+        return nearest_rows(vectors, nearest)
+    rows = np.flatnonzero(np.diff(vectors.indptr))
+    query, match = nearest_by_index(
+        len(rows), shortened(vectors[rows]), min(nearest, NEAREST_OF_MANY)
+    )
+    return rows[query], rows[match]
+
+
+class TitleSearch:
+    """Titles of a pool, searched by the terms that are not in too many of them."""
+
+    def __init__(self, titles: TitleVectors) -> None:
+        self._kept = [_rare_columns(part) for part in _parts(titles)]
+        self.vectors = self._of(titles)
+
+    def nearest(self, titles: TitleVectors, nearest: int) -> tuple[np.ndarray, np.ndarray]:
+        """The most similar titles of the pool: rows of ``titles``, and rows of the pool.
+
+        :param titles: by the terms of the pool, see :meth:`.TitleVectors.of`.
+        """
+        return _nearest_columns(self._of(titles), self._columns, nearest)
+
+    def _of(self, titles: TitleVectors) -> csr_matrix:
+        kept = zip(_parts(titles), self._kept, _WEIGHTS, strict=True)
+        parts = [part[:, columns] * weight for part, columns, weight in kept]
+        return hstack(parts, format="csr", dtype=np.float32)
+
+    @cached_property
+    def _columns(self) -> csr_matrix:
+        return self.vectors.T.tocsr()
 
 
 def nearest_photos(photos: np.ndarray, nearest: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:
-    """The ``nearest`` most similar photos of each photo: rows of both; none for zeros."""
-    there = np.flatnonzero(photos.any(axis=1))
-    vectors, nearest = photos[there], min(nearest, len(there) - 1)
-    if nearest < 1:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    found = []
-    step = max(1, _PRODUCTS // len(there))
-    for start in range(0, len(there), step):
-        products = vectors[start : start + step] @ vectors.T
-        found.append(np.argpartition(products, -nearest - 1)[:, -nearest - 1 :])
+    """The ``nearest`` most similar photos of each photo: rows of both; none for zeros.
+
+    Approximate for more than :data:`.nearest_index.EXACT_MOST` photos.
+    """
+    rows = np.flatnonzero(photos.any(axis=1))
+    if len(rows) > EXACT_MOST:
+        query, match = nearest_by_index(
+            len(rows), lambda part: photos[rows[part]], min(nearest, NEAREST_OF_MANY)
+        )
+        return rows[query], rows[match]
+    return nearest_of_pool(photos, photos, nearest + 1)
+
+
+def nearest_of_pool(
+    photos: np.ndarray, pool: np.ndarray, nearest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``nearest`` photos of a pool: rows of ``photos`` and of the pool; none for zeros."""
+    asked, there = np.flatnonzero(photos.any(axis=1)), np.flatnonzero(pool.any(axis=1))
+    nearest = min(nearest, len(there))
+    found = [np.empty((0, nearest), np.int64)]
+    vectors, columns = photos[asked], pool[there].T
+    step = max(1, _PRODUCTS // max(len(there), 1))
+    for start in range(0, len(asked) if nearest else 0, step):
+        products = vectors[start : start + step] @ columns
+        found.append(np.argpartition(products, -nearest)[:, -nearest:])
     match = np.concatenate(found)
-    query = np.repeat(np.arange(len(there)), match.shape[1])
-    return there[query], there[match.ravel()]
+    return np.repeat(asked[: len(match)], nearest), there[match.ravel()]
 
 
 def nearest_rows(vectors: csr_matrix, nearest: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``nearest`` other rows of largest scalar product with each row: rows of both."""
-    columns = vectors.T.tocsr()
-    queries, matches = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start, stop in _chunks(vectors):
-        products = vectors[start:stop] @ columns
-        for row in range(stop - start):
-            part = slice(products.indptr[row], products.indptr[row + 1])
-            values, found = products.data[part], products.indices[part]
-            if len(found) > nearest + 1:
-                found = found[np.argpartition(values, -nearest - 1)[-nearest - 1 :]]
-            queries.append(np.full(len(found), start + row))
-            matches.append(found)
-    query, match = np.concatenate(queries), np.concatenate(matches)
+    query, match = _nearest_columns(vectors, vectors.T.tocsr(), nearest + 1)
     apart = query != match
     return query[apart], match[apart]
 
 
-def _chunks(vectors: csr_matrix) -> Iterator[tuple[int, int]]:
+def _nearest_columns(
+    vectors: csr_matrix, columns: csr_matrix, nearest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``nearest`` columns of largest scalar product with each row."""
+    queries, matches = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start, stop in _chunks(vectors, columns):
+        products = vectors[start:stop] @ columns
+        for row in range(stop - start):
+            part = slice(products.indptr[row], products.indptr[row + 1])
+            values, found = products.data[part], products.indices[part]
+            if len(found) > nearest:
+                found = found[np.argpartition(values, -nearest)[-nearest:]]
+            queries.append(np.full(len(found), start + row))
+            matches.append(found)
+    return np.concatenate(queries), np.concatenate(matches)
+
+
+def _chunks(vectors: csr_matrix, columns: csr_matrix) -> Iterator[tuple[int, int]]:
     """Yield first and last rows of parts whose product fits into memory."""
     rows = vectors.shape[0]
-    frequency = np.bincount(vectors.indices, minlength=vectors.shape[1])
+    frequency = np.diff(columns.indptr)
     present = csr_matrix((np.ones(vectors.nnz), vectors.indices, vectors.indptr), vectors.shape)
-    most = np.cumsum(np.minimum(present @ frequency, rows))
+    most = np.cumsum(np.minimum(present @ frequency, columns.shape[1]))
     bounds = np.flatnonzero(np.diff(most // _PRODUCTS)) + 1
     yield from pairwise([0, *bounds.tolist(), rows])
 
 
-def _rare(vectors: csr_matrix) -> csr_matrix:
+def _parts(titles: TitleVectors) -> tuple[csr_matrix, csr_matrix, csr_matrix]:
+    return titles.words, titles.bigrams, titles.characters
+
+
+def _rare_columns(vectors: csr_matrix) -> np.ndarray:
     """The columns that are not in too many rows."""
     frequency = np.bincount(vectors.indices, minlength=vectors.shape[1])
     most = np.clip(_COMMON_SHARE * vectors.shape[0], _COMMON_LEAST, _COMMON_MOST)
-    return vectors[:, np.flatnonzero(frequency <= most)]
+    return np.flatnonzero(frequency <= most)
 
 
 def _equal_and_near(phashes: pd.Series) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -39,7 +39,7 @@ class WeightedSum:
 
     def scores(self, found: Features) -> np.ndarray:
         """(P,) float32."""
-        table = _summed(found, self.names)
+        table = similarity_table(found, self.names)
         return np.asarray(table @ self.weights + self.intercept, np.float32)
 
 
@@ -72,12 +72,22 @@ class Matcher:
 
         :raises CatalogError: when they have other signals than those the matcher was chosen with.
         """
+        self.check_signals(postings)
+        return self.weigh(postings, *candidates(postings))
+
+    def check_signals(self, postings: Postings) -> None:
+        """Check that postings have the signals that the matcher was chosen with.
+
+        :raises CatalogError: otherwise.
+        """
         if postings.signals != self.signals:
             raise CatalogError(
                 f"These postings have {_listed(postings.signals)}, and the matcher was chosen with "
                 f"{_listed(self.signals)}; give both the same."
             )
-        pairs, found = candidates(postings)
+
+    def weigh(self, postings: Postings, pairs: Pairs, found: Features) -> Matches:
+        """Matches among candidate pairs, by their similarities."""
         pairs, features = likely_pairs(postings, pairs, found, self.likely)
         chances = both_directions(self.model.chances(features, pairs), pairs)
         return Matches(pairs, features, chances, expected_f1_sets(chances, pairs))
@@ -85,7 +95,12 @@ class Matcher:
 
 def match_unlabelled(postings: Postings) -> Matches:
     """Matches without a matcher, by fixed thresholds: similar titles, near phashes or photos."""
-    pairs, found = candidates(postings)
+    return match_among(postings, find_pairs(postings.titles, postings.phashes, postings.photos))
+
+
+def match_among(postings: Postings, pairs: Pairs) -> Matches:
+    """Matches among candidate pairs by fixed thresholds."""
+    found = similarities(postings.titles, postings.phashes, pairs, postings.photos)
     scores = np.zeros(len(pairs))
     if postings.titles is not None:
         scores = np.maximum(scores, title_scores(found) / _UNLABELLED_TITLES / 2)
@@ -129,7 +144,7 @@ def fit_weighted_sum(found: Features, same: np.ndarray, own: np.ndarray) -> Weig
     from sklearn.linear_model import LogisticRegression
 
     names = [name for name in _SUMMED if name in found]
-    table = _summed(found, names)
+    table = similarity_table(found, names)
     if len(np.unique(same[own])) < 2:
         return WeightedSum(names, np.ones(table.shape[1]), 0.0)
     model = LogisticRegression(C=10, max_iter=300).fit(table[own], same[own])
@@ -165,7 +180,8 @@ def matcher_labels(postings: Postings) -> Labels:
     return Labels(numbers.to_numpy(np.int64))
 
 
-def _summed(found: Features, names: list[str]) -> np.ndarray:
+def similarity_table(found: Features, names: list[str]) -> np.ndarray:
+    """(P, columns) float32, the similarities that are summed, and whether phashes are near."""
     columns: list[Any] = [found[name] for name in names]
     if "bits" in found:
         columns.append(found["bits"] <= _NEAR_BITS)

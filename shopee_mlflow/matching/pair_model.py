@@ -95,4 +95,8 @@ def _chances(model: Any, table: np.ndarray) -> np.ndarray:
 
 
 def _table(features: Features, names: list[str]) -> np.ndarray:
-    return np.column_stack([features[name] for name in names]).astype(np.float32)
+    # Column by column: some are float64, and np.column_stack would make all of them so.
+    table = np.empty((len(features[names[0]]), len(names)), np.float32)
+    for column, name in enumerate(names):
+        table[:, column] = features[name]
+    return table

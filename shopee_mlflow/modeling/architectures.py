@@ -16,7 +16,7 @@ from ..config import PRETRAINED
 from ..errors import ModelError
 from ..options import nearest
 from .initial_weights import InitialWeights, last_layer, load_state, load_whole_model, read_weights
-from .models import ProductClassifier, SmallCNN
+from .models import CosineLinear, ProductClassifier, SmallCNN
 from .timm_models import PREFIX as TIMM
 from .timm_models import check_timm_name, timm_backbone
 
@@ -57,6 +57,7 @@ def build_model(
     image_size: int = 256,
     weights: Path | str | InitialWeights | None = None,
     resize: str = "stretch",
+    cosine_scale: float | None = None,
 ) -> ProductClassifier:
     """Build a classifier; ``*_pretrained`` starts from its library's ImageNet weights.
 
@@ -67,6 +68,8 @@ def build_model(
         timm, or of a :class:`ProductClassifier` of the same architecture. A file, or what
         :func:`~shopee_mlflow.modeling.initial_weights.read_weights` returns.
     :param resize: how photos become squares: ``stretch``, ``pad`` or ``crop``.
+    :param cosine_scale: the logits are cosines times this number, as ``loss=arcface`` needs; None:
+        a linear head.
     :raises ModelError: for an unknown name, an unsupported image size, or unsuitable weights.
     """
     check_architecture(name)
@@ -77,6 +80,8 @@ def build_model(
     else:
         parts = _new_parts(name, classes, image_size, start)
     backbone, head, normalisation = parts
+    if cosine_scale is not None:
+        head = _with_cosines(head, cosine_scale)
     model = ProductClassifier(backbone, head, classes, image_size, name, resize, *normalisation)
     if start is not None and whole:
         load_whole_model(model, start)
@@ -104,6 +109,14 @@ def _new_parts(
     elif name.endswith(PRETRAINED):
         load_state(network, download_state(base), "the downloaded weights")
     return *_replace_head(network, len(classes)), ()
+
+
+def _with_cosines(head: nn.Module, scale: float) -> nn.Module:
+    """The head with cosines in place of its last, linear layer."""
+    if isinstance(head, nn.Sequential):
+        return nn.Sequential(*head[:-1], _with_cosines(head[-1], scale))
+    assert isinstance(head, nn.Linear)
+    return CosineLinear(head.in_features, head.out_features, scale)
 
 
 def download_state(network: str) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
             f"{model.architecture}. Set model={_base(weights.architecture)}."
         )
     state = dict(weights.state)
-    if weights.classes and list(weights.classes) != model.classes:
+    if weights.classes and list(weights.classes) != model.classes and _same_head(state, model):
         _reorder_head(state, model, weights)
     load_state(model, state, weights.source)
 
@@ -103,6 +103,12 @@ def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
 def _base(architecture: str) -> str:
     name = architecture.removesuffix(PRETRAINED)
     return "efficientnet_b0" if name == "effnet" else name
+
+
+def _same_head(state: Mapping[str, Tensor], model: ProductClassifier) -> bool:
+    """Whether both heads are linear with a bias, or both are cosines, which have none."""
+    bias = f"{last_layer(model)[0]}.bias"
+    return (bias in state) == (bias in model.state_dict())
 
 
 def _reorder_head(
@@ -141,21 +147,25 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict with the network's own names.
 
-    If the size of the last layer differs, it is not loaded, and a warning is logged.
+    If the last layer has another size or another kind (with a bias, or cosines without one), it is
+    not loaded, and a warning is logged.
 
     :raises ModelError: listing keys that are missing, unknown or of another shape.
     """
     wanted = network.state_dict()
     head = last_layer(network)[0]
     state = {key: value for key, value in state.items() if not _is_auxiliary(key, wanted)}
-    head_keys = {key for key in wanted if key.rpartition(".")[0] == head}
-    left_out = {k for k in head_keys if k in state and state[k].shape != wanted[k].shape}
-    if left_out:
+    head_keys = {key for key in (*wanted, *state) if key.rpartition(".")[0] == head}
+    left_out = {k for k in head_keys if _shape(state, k) != _shape(wanted, k)}
+    if left_out and head_keys & set(state):
+        rows = len(state[f"{head}.weight"])
+        why = f"has {rows} classes"
+        if rows == len(wanted[f"{head}.weight"]):
+            why = "is of another loss"
         _log.warning(
-            "weights=%s: the head has %d classes and is not loaded; the new head starts from "
-            "random values.",
+            "weights=%s: the head %s and is not loaded; the new head starts from random values.",
             source,
-            len(state[f"{head}.weight"]),
+            why,
         )
     kept = {key: value for key, value in state.items() if key not in head_keys or not left_out}
     problems = [
@@ -175,6 +185,10 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             f"{_other_names(state, wanted)}:\n  {listed}"
         )
     network.load_state_dict(kept, strict=False)
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(state[key].shape) if key in state else None
 
 
 def _other_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

@@ -6,12 +6,17 @@ so class weights are exact even if a batch is split.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TrainingError
+
+# The logit of a cosine of 1, and the angle in radians that arcface adds to that of the own class.
+ARCFACE_SCALE, ARCFACE_MARGIN = 30.0, 0.3
 
 
 class CrossEntropy:
@@ -53,6 +58,38 @@ class CrossEntropy:
         if not hasattr(self, "_on_host"):
             self._on_host = self.class_weights.double().cpu()
         return self._on_host
+
+
+class ArcFace(CrossEntropy):
+    """Cross entropy of scaled cosines, with an angle added to that of a photo's own class.
+
+    Additive angular margin loss, https://arxiv.org/abs/1801.07698. The logits are those of a
+    :class:`~shopee_mlflow.modeling.models.CosineLinear`.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        scale: float = ARCFACE_SCALE,
+        margin: float = ARCFACE_MARGIN,
+    ) -> None:
+        """
+        :param scale: that of the head; ``margin``: the added angle in radians.
+        """
+        super().__init__(label_smoothing, class_weights)
+        self.scale, self.margin = scale, margin
+
+    def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss summed over photos: (n, C) scaled cosines and labels (n,) int64 -> ()."""
+        cosines = logits.float() / self.scale
+        own = cosines.gather(1, labels[:, None])
+        # The derivative of the arc cosine is infinite at -1 and 1.
+        angle = own.clamp(-1 + 1e-6, 1 - 1e-6).acos() + self.margin
+        # Beyond a half turn the cosine would rise again; a straight line falls on.
+        beyond = own - self.margin * math.sin(self.margin)
+        harder = torch.where(angle < math.pi, angle.cos(), beyond)
+        return super().sum(self.scale * cosines.scatter(1, labels[:, None], harder), labels)
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:

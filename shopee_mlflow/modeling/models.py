@@ -184,6 +184,23 @@ class StrangerDetector(nn.Module):
         return score - self.threshold
 
 
+class CosineLinear(nn.Linear):
+    """A head whose logits are scaled cosines between an embedding and a vector of each class.
+
+    Without a bias; a subclass of ``nn.Linear``, so that its weight is found as that of other heads.
+
+    :ivar scale: the logit of a cosine of 1.
+    """
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(N, in_features) -> (N, out_features) float, from -scale to scale."""
+        return self.scale * F.linear(F.normalize(embeddings), F.normalize(self.weight))
+
+
 class SmallCNN(nn.Module):
     """The CNN of the original experiment: three convolutional blocks and a hidden layer.
 

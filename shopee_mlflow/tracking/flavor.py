@@ -40,7 +40,8 @@ from PIL import Image
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
 from ..modeling.timm_models import PREFIX as TIMM
-from .photo_classifier import TABLE, PhotoClassifier, may_read_paths
+from .photo_classifier import TABLE, PhotoClassifier
+from .read_paths import may_read_paths
 
 ABOUT_FILE = "product_classifier.json"
 _EXAMPLE_FILE = "input_example.json"

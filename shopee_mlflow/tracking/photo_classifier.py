@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,8 @@ from ..config import AUTO, NONE
 from ..data.photo_forms import read_photo
 from ..modeling.inference import Prediction, Predictor
 
-READ_PATHS_VARIABLE = "SHOPEE_MLFLOW_READ_PATHS"
 # Values of ``output`` in model_config.
 TABLE, LABEL_GROUP = OUTPUTS = ("table", "label_group")
-# MLflow's scoring server finds its model by this variable, in a container as well.
-_SERVER_VARIABLE = "__pyfunc_model_path__"
-_SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver")
 # Loaded in Spark's Python workers, where MLflow casts the output columns.
 _SPARK_WORKER = "pyspark.worker"
 # MLflow's evaluator of classifiers.
@@ -130,22 +125,6 @@ def _for_evaluator() -> bool:
     return any(
         frame.f_globals.get("__name__") == _EVALUATOR for frame, _ in traceback.walk_stack(None)
     )
-
-
-def may_read_paths() -> bool:
-    """Whether a string may be the path of a file.
-
-    ``SHOPEE_MLFLOW_READ_PATHS`` decides. If it is not set, paths are allowed except in MLflow's
-    scoring server.
-
-    :raises ValueError: when the variable is neither ``true`` nor ``false``.
-    """
-    chosen = os.environ.get(READ_PATHS_VARIABLE, "").lower()
-    if chosen in ("true", "false"):
-        return chosen == "true"
-    if chosen:
-        raise ValueError(f"{READ_PATHS_VARIABLE}={chosen}: must be true or false")
-    return _SERVER_VARIABLE not in os.environ and not any(m in sys.modules for m in _SERVER_MODULES)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], index: Any) -> pd.DataFrame:

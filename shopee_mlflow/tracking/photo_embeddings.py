@@ -13,6 +13,7 @@ import torch
 from ..config import is_model_reference
 from ..data.array_cache import load_or_build
 from ..data.images import read_pixels
+from ..data.photo_forms import is_missing, read_photo
 from ..data.pixel_cache import Progress, hash_files, pixel_key
 from ..errors import ImageError, ModelError
 from ..modeling.architectures import build_model
@@ -83,6 +84,33 @@ def embed_files(
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     result[rows] = found / np.maximum(lengths, 1e-12)
     return result
+
+
+def embed_photos(
+    model: ProductClassifier, photos: Sequence[Any], read_paths: bool = True
+) -> tuple[np.ndarray, list[str]]:
+    """Embeddings of photos in any form, scaled to length 1, and why a photo cannot be read.
+
+    :param photos: in any form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes, or
+        None where there is none.
+    :returns: (N, features) float32, zeros without a photo; and (N,) text, empty without an error.
+    """
+    side, resize = model.image_size, model.resize
+    errors = [""] * len(photos)
+
+    def decode(row: int) -> np.ndarray:
+        try:
+            return read_photo(photos[row], side, resize, paths=read_paths)
+        except ImageError as error:
+            errors[row] = str(error)
+            return np.zeros((side, side, 3), np.uint8)
+
+    there = [row for row, photo in enumerate(photos) if not is_missing(photo)]
+    values = Predictor(model, model.classes).embed(there, decode).numpy()
+    result = np.zeros((len(photos), values.shape[1]), np.float32)
+    result[there] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    result[[row for row, error in enumerate(errors) if error]] = 0
+    return result, errors
 
 
 def _embed(

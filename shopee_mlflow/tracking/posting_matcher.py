@@ -1,59 +1,76 @@
 """The matcher as an MLflow model: postings in, ids of matching postings and their scores out.
 
-The model holds the matcher and the postings of its catalogue, the index. New postings are matched
-within the index and one another, so each call costs a matching of the whole pool.
+The model holds the matcher, the postings of its catalogue (the index) with their likely pairs, and,
+where photos are a signal, the embeddings and the model that computes them. A call compares new
+postings with their nearest ones of the index. It does not match the index again.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import tempfile
-import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow.pyfunc
+import numpy as np
 import pandas as pd
-from mlflow.models import ModelSignature
-from mlflow.types.schema import ColSpec, DataType, Schema
 
-from ..matching.matcher import Matcher
+from ..data.photo_forms import is_missing, phash_of_photo
+from ..errors import CatalogError
+from ..matching.matcher import Matcher, Matches
+from ..matching.pool import Pool, check_new_ids
 from ..matching.postings import check_postings
-from .store import artifact_errors
 
-REGISTERED_MATCHER = "shopee-matcher"
-MATCHER_NAME = "matcher"
-_MATCHER_FILE, _INDEX_FILE = "matcher.pkl", "index.csv"
-_COLUMNS = ("title", "image_phash")
-_PACKAGES = ("mlflow", "numpy", "pandas", "scikit-learn", "scipy", "click", "tqdm", "pyyaml")
-_PACKAGE = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from ..modeling.models import ProductClassifier
+
+INDEX_COLUMNS = ("posting_id", "title", "image_phash")
 
 
 class PostingMatcher:
     """Match new postings within an index.
 
-    :ivar index: columns posting_id, title and image_phash.
+    :ivar pool: the index and its likely pairs.
+    :ivar embedder: embeds photos; None if photos are no signal.
+    :param read_paths: whether the text in ``image`` may be the path of a file on this machine.
     """
 
-    def __init__(self, matcher: Matcher, index: pd.DataFrame) -> None:
-        self.matcher, self.index = matcher, index
+    def __init__(
+        self,
+        matcher: Matcher,
+        pool: Pool,
+        embedder: ProductClassifier | None = None,
+        *,
+        read_paths: bool = True,
+    ) -> None:
+        self.matcher, self.pool, self.embedder = matcher, pool, embedder
+        self.read_paths = read_paths
 
     def get_raw_model(self) -> PostingMatcher:
         """This object, for ``get_raw_model`` of a model that MLflow has loaded."""
         return self
 
-    def add(self, postings: pd.DataFrame) -> PostingMatcher:
-        """A matcher whose index also holds new postings.
+    @property
+    def index(self) -> pd.DataFrame:
+        """The postings of the index: columns posting_id, title and image_phash."""
+        return self.pool.postings.frame[list(INDEX_COLUMNS)]
 
-        :param postings: columns posting_id, and title or image_phash or both.
+    def add(self, postings: pd.DataFrame) -> PostingMatcher:
+        """A matcher whose index also holds new postings; finds the likely pairs of all again.
+
+        :param postings: columns posting_id, and title, image_phash or image.
         :raises CatalogError: when an id is in the index already.
         """
-        added = pd.concat([self.index, _texts(postings)], ignore_index=True).fillna("")
-        check_postings(added)
-        return PostingMatcher(self.matcher, added)
+        if "posting_id" not in postings:
+            raise CatalogError("The new postings have no column posting_id; give each one a name.")
+        new, photos, problems = self._read(postings)
+        for row in np.flatnonzero(problems != ""):
+            raise CatalogError(f"image of {new['posting_id'][row]}: {problems[row]}")
+        check_new_ids(self.index["posting_id"], new["posting_id"])
+        rows = pd.concat([self.index, new], ignore_index=True)
+        known = self.pool.postings.photos
+        both = None if known is None or photos is None else np.concatenate([known, photos])
+        pool = Pool.of(check_postings(rows, both), self.matcher)
+        return PostingMatcher(self.matcher, pool, self.embedder, read_paths=self.read_paths)
 
     def predict(
         self,
@@ -62,77 +79,51 @@ class PostingMatcher:
     ) -> pd.DataFrame:
         """Matches of postings in the index and among one another.
 
-        :param model_input: columns title or image_phash or both.
-        :returns: columns matches and scores, both JSON lists, the best match first. A new posting
+        :param model_input: any of the columns title, image_phash and image. An image is a photo in
+            any form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; its phash is
+            computed where none is given.
+        :returns: columns matches and scores, both JSON lists, the best match first, and error, the
+            reason why a photo cannot be read; the posting is then matched without it. A new posting
             without a posting_id is called new-1, new-2, ... by its row.
-        :raises CatalogError: when a posting_id is in the index already.
+        :raises CatalogError: when a posting_id repeats or is in the index already.
         """
-        new = _texts(model_input)
-        if "posting_id" not in new:
-            new["posting_id"] = [f"new-{row + 1}" for row in range(len(new))]
-        pool = pd.concat([self.index, new], ignore_index=True).fillna("")
-        found = self.matcher.match(check_postings(pool))
-        names, pairs = pool["posting_id"].to_numpy(), found.pairs
-        order = pairs.best_first(found.chances)
-        order = order[found.chosen[order] & (pairs.query[order] >= len(self.index))]
+        rows, photos, problems = self._read(model_input)
+        new = self.pool.new_postings(rows, photos)
+        matches, scores = self._answers(self.pool.match(self.matcher, new), rows)
+        found = {"matches": matches, "scores": scores, "error": problems.replace("", None)}
+        return pd.DataFrame(found, index=rows.index)
+
+    def _answers(self, found: Matches, new: pd.DataFrame) -> tuple[list[str], list[str]]:
+        """JSON lists of the matches of new postings and of their scores."""
+        known = len(self.pool.postings)
+        names = np.concatenate([self.index["posting_id"], new["posting_id"]])
+        order = found.pairs.best_first(found.chances)
+        order = order[found.chosen[order] & (found.pairs.query[order] >= known)]
         matches: list[list[str]] = [[] for _ in range(len(new))]
         scores: list[list[float]] = [[] for _ in range(len(new))]
         for pair in order:
-            row = pairs.query[pair] - len(self.index)
-            matches[row].append(str(names[pairs.match[pair]]))
+            row = found.pairs.query[pair] - known
+            matches[row].append(str(names[found.pairs.match[pair]]))
             scores[row].append(round(float(found.chances[pair]), 4))
-        return pd.DataFrame(
-            {"matches": [json.dumps(m) for m in matches], "scores": [json.dumps(s) for s in scores]}
-        )
+        return [json.dumps(each) for each in matches], [json.dumps(each) for each in scores]
 
+    def _read(self, postings: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray | None, pd.Series]:
+        """Ids, titles and phashes as text; embeddings of photos; why a photo cannot be read."""
+        rows = pd.DataFrame(index=range(len(postings)))
+        for name in INDEX_COLUMNS:
+            known = name in postings
+            rows[name] = postings[name].fillna("").astype(str).to_numpy() if known else ""
+        if "posting_id" not in postings:
+            rows["posting_id"] = [f"new-{row + 1}" for row in range(len(rows))]
+        problems = pd.Series("", index=rows.index, dtype=object)
+        images = list(postings["image"]) if "image" in postings else [None] * len(rows)
+        if self.pool.postings.phashes is not None:
+            for row in np.flatnonzero(rows["image_phash"] == ""):
+                if not is_missing(images[row]):
+                    rows.loc[row, "image_phash"] = phash_of_photo(images[row], self.read_paths)
+        if self.embedder is None:
+            return rows, None, problems
+        from .photo_embeddings import embed_photos
 
-def log_matcher(matcher: Matcher, index: pd.DataFrame, *, register: bool) -> str:
-    """Log a matcher as a model of the active run; returns its URI.
-
-    :param index: columns posting_id, title and image_phash.
-    :param register: whether to register it as ``shopee-matcher``.
-    """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        artifact_errors("the matcher was not stored"),
-        warnings.catch_warnings(),
-    ):
-        # MLflow would answer an example at once, which matches the whole index.
-        warnings.filterwarnings("ignore", message=".*An input example was not provided")
-        data = Path(folder) / "matcher"
-        data.mkdir()
-        (data / _MATCHER_FILE).write_bytes(pickle.dumps(matcher))
-        index[["posting_id", *_COLUMNS]].to_csv(data / _INDEX_FILE, index=False)
-        info = mlflow.pyfunc.log_model(
-            name=MATCHER_NAME,
-            loader_module=__name__,
-            data_path=str(data),
-            code_paths=[str(_PACKAGE)],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES],
-            signature=_signature(),
-            registered_model_name=REGISTERED_MATCHER if register else None,
-        )
-    return str(info.model_uri)
-
-
-def _signature() -> ModelSignature:
-    """Columns of text, all optional; a posting needs a title or a phash."""
-    names = ("posting_id", *_COLUMNS)
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, name, required=False) for name in names]),
-        outputs=Schema([ColSpec(DataType.string, name) for name in ("matches", "scores")]),
-    )
-
-
-def _texts(postings: pd.DataFrame) -> pd.DataFrame:
-    """The known columns, as text."""
-    known = [name for name in ("posting_id", *_COLUMNS) if name in postings]
-    return postings[known].fillna("").astype(str).reset_index(drop=True)
-
-
-def _load_pyfunc(path: str) -> PostingMatcher:
-    """Called by MLflow with the model's data folder."""
-    folder = Path(path)
-    matcher = pickle.loads((folder / _MATCHER_FILE).read_bytes())
-    index = pd.read_csv(folder / _INDEX_FILE, dtype=str, keep_default_na=False)
-    return PostingMatcher(matcher, index)
+        photos, errors = embed_photos(self.embedder, images, self.read_paths)
+        return rows, photos, pd.Series(errors, index=rows.index, dtype=object)

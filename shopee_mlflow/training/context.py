@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import NONE, TrainConfig, check_epoch
+from ..config import ARCFACE, NONE, TrainConfig, check_epoch
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
@@ -29,7 +29,7 @@ from ..modeling.distributed import ALONE, Group
 from ..modeling.freezing import ActivationSource, FrozenPrefix, SplitModel, split_model
 from ..modeling.initial_weights import InitialWeights
 from ..modeling.label_names import label_names
-from ..modeling.loss import CrossEntropy, balanced_weights
+from ..modeling.loss import ARCFACE_SCALE, ArcFace, CrossEntropy, balanced_weights
 from ..modeling.models import ProductClassifier
 from ..modeling.scoring import predict_logits
 from ..modeling.state_files import state_digest
@@ -68,7 +68,8 @@ def check_model(
 def _build(
     config: TrainConfig, classes: Sequence[str], start: InitialWeights | None
 ) -> ProductClassifier:
-    return build_model(config.model, classes, config.image_size, start, config.resize)
+    scale = ARCFACE_SCALE if config.loss == ARCFACE else None
+    return build_model(config.model, classes, config.image_size, start, config.resize, scale)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class TrainingContext:
         if self.custom.model is not None:
             own = as_classifier(self.custom.model, self.dataset.classes, config)
             return own.to(memory_format=torch.channels_last).to(self.machine.device)
-        key = (config.model, config.weights, config.image_size, config.resize, config.seed)
+        names = ("model", "weights", "image_size", "resize", "loss", "seed")
+        key = tuple(getattr(config, name) for name in names)
         if key not in self._models:
             start = self.initial_weights(config)
             torch.manual_seed(config.seed)
@@ -224,11 +226,12 @@ class TrainingContext:
         return training_transform(config)
 
     def _loss(self, config: TrainConfig) -> CrossEntropy:
+        loss = ArcFace if config.loss == ARCFACE else CrossEntropy
         if config.class_weights == NONE:
-            return CrossEntropy(config.label_smoothing)
+            return loss(config.label_smoothing)
         labels = self.dataset.frame["label"].to_numpy(np.int64)[self.dataset.rows(TRAIN)]
         weights = balanced_weights(labels, len(self.dataset.classes)).to(self.machine.device)
-        return CrossEntropy(config.label_smoothing, weights)
+        return loss(config.label_smoothing, weights)
 
     def _compile(
         self, parts: SplitModel, train: Batches, config: TrainConfig

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import AUTO, NONE, DataConfig, TrainConfig
+from ..config import ARCFACE, AUTO, NONE, DataConfig, TrainConfig
 from ..data import splits
 from ..data.dataset import Dataset
 from ..errors import ConfigError, ModelError
 from ..modeling.freezing import BACKBONE
-from ..modeling.models import ProductClassifier
+from ..modeling.models import CosineLinear, ProductClassifier
 from ..options import as_text
 
 TransformFn = Callable[[Tensor], Tensor]
@@ -108,6 +108,12 @@ def _model_problems(model: Any, config: TrainConfig) -> list[str]:
         problems.append(
             f"weights={config.weights}: has no effect on your own model; load weights with "
             "model.load_state_dict"
+        )
+    if config.loss == ARCFACE and not any(isinstance(m, CosineLinear) for m in model.modules()):
+        problems.append(
+            f"loss={ARCFACE}: needs a model whose head computes cosines, which that of "
+            f"{_name(model)} does not; name an architecture with the option model, or use "
+            "loss=cross_entropy"
         )
     if config.freeze == BACKBONE and not isinstance(model, ProductClassifier):
         problems.append(

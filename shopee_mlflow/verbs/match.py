@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,15 +23,20 @@ from ..errors import ConfigError
 from ..matching.ladder import Ladder, climb
 from ..matching.match_tables import groups_table, matches_table, pairs_table
 from ..matching.matcher import Matcher, Matches, among, match_unlabelled
+from ..matching.pool import Pool, pool_changes
 from ..matching.postings import Postings, check_postings
 from ..reports.match_page import MatchFacts, match_page
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.links import report_link, view_lines
+from ..tracking.matcher_files import load_matcher, log_matcher
 from ..tracking.names import DESCRIPTION_TAG, MATCH
-from ..tracking.posting_matcher import log_matcher
+from ..tracking.posting_matcher import PostingMatcher
 from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from ..modeling.models import ProductClassifier
 
 FOLDER = "match"
 MATCHES_FILE, PAIRS_FILE, GROUPS_FILE = "matches.csv", "pairs.csv", "groups.csv"
@@ -63,16 +69,18 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
     :raises ShopeeError: when there is nothing to match by, or ``out`` cannot be used.
     """
     started = time.monotonic()
+    given = None if config.matcher == NONE else load_matcher(config.matcher)
     catalog = load_catalog(config, watch, required=(), photos=False)
     rows = _without_excluded(catalog.rows, config)
-    postings = check_postings(*_with_photos(rows, catalog.folder, config))
-    if config.register and not postings.labelled:
+    embedder = _embedder(config) if given is None else given.embedder
+    postings = check_postings(*_with_photos(rows, catalog.folder, embedder, config))
+    if config.register and given is None and not postings.labelled:
         raise ConfigError(["register=true: needs label groups, by which a matcher is chosen"])
     out = _prepare_folder(Path(config.out).expanduser(), catalog)
     say(f"{len(postings):,} postings, matched by {' and '.join(postings.signals)}")
     say(*catalog.remarks, *postings.remarks)
     with stop_on_signals():
-        ladder, matcher, matches = _matched(postings, config)
+        ladder, matcher, matches = _matched(postings, given, config)
         tables = _tables(postings, matches, ladder)
         if config.test_csv != NONE:
             tables[SUBMISSION_FILE] = _submission(postings, matches, rows)
@@ -91,8 +99,9 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
         for file, text in files.items():
             (out / file).write_text(text, encoding="utf-8", newline="")
             run.log_text(text, f"{FOLDER}/{file}")
-        if matcher is not None and postings.photos is None:
-            log_matcher(matcher, postings.frame, register=config.register)
+        if matcher is not None:
+            pool = Pool(postings, matches.pairs)
+            log_matcher(PostingMatcher(matcher, pool, embedder), register=config.register)
         counts = {"postings": len(postings), "pairs": len(tables[PAIRS_FILE])}
         run.log_dataset(postings.frame, str(catalog.source), name, None, counts, MATCH)
         report = report_link(run.experiment_id, run.run_id, f"{FOLDER}/{REPORT_FILE}")
@@ -105,12 +114,22 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
     return MatchResult(run.run_id, scores, out / REPORT_FILE, tables)
 
 
+def _embedder(config: MatchConfig) -> ProductClassifier | None:
+    """The model that the option ``model`` names."""
+    if config.model == NONE:
+        return None
+    from ..tracking.photo_embeddings import embedding_model
+
+    return embedding_model(config.model, config.image_size, config.resize)
+
+
 def _with_photos(
-    rows: pd.DataFrame, folder: Path | None, config: MatchConfig
+    rows: pd.DataFrame, folder: Path | None, embedder: ProductClassifier | None, config: MatchConfig
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
     """The rows with phashes, if they have none but photos, and embeddings of the photos.
 
-    :raises ConfigError: when a model is named and there is no photo.
+    :param embedder: embeds the photos; None: they are not used.
+    :raises ConfigError: when they are to be embedded and there is no photo.
     """
     files: list[Path | None] = []
     if folder is not None and "image" in rows:
@@ -119,20 +138,20 @@ def _with_photos(
     if there and "image_phash" not in rows:
         found = iter(compute_phashes(there, config.workers, watch("computing phashes")))
         rows = rows.assign(image_phash=[next(found) if file else "" for file in files])
-    if config.model == NONE:
+    if embedder is None:
         return rows, None
     if not there:
+        name = f"matcher={config.matcher}" if config.model == NONE else f"model={config.model}"
         raise ConfigError(
             [
-                f"model={config.model}: embeds photos, and no photo is found; name their folder "
-                "with images, or use model=none"
+                f"{name}: embeds photos, and no photo is found; name their folder with images, or "
+                "use one without photos"
             ]
         )
-    from ..tracking.photo_embeddings import embed_files, embedding_model
+    from ..tracking.photo_embeddings import embed_files
 
-    model = embedding_model(config.model, config.image_size, config.resize)
     return rows, embed_files(
-        model,
+        embedder,
         files,
         cache=config.cache,
         workers=config.workers,
@@ -171,12 +190,31 @@ def _prepare_folder(out: Path, catalog: Catalog) -> Path:
 
 
 def _matched(
-    postings: Postings, config: MatchConfig
+    postings: Postings, given: PostingMatcher | None, config: MatchConfig
 ) -> tuple[Ladder | None, Matcher | None, Matches]:
+    if given is not None:
+        _say_changes(postings, given, config)
+        return None, given.matcher, given.matcher.match(postings)
     if not postings.labelled:
         say("There are no label groups: postings match by fixed thresholds, without a score.")
         return None, None, match_unlabelled(postings)
     return climb(postings, config.near_bits, config.validation_share, config.split_seed, say)
+
+
+def _say_changes(postings: Postings, given: PostingMatcher, config: MatchConfig) -> None:
+    """Say whether these postings are those of the matcher's index."""
+    changes = pool_changes(given.index, postings.frame)
+    if not changes:
+        say(f"matcher={config.matcher}: its index holds these postings")
+        return
+    say(
+        f"matcher={config.matcher}: the postings have changed since its index was made: "
+        f"{changes.words()}",
+        "All postings are matched as they are now. The matcher of this run has them in its index; "
+        "the one named keeps its own.",
+    )
+    if postings.labelled:
+        say("The label groups are not scored: the matcher may have been chosen on them.")
 
 
 def _tables(postings: Postings, matches: Matches, ladder: Ladder | None) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,90 @@
+"""Nearest vectors by an approximate index, where exact products would take too long.
+
+The index is an inverted file of faiss: vectors are assigned to cells, and a query is compared with
+the vectors of the nearest cells alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from ..errors import CatalogError
+
+# More postings than this are searched by the index; up to it, search is exact.
+EXACT_MOST = 100_000
+# Longer vectors are shortened to this length: photos by PCA, titles by a random projection.
+DIMENSIONS = 512
+# Cells that are searched for each query, of twice the square root of the number of vectors.
+_PROBES = 64
+# Vectors by which the centre of a cell is found; faiss takes 39 to 256.
+_TRAINED_EACH = 40
+_CHUNK = 20_000
+Take = Callable[[np.ndarray], np.ndarray]
+
+
+def nearest_by_index(count: int, take: Take, nearest: int) -> tuple[np.ndarray, np.ndarray]:
+    """About the ``nearest`` other vectors of largest scalar product: rows of both.
+
+    :param take: rows -> (n, features) float32, of length 1. Called for some rows at a time, so
+        that no array of all vectors is needed.
+    :raises CatalogError: when faiss is not installed.
+    """
+    faiss = _faiss(count)
+    drawn = np.random.default_rng(0).permutation(count)[: _TRAINED_EACH * int(2 * np.sqrt(count))]
+    example = take(np.sort(drawn))
+    features = min(example.shape[1], DIMENSIONS) // 4 * 4
+    shorter = "" if features == example.shape[1] else f"PCA{features},"
+    # Product quantization to half a byte for every 4 features.
+    kind = f"{shorter}IVF{int(2 * np.sqrt(count))},PQ{features // 4}x4fs"
+    index = faiss.index_factory(example.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(example)
+    for rows in _parts(count):
+        index.add(take(rows))
+    faiss.extract_index_ivf(index).nprobe = _PROBES
+    queries, matches = [], []
+    for rows in _parts(count):
+        match = index.search(take(rows), nearest + 1)[1].ravel()
+        query = np.repeat(rows, nearest + 1)
+        kept = (match >= 0) & (match != query)
+        queries.append(query[kept])
+        matches.append(match[kept])
+    return np.concatenate(queries), np.concatenate(matches)
+
+
+def shortened(vectors: csr_matrix) -> Take:
+    """Rows of sparse vectors, projected at random and scaled to length 1: (n, 512) float32.
+
+    Cosines keep their values up to about 0.04 (Johnson and Lindenstrauss).
+    """
+    from sklearn.random_projection import SparseRandomProjection
+
+    projection = SparseRandomProjection(DIMENSIONS, dense_output=True, random_state=0)
+    projection.fit(vectors[:1])
+
+    def take(rows: np.ndarray) -> np.ndarray:
+        values = np.asarray(projection.transform(vectors[rows]), np.float32)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+    return take
+
+
+def _parts(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, count))
+
+
+def _faiss(count: int) -> Any:
+    if find_spec("faiss") is None:
+        raise CatalogError(
+            f"{count:,} postings are more than the {EXACT_MOST:,} that are compared exactly. More "
+            "need the package faiss-cpu: install it with pip install faiss-cpu, or with this "
+            "project's extra: pip install -e '.[index]'."
+        )
+    import faiss
+
+    return faiss

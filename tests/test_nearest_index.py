@@ -1,0 +1,70 @@
+"""Nearest titles and photos of many postings, by an approximate index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import random as random_sparse
+
+from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.matching import candidates, nearest_index
+from shopee_mlflow.matching.candidates import find_pairs
+from shopee_mlflow.matching.title_vectors import title_vectors
+
+
+def clusters(count: int, features: int, each: int = 5) -> np.ndarray:
+    """Vectors of length 1, each of a few near one another."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((count // each, features), np.float32)
+    values = np.repeat(centres, each, axis=0)
+    values += 0.2 * random.standard_normal(values.shape, np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("features", [30, 64, 600])
+def test_the_index_finds_most_of_the_nearest(features: int) -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    vectors = clusters(3_000, features)
+    query, match = nearest_index.nearest_by_index(3_000, lambda rows: vectors[rows], 8)
+    assert (query != match).all()
+    assert np.bincount(query).max() <= 9
+    same = query // 5 == match // 5
+    assert same.sum() > 0.9 * 3_000 * 4
+
+
+def test_many_postings_are_searched_by_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    monkeypatch.setattr(candidates, "EXACT_MOST", 500)
+    random = np.random.default_rng(0)
+    names = ["".join(letters) for letters in random.choice(list("abcdefghij"), (400, 5))]
+    titles = [" ".join([names[row // 2], names[-row // 2], str(row // 2)]) for row in range(800)]
+    photos = clusters(800, 32, each=2)
+    photos[7] = 0
+    found = find_pairs(title_vectors([*titles[:-1], ""]), None)
+    pairs = set(zip(found.query.tolist(), found.match.tolist(), strict=True))
+    assert np.mean([(row, row + 1) in pairs for row in range(0, 798, 2)]) > 0.9
+    assert 799 not in found.query
+    found = find_pairs(None, pd.Series([""] * 800), photos)
+    pairs = set(zip(found.query.tolist(), found.match.tolist(), strict=True))
+    assert np.mean([(row, row + 1) in pairs for row in range(8, 800, 2)]) > 0.9
+    assert 7 not in found.query
+
+
+def test_projected_titles_keep_their_cosines() -> None:
+    vectors = random_sparse(50, 4_000, 0.02, "csr", np.float32, np.random.default_rng(0))
+    dense = vectors.toarray()
+    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    shorter = nearest_index.shortened(vectors)(np.arange(50))
+    assert shorter.shape == (50, 512)
+    assert shorter.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(shorter, axis=1), 1, atol=1e-5)
+    assert np.abs(shorter @ shorter.T - dense @ dense.T).std() < 0.05
+
+
+@pytest.mark.fault
+def test_without_faiss_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_index, "find_spec", lambda _: None)
+    monkeypatch.setattr(candidates, "EXACT_MOST", 500)
+    with pytest.raises(CatalogError, match=r"600 postings .* pip install faiss-cpu"):
+        find_pairs(None, None, clusters(600, 16))
