@@ -82,7 +82,7 @@ def with_timm(task: Task) -> list[int]:
     from .job import Split
     from .systems.timm_reference import ManifestReader
 
-    policy = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
+    policy: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": 0.0}
     if not task.flips_only:
         policy = {"auto_augment": "rand-m9-inc1", "re_prob": 0.2, "re_mode": "pixel"}
 
