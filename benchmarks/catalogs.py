@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance
 
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.dataset import Dataset, load_dataset
 from shopee_mlflow.data.images import open_photo, upright_rgb
+from shopee_mlflow.data_config import DataConfig
 
 from .job import IMAGES, MANIFEST
 

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 from shopee_mlflow import TrainConfig, build_model, train
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.console import watch
 from shopee_mlflow.data.catalog_forms import load_catalog
 from shopee_mlflow.data.photo_files import find_photo_files
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.matching.ladder import climb
 from shopee_mlflow.matching.postings import check_postings
 from shopee_mlflow.modeling.models import ProductClassifier

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from shopee_mlflow.config import MatchConfig
+from shopee_mlflow.analysis_config import MatchConfig
 from shopee_mlflow.console import watch
 from shopee_mlflow.data.catalog_forms import load_catalog
 from shopee_mlflow.matching.group_split import (

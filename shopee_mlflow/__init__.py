@@ -19,9 +19,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TrainConfig": "config",
-    "DataConfig": "config",
-    "ExploreConfig": "config",
-    "MatchConfig": "config",
+    "DataConfig": "data_config",
+    "ExploreConfig": "analysis_config",
+    "MatchConfig": "analysis_config",
     "CrossValidateConfig": "config",
     "resolve": "config",
     "ShopeeError": "errors",

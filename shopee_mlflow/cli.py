@@ -18,16 +18,10 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
-from .config import (
-    CrossValidateConfig,
-    DataConfig,
-    ExploreConfig,
-    MatchConfig,
-    TrainConfig,
-    TuneConfig,
-    resolve,
-)
+from .analysis_config import ExploreConfig, MatchConfig
+from .config import CrossValidateConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, guard_output, say, show_log_messages
+from .data_config import DataConfig
 from .errors import ConfigError, GroupLostError, ShopeeError
 from .options import Group, allowed, as_text, by_group, unknown_option
 

@@ -1,4 +1,4 @@
-"""Every option of a training: its name, type, default, allowed values, help and role.
+"""The options of train, tune and cross-validate: name, type, default, limits, help and role.
 
 Options have the same names on the command line, in ``experiments/*.yaml``, in Python and in
 MLflow. The YAML file overrides the defaults, and the command line overrides the file. All problems
@@ -13,15 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from .data_config import AUTO, NONE, DataConfig
 from .errors import ConfigError
-from .options import Group, Role, as_text, option, parse_option, unknown_option
+from .options import Group, Role, as_text, option, parse_option
 from .yaml_file import read_yaml
 
-SAMPLE = "sample"
-AUTO = "auto"
-NONE = "none"
 PRETRAINED = "_pretrained"
 ARCFACE = "arcface"
 # A model URI, or the id of a run or of a logged model.
@@ -30,236 +28,6 @@ _MODEL_REFERENCE = re.compile(r"[a-z][a-z0-9+.-]+:/.+|(?:m-)?[0-9a-f]{32}")
 AUGMENTATIONS = (NONE, "original", "flip", "crop", "light", "strong")
 # Metrics that can select the best epoch; higher is better.
 MONITORED = ("val_accuracy", "val_macro_f1", "val_balanced_accuracy", "val_top5_accuracy")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Options of the data and of its split.
-
-    On construction, text is converted to the type of its option, and all values are checked.
-
-    :raises ConfigError: listing every value of the wrong type or out of range.
-    """
-
-    def __new__(cls, *_values: Any, **options: Any) -> Self:
-        """Refuse unknown options with the names that are meant, as on the command line.
-
-        :raises ConfigError: listing them.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := [name for name in options if name not in names]:
-            raise ConfigError([unknown_option(name, names) for name in unknown])
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        problems = []
-        for field in dataclasses.fields(self):
-            try:
-                value = parse_option(type(self), field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, value)
-            except ValueError as error:
-                problems.append(str(error))
-        problems = problems or _contradictions(self)
-        if problems:
-            raise ConfigError(problems)
-
-    data: str = option(
-        SAMPLE,
-        "folder with train.csv and train_images/ or with a folder of photos for each label, or a "
-        "table; 'sample' is built in",
-        Role.SETUP,
-        begins=Group.DATA,
-    )
-    images: str = option(
-        AUTO, "folder of a table's photos; auto: train_images or images beside it", Role.SETUP
-    )
-    image_column: str = option(
-        AUTO, "column with file names; auto: image, or a usual name", Role.SETUP
-    )
-    label_column: str = option(
-        AUTO, "column with labels; auto: label_group, or a usual name", Role.SETUP
-    )
-    title_column: str = option(AUTO, "column with titles; auto: title, or a usual name", Role.SETUP)
-    split_column: str = option(
-        AUTO, "column with train, val and test; auto: split, if it is there; none", Role.DATA
-    )
-    label_folder: str = option(
-        AUTO,
-        "label of nested photos; path: all folders",
-        Role.DATA,
-        choices=(AUTO, "first", "path"),
-        details="In a folder of class folders, the label of a photo is the name of its first "
-        "folder (first) or the path of all its folders (path). auto: an error if both are "
-        "possible.",
-    )
-    val_csv: str = option(
-        NONE, "table of the validation photos; data then holds the training photos", Role.SETUP
-    )
-    test_csv: str = option(
-        NONE, "table of the test photos; data then holds the training photos", Role.SETUP
-    )
-    exclude: str = option(
-        NONE, "text file of file names or posting ids to leave out, one a line", Role.SETUP
-    )
-    corrections: str = option(
-        NONE,
-        "table of reviewed labels, as cross-validate writes it",
-        Role.SETUP,
-        details="Its columns are image, label_group, action (relabel, drop or keep) and "
-        "new_label_group.",
-    )
-    sample_px: int = option(
-        256, "side of the built-in sample's photos", Role.DATA, minimum=64, maximum=4096
-    )
-    largest_groups: int = option(
-        21, "keep this many of the largest label groups, by rows; 0 keeps all", Role.DATA, minimum=0
-    )
-    min_group: int = option(
-        3, "leave out label groups with fewer photos than this after cleaning", Role.DATA, minimum=2
-    )
-    bad_images: str = option(
-        "skip",
-        "photos that cannot be decoded: skip leaves them out, error stops",
-        Role.DATA,
-        choices=("skip", "error"),
-    )
-    split: str = option(
-        "leak_free",
-        "leak_free keeps copies of a photo in one split; or random",
-        Role.DATA,
-        choices=("leak_free", "random"),
-    )
-    near_bits: int = option(
-        4,
-        "copies are photos whose phashes differ in at most this many bits",
-        Role.DATA,
-        minimum=0,
-        maximum=6,
-        details="A phash has 64 bits. With 0, only photos with equal phashes or equal bytes are "
-        "copies.",
-    )
-    split_seed: int = option(
-        0, "seed of the train/val/test split", Role.DATA, minimum=0, maximum=2**32 - 1
-    )
-    image_size: int = option(
-        256, "side in pixels to which photos are resized", Role.DATA, minimum=32, maximum=1024
-    )
-    resize: str = option(
-        "stretch",
-        "how photos become squares: stretch, pad (white), crop (centre)",
-        Role.DATA,
-        choices=("stretch", "pad", "crop"),
-        details="stretch changes the proportions of what a photo shows; pad keeps them and adds "
-        "white margins; crop keeps them and cuts off what is beside the centre.",
-    )
-    cache: bool = option(
-        True,
-        "keep decoded photos in the cache folder for the next run",
-        Role.SETUP,
-        begins=Group.RUNNING,
-    )
-    workers: int = option(
-        0, "threads that decode photos; 0: one per core", Role.SETUP, minimum=0, maximum=256
-    )
-
-
-@dataclass(frozen=True)
-class ExploreConfig(DataConfig):
-    """Options of ``explore``. The data options select the training that the report describes."""
-
-    max_photos: int = option(
-        50_000,
-        "read at most this many photos, drawn at random; 0: all",
-        Role.SETUP,
-        minimum=0,
-        begins=Group.DATA,
-    )
-    seed: int = option(0, "seed of that draw", Role.SETUP, minimum=0, maximum=2**32 - 1)
-    out: str = option(
-        "explore",
-        "output folder for the page and its tables: a new one, or that of an earlier page",
-        Role.SETUP,
-        begins=Group.RUNNING,
-    )
-    experiment: str = option(
-        "shopee-analysis",
-        "MLflow experiment that the run belongs to",
-        Role.RECORD,
-        begins=Group.TRACKING,
-    )
-
-
-@dataclass(frozen=True)
-class MatchConfig(DataConfig):
-    """Options of ``match``. All postings are matched, whatever their label group."""
-
-    split_column: str = option(
-        NONE, "always none: match splits label groups, not photos", Role.DATA, choices=(NONE,)
-    )
-    val_csv: str = option(
-        NONE, "always none: validation groups are drawn from data", Role.SETUP, choices=(NONE,)
-    )
-    test_csv: str = option(
-        NONE,
-        "table of further postings; their matches among themselves are in submission.csv",
-        Role.SETUP,
-    )
-    largest_groups: int = option(
-        0, "always 0: match uses all label groups", Role.DATA, minimum=0, maximum=0
-    )
-    min_group: int = option(
-        1, "always 1: match uses label groups of any size", Role.DATA, minimum=1, maximum=1
-    )
-    bad_images: str = option(
-        "skip", "always skip: photos are optional", Role.DATA, choices=("skip",)
-    )
-    split: str = option(
-        "leak_free",
-        "always leak_free: copies are on one side of the split",
-        Role.DATA,
-        choices=("leak_free",),
-    )
-    model: str = option(
-        NONE,
-        "model whose embeddings of photos are a further signal: a logged or registered model "
-        "(models:/NAME@champion, the id of a run, a folder), or an architecture such as "
-        "effnet_pretrained; none: no photos",
-        Role.DATA,
-        begins=Group.MODEL,
-    )
-    matcher: str = option(
-        NONE,
-        "a matcher to apply as it is: a registered one (models:/shopee-matcher/1), the id of its "
-        "run, or its folder; none: choose one on the label groups",
-        Role.DATA,
-    )
-    validation_share: float = option(
-        0.5,
-        "share of the labelled postings whose groups choose thresholds, weights and the pair "
-        "model; the others score them",
-        Role.DATA,
-        minimum=0.05,
-        maximum=0.95,
-        begins=Group.EVALUATION,
-    )
-    register: bool = option(
-        False,
-        "register the matcher as shopee-matcher; needs label groups, or matcher",
-        Role.SETUP,
-        begins=Group.TRACKING,
-    )
-    out: str = option(
-        "match",
-        "output folder for the page and the tables: a new one, or that of an earlier page",
-        Role.SETUP,
-        begins=Group.RUNNING,
-    )
-    experiment: str = option(
-        "shopee-analysis",
-        "MLflow experiment that the run belongs to",
-        Role.RECORD,
-        begins=Group.TRACKING,
-    )
 
 
 @dataclass(frozen=True)
@@ -467,6 +235,34 @@ class TrainConfig(DataConfig):
         begins=Group.RUNNING,
     )
 
+    def contradictions(self) -> list[str]:
+        """Problems of options that are valid alone but not together."""
+        problems = super().contradictions()
+        if self.warmup_epochs > self.epochs:
+            problems.append(
+                f"warmup_epochs={as_text(self.warmup_epochs)}: must be at most epochs={self.epochs}"
+            )
+        if self.nproc > self.batch_size:
+            problems.append(
+                f"nproc={self.nproc}: must be at most batch_size={self.batch_size}, so that each "
+                "process has a photo of each batch"
+            )
+        if self.mix != NONE and self.freeze != NONE:
+            problems.append(
+                f"mix={self.mix}: mixes the pixels of two photos, so activations of frozen layers "
+                f"(freeze={self.freeze}) cannot be cached; use freeze=none or mix=none"
+            )
+        if self.mix != NONE and self.loss == ARCFACE:
+            problems.append(
+                f"loss={ARCFACE}: has a margin for the one label group of a photo, and "
+                f"mix={self.mix} gives it two; use mix=none or loss=cross_entropy"
+            )
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            problems.append("nesterov=true: needs momentum above 0")
+        if self.promote and not self.register:
+            problems.append("promote=true: needs register=true")
+        return problems + _problem_of_weights(self.weights)
+
 
 @dataclass(frozen=True)
 class TuneConfig(TrainConfig):
@@ -521,6 +317,17 @@ class TuneConfig(TrainConfig):
         choices=("median", "hyperband", NONE),
     )
 
+    def contradictions(self) -> list[str]:
+        """Problems of options that are valid alone but not together."""
+        problems = super().contradictions()
+        if self.resume != NONE:
+            problems.append(f"resume={self.resume}: a search resumes when its command is repeated")
+        if self.folds == 1:
+            problems.append("folds=1: must be 0, or at least 2")
+        if self.nproc > 1:
+            problems.append(f"nproc={self.nproc}: a search runs trials in parallel with jobs")
+        return problems
+
 
 @dataclass(frozen=True)
 class CrossValidateConfig(TrainConfig):
@@ -549,6 +356,21 @@ class CrossValidateConfig(TrainConfig):
         "with the cross-validated accuracy",
         Role.SETUP,
     )
+
+    def contradictions(self) -> list[str]:
+        """Problems of options that are valid alone but not together."""
+        problems = super().contradictions()
+        for name in ("val_csv", "test_csv"):
+            if getattr(self, name) != NONE:
+                problems.append(
+                    f"{name}={getattr(self, name)}: cross-validation tests every photo once; put "
+                    "all photos into one table"
+                )
+        if self.nproc > 1:
+            problems.append(f"nproc={self.nproc}: a cross-validation runs in one process")
+        if self.register and not self.refit:
+            problems.append("register=true: needs refit=true, which trains the model to register")
+        return problems
 
 
 ConfigT = TypeVar("ConfigT", bound=DataConfig)
@@ -606,75 +428,6 @@ def check_epoch(config: DataConfig, photos: int) -> None:
                 f"batches of batch_size={config.batch_size}; lower one of them"
             ]
         )
-
-
-def _contradictions(config: DataConfig) -> list[str]:
-    """Problems of options that are valid alone but not together."""
-    problems = []
-    if isinstance(config, TrainConfig):
-        if config.warmup_epochs > config.epochs:
-            problems.append(
-                f"warmup_epochs={as_text(config.warmup_epochs)}: must be at most "
-                f"epochs={config.epochs}"
-            )
-        if config.resume != NONE and isinstance(config, TuneConfig):
-            problems.append(
-                f"resume={config.resume}: a search resumes when its command is repeated"
-            )
-        if isinstance(config, TuneConfig) and config.folds == 1:
-            problems.append("folds=1: must be 0, or at least 2")
-        if config.nproc > 1 and isinstance(config, TuneConfig):
-            problems.append(f"nproc={config.nproc}: a search runs trials in parallel with jobs")
-        if config.nproc > config.batch_size:
-            problems.append(
-                f"nproc={config.nproc}: must be at most batch_size={config.batch_size}, so that "
-                "each process has a photo of each batch"
-            )
-        if config.mix != NONE and config.freeze != NONE:
-            problems.append(
-                f"mix={config.mix}: mixes the pixels of two photos, so activations of frozen "
-                f"layers (freeze={config.freeze}) cannot be cached; use freeze=none or mix=none"
-            )
-        if config.mix != NONE and config.loss == ARCFACE:
-            problems.append(
-                f"loss={ARCFACE}: has a margin for the one label group of a photo, and "
-                f"mix={config.mix} gives it two; use mix=none or loss=cross_entropy"
-            )
-        if config.nesterov and config.optimizer == "sgd" and not config.momentum:
-            problems.append("nesterov=true: needs momentum above 0")
-        if isinstance(config, CrossValidateConfig):
-            problems += _problems_of_folds(config)
-        if config.promote and not config.register:
-            problems.append("promote=true: needs register=true")
-        problems += _problem_of_weights(config.weights)
-    if isinstance(config, MatchConfig) and NONE not in (config.matcher, config.model):
-        problems.append(
-            f"model={config.model}: a matcher has its own model; omit model, or omit matcher"
-        )
-    if config.data == SAMPLE and config.images != AUTO:
-        problems.append(
-            f"images={config.images}: the built-in sample has its own photos; set data too"
-        )
-    for name in ("val_csv", "test_csv") if config.data == SAMPLE else ():
-        if getattr(config, name) != NONE:
-            problems.append(
-                f"{name}={getattr(config, name)}: the built-in sample is split by split; set data"
-            )
-    return problems
-
-
-def _problems_of_folds(config: CrossValidateConfig) -> list[str]:
-    problems = [
-        f"{name}={getattr(config, name)}: cross-validation tests every photo once; put all photos "
-        "into one table"
-        for name in ("val_csv", "test_csv")
-        if getattr(config, name) != NONE
-    ]
-    if config.nproc > 1:
-        problems.append(f"nproc={config.nproc}: a cross-validation runs in one process")
-    if config.register and not config.refit:
-        problems.append("register=true: needs refit=true, which trains the model to register")
-    return problems
 
 
 def is_model_reference(name: str) -> bool:

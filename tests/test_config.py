@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shopee_mlflow.config import (
-    CrossValidateConfig,
-    DataConfig,
-    ExploreConfig,
-    MatchConfig,
-    TrainConfig,
-    TuneConfig,
-    as_params,
-    resolve,
-)
+from shopee_mlflow.analysis_config import ExploreConfig, MatchConfig
+from shopee_mlflow.config import CrossValidateConfig, TrainConfig, TuneConfig, as_params, resolve
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import ConfigError
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from conftest import MakeCatalog, draw_photo
 
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.catalog_csv import read_catalog, read_table
 from shopee_mlflow.data.catalog_forms import check_paths, load_catalog
@@ -21,6 +20,7 @@ from shopee_mlflow.data.class_folders import read_class_folders
 from shopee_mlflow.data.columns import ColumnChoice
 from shopee_mlflow.data.dataset import Dataset, load_dataset
 from shopee_mlflow.data.photo_sources import find_photos
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import CatalogError, ConfigError
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from conftest import MakeCatalog, draw_photo, write_csv
 
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.dataset import Dataset, load_dataset
 from shopee_mlflow.data.images import read_pixels
 from shopee_mlflow.data.splits import SPLITS
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import CatalogError
 
 SIZE = 32

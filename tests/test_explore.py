@@ -15,11 +15,11 @@ from html_page import look_in_browser, read_page
 from PIL import Image
 
 from shopee_mlflow import ExploreConfig, cli, explore
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.images import read_pixels, read_thumbnail
 from shopee_mlflow.data.near_copies import MOST_PAIRS
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import CatalogError, ConfigError
 from shopee_mlflow.exploring import TABLES
 from shopee_mlflow.exploring.photo_survey import survey_photos

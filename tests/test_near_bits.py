@@ -15,11 +15,11 @@ from conftest import write_csv
 from PIL import Image, ImageDraw, ImageEnhance
 
 from shopee_mlflow import load_dataset
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import Dataset
 from shopee_mlflow.data.plain_photos import LEAST_DETAIL, detail_of
 from shopee_mlflow.data.splits import assign_splits, count_leaks, count_mixed, tie_copies
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.exploring.photo_survey import survey_photos
 from shopee_mlflow.exploring.selection import select_photos

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import MakeCatalog
 
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.data.photo_files import find_photo_files
 from shopee_mlflow.data.photo_sources import find_photos
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.exploring.photo_survey import survey_photos
 
 NAMES = [f"photo é {i:02d}.jpg" for i in range(12)]

@@ -11,7 +11,7 @@ import torch
 import yaml
 from small_search import LR, plan_of
 
-from shopee_mlflow.config import AUTO
+from shopee_mlflow.data_config import AUTO
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.tuning.space import DEFAULT_FILE, Choice, Range, plan_search
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from conftest import SHARED, write_csv
 
-from shopee_mlflow.config import DataConfig
 from shopee_mlflow.data.catalog_csv import read_catalog
 from shopee_mlflow.data.splits import assign_splits, count_leaks
 from shopee_mlflow.data.titles import (
@@ -18,6 +17,7 @@ from shopee_mlflow.data.titles import (
     escaped_titles,
     without_formulas,
 )
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.exploring.selection import select_photos, try_splits
 from shopee_mlflow.exploring.survey import Survey, cluster_table, survey_catalog

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import AUTO, NONE, SAMPLE, DataConfig
+from ..data_config import AUTO, NONE, SAMPLE, DataConfig
 from ..errors import CatalogError
 from ..sample import sample_catalog
 from .catalog_csv import (

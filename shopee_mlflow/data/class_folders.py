@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import CatalogError
 from .catalog_csv import CONTROLS
 from .photo_sources import PhotoSource, check_photo_folder, photos_below

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..config import NONE
+from ..data_config import NONE
 from ..errors import CatalogError
 from .label_checks import label_remarks
 from .photo_files import NO_FILE, SPECIAL_FILE, file_problem, find_photo_files

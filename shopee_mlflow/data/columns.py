@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import AUTO, NONE, DataConfig
+from ..data_config import AUTO, NONE, DataConfig
 from ..errors import CatalogError
 
 REQUIRED = ("image", "label_group")

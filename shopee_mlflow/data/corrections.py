@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..config import NONE
+from ..data_config import NONE
 from ..errors import CatalogError
 from ..options import nearest
 from .cleaning import Cleaning

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..config import SAMPLE, CrossValidateConfig, DataConfig, check_epoch, resolve
+from ..config import CrossValidateConfig, check_epoch, resolve
+from ..data_config import SAMPLE, DataConfig
 from . import splits
 from .catalog_forms import Watch, load_catalog
 from .cleaning import (

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..config import CrossValidateConfig, DataConfig, TuneConfig
+from ..config import CrossValidateConfig, TuneConfig
+from ..data_config import DataConfig
 from ..errors import CatalogError, ConfigError
 from . import splits
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import DataConfig
+from ..data_config import DataConfig
 from .label_checks import lookalike_labels
 from .photo_files import find_photo_files
 from .pixel_cache import hash_files, load_pixels

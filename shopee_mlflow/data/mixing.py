@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import NONE, TrainConfig
+from ..config import TrainConfig
+from ..data_config import NONE
 from .transforms import on_device
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import CatalogError, ImageError
 from .catalog_csv import find_images, read_catalog
 from .columns import ColumnChoice

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from ..config import DataConfig
+from ..data_config import DataConfig
 from ..errors import CatalogError
 from .cleaning import PHASH
 from .near_copies import connected, near_phashes, telling

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..config import NONE, TrainConfig
+from ..config import TrainConfig
+from ..data_config import NONE
 
 PLAIN = 0
 _PROBABILITY = 0.5

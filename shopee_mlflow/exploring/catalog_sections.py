@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..config import DataConfig
 from ..data.near_copies import NEAR_BITS
 from ..data.splits import copy_words
+from ..data_config import DataConfig
 from ..reports.pages import Table, figure_picture, render
 from . import catalog_figures as figures
 from .explored import Explored, Section, first_rows, percent, ratio

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..config import ExploreConfig
+from ..analysis_config import ExploreConfig
 from ..reports.pages import Gallery, Picture, Table
 from .photo_survey import PhotoSurvey
 from .selection import Selection

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..config import DataConfig
 from ..data.cleaning import (
     Cleaning,
     drop_bad_images,
@@ -34,6 +33,7 @@ from ..data.splits import (
     telling_phashes,
     tie_copies,
 )
+from ..data_config import DataConfig
 from ..errors import CatalogError
 from .photo_survey import BAD, PhotoSurvey
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import AUTO, TrainConfig
+from ..config import TrainConfig
+from ..data_config import AUTO
 from ..errors import ConfigError
 from .device import Machine
 

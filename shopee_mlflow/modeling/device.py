@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import ConfigError
 
 _log = logging.getLogger(__name__)

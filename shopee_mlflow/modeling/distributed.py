@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import ConfigError, GroupLostError, TrainingError
 
 _log = logging.getLogger(__name__)

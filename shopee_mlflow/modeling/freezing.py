@@ -19,11 +19,11 @@ import psutil
 import torch
 from torch import Tensor, fx, nn
 
-from ..config import AUTO
 from ..data.array_cache import has_room, load_or_build
 from ..data.batches import Source
 from ..data.mapped_arrays import Window, as_tensor
 from ..data.transforms import PLAIN, Draws, FiniteTransform, FixedDraws, on_device
+from ..data_config import AUTO
 from ..errors import ModelError
 from ..options import nearest
 from .inference import fuse_layers

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import ImageError
 from .models import ProductClassifier
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..config import AUTO, TrainConfig
+from ..config import TrainConfig
+from ..data_config import AUTO
 
 _log = logging.getLogger(__name__)
 

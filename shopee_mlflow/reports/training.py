@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..config import NONE
 from ..data.splits import copy_words
 from ..data.titles import decode_escapes
+from ..data_config import NONE
 from .figure_text import measure_name
 from .label_review import LabelReview
 from .pages import (

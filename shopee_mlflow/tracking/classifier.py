@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, NONE
 from ..console import say
 from ..data.photo_inputs import PhotoInputs, photos_in
+from ..data_config import AUTO, NONE
 from ..errors import ConfigError, ImageError, ModelError
 from ..modeling.inference import Prediction, Predictor
 from ..modeling.models import ProductClassifier

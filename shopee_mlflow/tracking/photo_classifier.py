@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import AUTO, NONE
 from ..data.photo_forms import read_photo
+from ..data_config import AUTO, NONE
 from ..modeling.inference import Prediction, Predictor
 
 # Values of ``output`` in model_config.

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import NONE, TrainConfig, as_params
+from ..config import TrainConfig, as_params
 from ..data.dataset import Dataset
+from ..data_config import NONE
 from ..errors import CheckpointError
 from ..modeling.checkpoint import Checkpoints
 from ..modeling.epochs import BestEpoch, Epoch

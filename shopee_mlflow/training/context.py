@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ARCFACE, NONE, TrainConfig, check_epoch
+from ..config import ARCFACE, TrainConfig, check_epoch
 from ..console import say, watch
 from ..data.batches import Batches, PixelSource, Source
 from ..data.dataset import Dataset
@@ -22,6 +22,7 @@ from ..data.mixing import training_mix
 from ..data.pixel_cache import pixel_key
 from ..data.splits import TEST, TRAIN, VAL
 from ..data.transforms import FiniteTransform, FixedDraws, Transform, training_transform
+from ..data_config import NONE
 from ..modeling.architectures import build_model
 from ..modeling.compiling import compile_step
 from ..modeling.device import Machine, keep_freed_memory

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import ARCFACE, AUTO, NONE, DataConfig, TrainConfig
+from ..config import ARCFACE, TrainConfig
 from ..data import splits
 from ..data.dataset import Dataset
+from ..data_config import AUTO, NONE, DataConfig
 from ..errors import ConfigError, ModelError
 from ..modeling.freezing import BACKBONE
 from ..modeling.models import CosineLinear, ProductClassifier

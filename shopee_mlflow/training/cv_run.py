@@ -7,8 +7,9 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from ..config import NONE, CrossValidateConfig, as_params
+from ..config import CrossValidateConfig, as_params
 from ..console import say
+from ..data_config import NONE
 from ..errors import ConfigError, TrainingError
 from ..options import Role, with_role
 from ..tracking.finding import experiment_id_of, find_run, runs_with_tag, unquoted

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import NONE, CrossValidateConfig, as_params, check_epoch
+from ..config import CrossValidateConfig, as_params, check_epoch
 from ..console import EpochBar, say
 from ..data.dataset import Dataset
 from ..data.fold_splits import fold_names, fold_split
 from ..data.splits import TEST, TRAIN
+from ..data_config import NONE
 from ..errors import TrackingError
 from ..modeling.models import ProductClassifier
 from ..modeling.strangers import StrangerResult

@@ -13,11 +13,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from ..config import NONE, TrainConfig, as_params
+from ..config import TrainConfig, as_params
 from ..console import mute, say, watch
 from ..data.catalog_forms import check_paths
 from ..data.dataset import Dataset, load_dataset
 from ..data.splits import TEST
+from ..data_config import NONE
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..modeling.device import Machine, choose_machine
 from ..modeling.distributed import Group, backend_for, joined_group

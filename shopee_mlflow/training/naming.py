@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..config import AUTO, TrainConfig
+from ..config import TrainConfig
+from ..data_config import AUTO
 from ..options import Role, as_text, with_role
 
 # The longest automatic name of a run; options that do not fit are only counted.

@@ -7,10 +7,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..config import NONE, TrainConfig
+from ..config import TrainConfig
 from ..data.batches import Batches, PixelSource, Source
 from ..data.left_out_photos import Strangers, decode_left_out
 from ..data.splits import TEST, TRAIN, VAL
+from ..data_config import NONE
 from ..modeling.models import ProductClassifier, StrangerDetector
 from ..modeling.scoring import predict_logits
 from ..modeling.strangers import (

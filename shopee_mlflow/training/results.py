@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import SAMPLE, TrainConfig, as_params
+from ..config import TrainConfig, as_params
 from ..console import duration
 from ..data.dataset import Dataset
 from ..data.fold_splits import copy_sets
 from ..data.splits import SPLITS, TEST, has_copy_in_train
+from ..data_config import SAMPLE
 from ..modeling.grad_cam import grad_cam
 from ..modeling.metrics import (
     calibration,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config import NONE, ConfigT, TrainConfig, as_params, resolve
+from ..config import ConfigT, TrainConfig, as_params, resolve
 from ..console import say
+from ..data_config import NONE
 from ..errors import CheckpointError, ConfigError, TrackingError
 from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch

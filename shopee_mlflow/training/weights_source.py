@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import ModelError, TrackingError
 from ..modeling.initial_weights import InitialWeights, read_weights, weights_of_model
 from ..modeling.models import ProductClassifier

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ..config import AUTO
 from ..console import say
+from ..data_config import AUTO
 from ..errors import ShopeeError, TrackingError
 from ..tracking.finding import child_runs, find_run, running_runs
 from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG, TUNE

@@ -11,7 +11,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-from ..config import NONE
+from ..data_config import NONE
 from ..errors import ConfigError
 from .space import Choice, Range, SearchPlan
 

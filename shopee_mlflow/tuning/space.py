@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import AUTO, NONE, PRETRAINED, TrainConfig, TuneConfig, resolve
+from ..config import PRETRAINED, TrainConfig, TuneConfig, resolve
+from ..data_config import AUTO, NONE
 from ..errors import ConfigError
 from ..options import Role, as_text, parse_option, unknown_option, value_kind, with_role
 from ..training.weights_source import initial_weights

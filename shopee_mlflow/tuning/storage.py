@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from ..config import AUTO
+from ..data_config import AUTO
 from ..errors import ConfigError, StudyError
 
 _FOLDER = "studies"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..config import NONE
 from ..console import say
 from ..data.near_copies import connected
+from ..data_config import NONE
 from ..errors import ConfigError, TrackingError
 from ..modeling.metrics import holm, mcnemar, wilson_interval
 from ..reports.comparison import comparison_page, comparison_table, pairs_table

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import AUTO, NONE, DataConfig, resolve
+from ..config import resolve
 from ..console import say, watch
 from ..data.catalog_forms import folder_name, load_catalog
 from ..data.cleaning import Cleaning, drop_bad_images, fill_phashes, locate_files, select_rows
@@ -20,6 +20,7 @@ from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes, hash_files, load_pixels
 from ..data.plain_photos import clear_plain
 from ..data.splits import TEST, digest
+from ..data_config import AUTO, NONE, DataConfig
 from ..errors import CatalogError
 from ..modeling.inference import Predictor
 from ..modeling.metrics import class_report, confusion, softmax, with_label_names

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import AUTO, SAMPLE, ExploreConfig, as_params
+from ..analysis_config import ExploreConfig
+from ..config import as_params
 from ..console import duration, say, watch
 from ..data.catalog_csv import IMAGES_NAME
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
@@ -18,6 +19,7 @@ from ..data.cleaning import Cleaning
 from ..data.columns import REQUIRED
 from ..data.corrections import apply_corrections
 from ..data.titles import without_formulas
+from ..data_config import AUTO, SAMPLE
 from ..errors import CatalogError, ConfigError
 from ..exploring import TABLES, Explored, explore_page
 from ..exploring.catalog_sections import conflicts_line, coverage_line

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..config import NONE, SAMPLE, MatchConfig, as_params
+from ..analysis_config import MatchConfig
+from ..config import as_params
 from ..console import duration, say, watch
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
 from ..data.cleaning import Cleaning, drop_excluded
@@ -19,6 +20,7 @@ from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes
 from ..data.splits import TEST
 from ..data.titles import without_formulas
+from ..data_config import NONE, SAMPLE
 from ..errors import ConfigError
 from ..matching.ladder import Ladder, climb
 from ..matching.match_tables import groups_table, matches_table, pairs_table

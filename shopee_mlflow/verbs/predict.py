@@ -16,10 +16,10 @@ from typing import IO
 import numpy as np
 from filelock import Timeout
 
-from ..config import AUTO
 from ..console import say, watch
 from ..data.file_locks import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
+from ..data_config import AUTO
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor
 from ..tracking.registry import LoadedModel, load_classifier
