@@ -278,7 +278,8 @@ class TrainingContext:
                     progress=watch("computing activations of the frozen layers", unit),
                 )
             where = "the cache folder" if source.mapped else "memory"
-            say(f"activations of the frozen layers: {source.nbytes / 2**20:,.0f} MiB in {where}")
+            size = f"{source.nbytes / 2**20:,.0f} MiB" if source.nbytes >= 2**20 else "under 1 MiB"
+            say(f"activations of the frozen layers: {size} in {where}")
             self._activations[key] = source
         return self._activations[key]
 
