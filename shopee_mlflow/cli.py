@@ -6,111 +6,29 @@ Imports of torch and MLflow wait inside the commands, so that ``--help`` is inst
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__
 from .analysis_config import ExploreConfig, MatchConfig
+from .click_commands import Commands
 from .config import CrossValidateConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, guard_output, say, show_log_messages
-from .data_config import DataConfig
-from .errors import ConfigError, GroupLostError, ShopeeError
-from .options import Group, allowed, as_text, by_group, unknown_option
+from .errors import GroupLostError, ShopeeError
+from .loading import loading
 
 _INTERRUPTED = 130
-# Some ten microseconds, about what it takes to wake a thread.
-_SPIN_COUNT = "1000"
-# The option that is meant by a value without a name; the first one that a command has.
-_USUAL = ("data", "runs", "run", "source", "out")
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class _Commands(click.Group):
-    """Lists the commands in the order in which they are added: that of the work."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(self.commands)
-
-
-class _Option(click.Option):
-    """An option that ``--help`` lists under the heading of its group."""
-
-    def __init__(self, *declarations: Any, group: Group, **settings: Any) -> None:
-        super().__init__(*declarations, **settings)
-        self.group = group
-
-
-class _Command(click.Command):
-    """A command whose options may be spelled with - or _.
-
-    ``mlflow run -P batch_size=32`` calls it with ``--batch_size 32``. ``--help`` shows options by
-    group; click itself has one list of all.
-    """
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        headings: dict[str, list[tuple[str, str]]] = {group.value: [] for group in Group}
-        for parameter in self.get_params(ctx):
-            group = parameter.group.value if isinstance(parameter, _Option) else "Options"
-            if record := parameter.get_help_record(ctx):
-                headings.setdefault(group, []).append(record)
-        for heading, records in headings.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = [p.name for p in self.params if isinstance(p, click.Option) and p.name]
-        ctx.allow_extra_args = True  # refused below, with a hint
-        try:
-            extra = super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if error.option_name == "-P":
-                problem = "P: is an option of mlflow run; here write --name value"
-            else:
-                problem = unknown_option(error.option_name.lstrip("-"), names)
-            raise ConfigError([problem]) from error
-        except click.BadOptionUsage as error:
-            raise self._without_value(error.option_name.lstrip("-")) from error
-        for name, value in ctx.params.items():
-            if isinstance(value, str) and value.startswith("--"):  # click took the next option
-                raise self._without_value(name)
-        if extra:
-            usual = next((name for name in _USUAL if name in names), None)
-            value = ",".join(extra) if usual == "runs" else extra[0]
-            hint = f": write --{usual} {value}" if usual else ""
-            raise ConfigError([f"{' '.join(extra)}: belongs to no option{hint}"])
-        return extra
-
-    def _without_value(self, name: str) -> ConfigError:
-        yes_or_no = {p.name for p in self.params if p.metavar == "BOOL"}
-        value = "true" if name in yes_or_no else "VALUE"
-        return ConfigError([f"{name}: needs a value, as in --{name} {value}"])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        size = os.environ.get("WORLD_SIZE", "1")
-        if self.name != "train" and size != "1" and "TORCHELASTIC_RUN_ID" in os.environ:
-            others = "; for a search on several processes see its options jobs and storage"
-            raise ConfigError(
-                [
-                    f"torchrun has started {size} processes, and {self.name} would do the same in "
-                    f"each. Only train shares its work among them{others * (self.name == 'tune')}"
-                ]
-            )
-        return super().invoke(ctx)
-
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=_Commands, context_settings=_SETTINGS)
+@click.group(cls=Commands, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="shopee-mlflow")
 def cli() -> None:
     """Train, compare and register product-photo classifiers with MLflow.
@@ -119,39 +37,7 @@ def cli() -> None:
     """
 
 
-def _verb(
-    name: str, config: type[DataConfig] | None = None
-) -> Callable[[_Function], click.Command]:
-    """A command, with an option for each field of a configuration where one is given.
-
-    All values are passed as text and checked by the configuration, so that YAML, Python and the
-    command line behave alike and all problems are reported together.
-    """
-
-    def decorate(function: _Function) -> click.Command:
-        settings = {"token_normalize_func": lambda token: token.replace("-", "_")}
-        command = click.command(name, cls=_Command, context_settings=settings)(function)
-        for group, fields in by_group(config).items() if config else ():
-            command.params += [_option(field, group) for field in fields]
-        cli.add_command(command)
-        return command
-
-    return decorate
-
-
-def _option(field: dataclasses.Field[Any], group: Group) -> click.Option:
-    text, choices = field.metadata["help"], field.metadata["choices"]
-    if not all(choice in text for choice in choices):
-        text = f"{text}; {allowed(field)}"
-    return _Option(
-        [f"--{field.name.replace('_', '-')}", field.name],
-        group=group,
-        metavar=str(field.type).upper().replace("STR", "TEXT"),
-        help=f"{text} [{as_text(field.default)}]",
-    )
-
-
-@_verb("sample")
+@cli.verb("sample")
 @click.option("--px", default=256, show_default=True, help="Side of the photos in pixels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder; default: the cache folder.")
 def sample_command(px: int, out: Path | None) -> None:
@@ -162,7 +48,7 @@ def sample_command(px: int, out: Path | None) -> None:
     say(str(sample_catalog(px, out, progress=watch("drawing the sample catalogue"))))
 
 
-@_verb("explore", ExploreConfig)
+@cli.verb("explore", ExploreConfig)
 def explore_command(**options: str | None) -> None:
     """Describe a catalogue before training: a page and tables.
 
@@ -175,13 +61,13 @@ def explore_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(ExploreConfig, cli_options)
-    with _loading(f"the catalogue ({config.data})", "pandas", "MLflow"):
+    with loading(f"the catalogue ({config.data})", "pandas", "MLflow"):
         from .verbs.explore import explore
 
     explore(config, cli_options)
 
 
-@_verb("train", TrainConfig)
+@cli.verb("train", TrainConfig)
 def train_command(**options: str | None) -> None:
     """Train a classifier, test it once, log it to MLflow.
 
@@ -201,13 +87,13 @@ def train_command(**options: str | None) -> None:
         from .training.launch import start_group
 
         start_group(config.nproc, ["train", *_words(cli_options)])
-    with _loading("the model", "torch", "MLflow"):
+    with loading("the model", "torch", "MLflow"):
         from .verbs.train import train
 
     train(config, cli_options)
 
 
-@_verb("tune", TuneConfig)
+@cli.verb("tune", TuneConfig)
 def tune_command(**options: str | None) -> None:
     """Search training options and keep the best model.
 
@@ -219,13 +105,13 @@ def tune_command(**options: str | None) -> None:
       shopee-mlflow tune --data shop/ --freeze backbone --n-trials 30
       shopee-mlflow tune --data shop/ --models effnet_pretrained,resnet50_pretrained
     """
-    with _loading("the models", "torch", "MLflow"):
+    with loading("the models", "torch", "MLflow"):
         from .verbs.tune import tune
 
     tune(_chosen(options))
 
 
-@_verb("cross-validate", CrossValidateConfig)
+@cli.verb("cross-validate", CrossValidateConfig)
 def cross_validate_command(**options: str | None) -> None:
     """Test every photo once, and say how sure the accuracy is.
 
@@ -239,13 +125,13 @@ def cross_validate_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(CrossValidateConfig, cli_options)
-    with _loading("the model", "torch", "MLflow"):
+    with loading("the model", "torch", "MLflow"):
         from .verbs.cross_validate import cross_validate
 
     cross_validate(config, cli_options)
 
 
-@_verb("evaluate")
+@cli.verb("evaluate")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--data", default="auto", help="Labelled catalogue: folder or table.")
 @click.option("--images", default="auto", help="Folder of the photos; auto: beside the CSV.")
@@ -264,13 +150,13 @@ def evaluate_command(**options: Any) -> None:
       shopee-mlflow evaluate --model models:/shopee-classifier@champion --data new-shop/
       shopee-mlflow evaluate --model runs:/RUN_ID/model --run RUN_ID
     """
-    with _loading(f"the model {options['model']}", "torch", "MLflow"):
+    with loading(f"the model {options['model']}", "torch", "MLflow"):
         from .verbs.evaluate import evaluate
 
     evaluate(**options)
 
 
-@_verb("compare")
+@cli.verb("compare")
 @click.option("--runs", default="", help="Ids of runs, separated by commas.")
 @click.option("--experiment", help="Instead: the best finished trainings of this experiment.")
 @click.option(
@@ -291,13 +177,13 @@ def compare_command(runs: str, **options: Any) -> None:
       shopee-mlflow compare --experiment shopee --best 3
       shopee-mlflow compare --runs RUN_ID,RUN_ID --out comparison
     """
-    with _loading("the runs", "MLflow"):
+    with loading("the runs", "MLflow"):
         from .verbs.compare import compare
 
     compare(runs.split(","), **options)
 
 
-@_verb("predict")
+@cli.verb("predict")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--source", required=True, help="A photo, a folder, a pattern, or a table.")
 @click.option("--images", help="Folder of a table's photos; default: beside it.")
@@ -325,13 +211,13 @@ def predict_command(out: Path, **options: Any) -> None:
     Example:
       shopee-mlflow predict --model models:/shopee-classifier@champion --source photos/ --top-k 3
     """
-    with _loading(f"the photos ({options['source']})", "torch", "MLflow"):
+    with loading(f"the photos ({options['source']})", "torch", "MLflow"):
         from .verbs.predict import predict
 
     predict(out=out, **options)
 
 
-@_verb("match", MatchConfig)
+@cli.verb("match", MatchConfig)
 def match_command(**options: str | None) -> None:
     """Find the postings that show the same product.
 
@@ -345,13 +231,13 @@ def match_command(**options: str | None) -> None:
     """
     cli_options = _chosen(options)
     config = resolve(MatchConfig, cli_options)
-    with _loading(f"the catalogue ({config.data})", "scikit-learn", "MLflow"):
+    with loading(f"the catalogue ({config.data})", "scikit-learn", "MLflow"):
         from .verbs.match import match
 
     match(config, cli_options)
 
 
-@_verb("register")
+@cli.verb("register")
 @click.option("--run", required=True, help="Run whose model is registered.")
 @click.option("--name", default="shopee-classifier", show_default=True)
 @click.option("--promote", default=False, help="true: make it the champion whatever it scored.")
@@ -361,24 +247,24 @@ def register_command(run: str, name: str, promote: bool) -> None:
     Better: on the same test split, or in the same folds. --promote true makes it the champion
     whatever it scored.
     """
-    with _loading(f"run {run}", "MLflow"):
+    with loading(f"run {run}", "MLflow"):
         from .verbs.register import register
 
     register(run, name, promote=promote)
 
 
-@_verb("export")
+@cli.verb("export")
 @click.option("--model", required=True, help="MLflow model URI: models:/NAME@ALIAS, runs:/ID/model")
 @click.option("--out", default="model.onnx", show_default=True, type=click.Path(path_type=Path))
 def export_command(model: str, out: Path) -> None:
     """Write a model as an ONNX file, verified against torch."""
-    with _loading(f"the model {model}", "torch", "MLflow"):
+    with loading(f"the model {model}", "torch", "MLflow"):
         from .verbs.export import export
 
     export(model, out)
 
 
-@_verb("experiments", TrainConfig)
+@cli.verb("experiments", TrainConfig)
 @click.option(
     "--files", default="", help="Experiment files, separated by commas. [default: the original's]"
 )
@@ -388,14 +274,14 @@ def experiments_command(files: str, **options: str | None) -> None:
     Each file is a run of its own. Options given here override those in the files, for instance
     --epochs 5; --weights applies to pretrained models only.
     """
-    with _loading("the experiment files", "torch", "MLflow"):
+    with loading("the experiment files", "torch", "MLflow"):
         from .verbs.experiments import original_table, run_experiments
 
     chosen = [Path(name) for name in files.split(",") if name] or original_table()
     sys.exit(1 if run_experiments(chosen, _chosen(options)) else 0)
 
 
-@_verb("clear-cache")
+@cli.verb("clear-cache")
 def clear_cache_command() -> None:
     """Delete cached photos and activations.
 
@@ -405,38 +291,6 @@ def clear_cache_command() -> None:
     from .data.array_cache import clear_cache
 
     say(f"{clear_cache() / 2**20:,.0f} MiB freed in {cache_folder()}")
-
-
-@contextmanager
-def _loading(what: str, *heavy: str) -> Iterator[None]:
-    """Say what the command begins with, since imports of these libraries take seconds.
-
-    Of processes that train together, the first one says it. What the block imports stays until the
-    process ends, so the garbage collector never looks for garbage in it.
-    """
-    lines = [f"loading {' and '.join(heavy)}, then {what}"]
-    if "torch" in heavy and _release_cores():
-        lines.append(f"waiting threads release their cores (GOMP_SPINCOUNT={_SPIN_COUNT})")
-    if os.environ.get("RANK", "0") == "0":
-        say(*lines)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _release_cores() -> bool:
-    """Limit how long torch's threads spin when they wait for each other; False if the user has.
-
-    By default they spin for milliseconds, and trainings that share a machine take the cores from
-    each other; benchmarks/RESULTS.md has figures. The variable is read when torch is imported.
-    """
-    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        return False
-    os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
-    return True
 
 
 def _chosen(options: dict[str, str | None]) -> dict[str, str]:

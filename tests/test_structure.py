@@ -40,6 +40,8 @@ LAYERS = {
     "training": 7,
     "tuning": 8,
     "verbs": 9,
+    "click_commands": 2,
+    "loading": 2,
     "cli": 10,
     "__main__": 11,
     "__init__": 12,

@@ -26,7 +26,8 @@ from shopee_mlflow.modeling.metrics import (
 )
 from shopee_mlflow.modeling.temperature import Temperature, calibration_facts
 from shopee_mlflow.reports.pages import Table, figure_picture
-from shopee_mlflow.reports.training import TrainingFacts, training_page
+from shopee_mlflow.reports.training import training_page
+from shopee_mlflow.reports.training_facts import TrainingFacts
 from shopee_mlflow.reports.training_figures import confusion_figure, f1_figure, mistakes_figure
 
 SCRIPT = "<script>alert('x')</script>"

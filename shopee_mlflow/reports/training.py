@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
 from ..data.splits import copy_words
-from ..data.titles import decode_escapes
 from ..data_config import NONE
 from .figure_text import measure_name
-from .label_review import LabelReview
 from .pages import (
-    Gallery,
     Picture,
     Table,
-    Tile,
     figure_picture,
-    photo_picture,
     render,
-    shortened,
 )
+from .training_facts import ExplainFn, StrangerFacts, TrainingFacts, group_text
 from .training_figures import (
     calibration_figure,
     confusion_figure,
@@ -30,79 +22,13 @@ from .training_figures import (
     learning_curve,
     stranger_figure,
 )
+from .training_photos import MOST_TILES, attention_gallery, photo_gallery
 
-# Photos, (n, S, S, 3) uint8, and their predicted classes (n,) -> heat maps (n, S, S) 0..1, or None.
-ExplainFn = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-
-_MOST_TILES = 12
 _MOST_PAIRS = 15
 _FEW_PHOTOS = 5
 _MOST_EPOCHS = 5
 _LARGE_GAP = 0.1
 _UNDERFIT = 0.5
-
-
-@dataclass(frozen=True)
-class StrangerFacts:
-    """How well photos of no label group are told.
-
-    :ivar words: the result in sentences.
-    :ivar curve: columns known_kept, accuracy and, where measured, strangers_accepted (shares).
-    :ivar accepted: the share of strangers that get a label group; None if it is not measured.
-    """
-
-    words: Sequence[str]
-    curve: pd.DataFrame
-    accepted: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """The content of the page. Arrays and ``names`` have a row for each of T test photos.
-
-    :ivar scores: name -> value: test_accuracy, test_accuracy_low, test_accuracy_high,
-        best_val_accuracy, best_epoch.
-    :ivar history: one row for each epoch.
-    :ivar photos: rows of the test split, (n,) int64 -> their photos, (n, S, S, 3) uint8.
-    :ivar names: columns image and label_group, and title where the catalogue has one.
-    :ivar labels: (T,) int, the true classes; ``probabilities`` (T, C) float.
-    :ivar label_names: names of ``classes``, in the same order; empty: the classes themselves.
-    :ivar class_scores: as :func:`shopee_mlflow.modeling.metrics.class_report` returns it, and
-        label_name where it is known.
-    :ivar counts: the confusion matrix.
-    :ivar calibration: as :func:`shopee_mlflow.modeling.metrics.calibration` returns it.
-    :ivar calibrated: the temperature and the calibration errors before and after it, as
-        :func:`shopee_mlflow.modeling.temperature.calibration_facts` returns them.
-    :ivar subsets: name -> (photos, accuracy, low, high), for test photos with and without a copy.
-    :ivar headline: the figures at the top, and ``learned``, the sentence below the curves, in
-        place of those of a single training.
-    :ivar strangers: photos of other label groups.
-    :ivar folds: the results of the folds of a cross-validation, and ``review``, the labels that
-        they dispute.
-    """
-
-    title: str
-    lead: str
-    options: Mapping[str, str]
-    data_lines: Sequence[str]
-    scores: Mapping[str, float]
-    history: pd.DataFrame
-    photos: Callable[[np.ndarray], np.ndarray]
-    names: pd.DataFrame
-    labels: np.ndarray
-    probabilities: np.ndarray
-    classes: Sequence[str]
-    class_scores: pd.DataFrame
-    counts: pd.DataFrame
-    calibration: pd.DataFrame
-    calibrated: Mapping[str, float | str]
-    subsets: Mapping[str, tuple[int, float, float, float]]
-    label_names: Sequence[str] = ()
-    headline: Sequence[tuple[str, str]] = ()
-    learned: str = ""
-    folds: Table | None = None
-    review: LabelReview | None = None
-    strangers: StrangerFacts | None = None
 
 
 def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
@@ -141,9 +67,9 @@ def training_page(facts: TrainingFacts, explain: ExplainFn) -> str:
         ),
         strangers=_strangers(facts.strangers),
         subsets=_subset_table(facts),
-        mistakes=_gallery(facts, mistakes, "Most confident mistakes", _MISTAKES, len(wrong)),
-        attention=_attention(facts, mistakes[:_MOST_TILES], predicted, explain),
-        hits=_gallery(facts, hits, "Least confident correct predictions", _HITS, len(right)),
+        mistakes=photo_gallery(facts, mistakes, "Most confident mistakes", _MISTAKES, len(wrong)),
+        attention=attention_gallery(facts, mistakes[:MOST_TILES], predicted, explain),
+        hits=photo_gallery(facts, hits, "Least confident correct predictions", _HITS, len(right)),
         options=list(facts.options.items()),
         data_lines=list(facts.data_lines),
     )
@@ -251,8 +177,8 @@ def _confused_pairs(facts: TrainingFacts) -> Table:
     order = np.argsort(-values[rows, columns], kind="stable")
     table = pd.DataFrame(
         {
-            "true": [_group(facts, label) for label in rows[order]],
-            "predicted": [_group(facts, label) for label in columns[order]],
+            "true": [group_text(facts, label) for label in rows[order]],
+            "predicted": [group_text(facts, label) for label in columns[order]],
             "photos": values[rows, columns][order],
         }
     )
@@ -344,81 +270,3 @@ def _subset_table(facts: TrainingFacts) -> Table | None:
         "split=leak_free there are no such copies."
     )
     return Table("With and without a copy in train", caption, pd.DataFrame(rows))
-
-
-def _gallery(
-    facts: TrainingFacts, rows: np.ndarray, title: str, caption: str, total: int
-) -> Gallery:
-    shown = rows[:_MOST_TILES]
-    tiles = [
-        Tile(photo_picture(photo, _alt(facts, row, "Photo")), _lines(facts, row))
-        for row, photo in zip(shown, facts.photos(shown), strict=True)
-    ]
-    return Gallery(title, caption if tiles else "There are none.", tiles, total - len(tiles))
-
-
-def _attention(
-    facts: TrainingFacts, rows: np.ndarray, predicted: np.ndarray, explain: ExplainFn
-) -> Gallery | None:
-    """The mistakes with Grad-CAM heat maps for the predicted label group."""
-    if not len(rows):
-        return None
-    photos = facts.photos(rows)
-    maps = explain(photos, predicted[rows])
-    if maps is None:
-        return None
-    tiles = [
-        Tile(
-            photo_picture(_overlay(photo, heat), _alt(facts, row, "Grad-CAM on photo")),
-            _prediction(facts, row),
-        )
-        for row, photo, heat in zip(rows, photos, maps, strict=True)
-    ]
-    caption = (
-        "The same mistakes in the same order. Grad-CAM: brighter and warmer parts of the photo "
-        "contributed more to the predicted label group. A map has a few coarse cells, enlarged to "
-        "the photo: it shows roughly where, and not why."
-    )
-    return Gallery("Where the network looked", caption, tiles, 0)
-
-
-def _lines(facts: TrainingFacts, row: int) -> list[str]:
-    """The prediction, the title, and the beginning of the file's name."""
-    lines = _prediction(facts, row)
-    if "title" in facts.names:
-        lines.append(shortened(decode_escapes(str(facts.names["title"].iloc[row])), 80))
-    return [*lines, shortened(str(facts.names["image"].iloc[row]), 18)]
-
-
-def _prediction(facts: TrainingFacts, row: int) -> list[str]:
-    probabilities = facts.probabilities[row]
-    predicted, true = int(probabilities.argmax()), int(facts.labels[row])
-    lines = [f"predicted {_group(facts, predicted)} ({probabilities[predicted]:.0%})"]
-    if predicted != true:
-        lines.append(f"true {_group(facts, true)} ({probabilities[true]:.0%})")
-    return lines
-
-
-def _group(facts: TrainingFacts, label: int) -> str:
-    """A label group and, if it has one, its name."""
-    group = str(facts.classes[label])
-    name = facts.label_names[label] if facts.label_names else group
-    if name == group:
-        return shortened(group, 40)
-    return f"{shortened(name, 40)} ({shortened(group, 18)})"
-
-
-def _alt(facts: TrainingFacts, row: int, what: str) -> str:
-    predicted = _group(facts, int(facts.probabilities[row].argmax()))
-    return f"{what} of {_group(facts, int(facts.labels[row]))}, predicted {predicted}"
-
-
-def _overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A photo, (S, S, 3) uint8, dimmed where the heat, (S, S) 0..1, is low."""
-    from matplotlib import colormaps
-
-    colours = colormaps["inferno"](heat)[..., :3] * 255
-    grey = pixels.mean(axis=2, keepdims=True)
-    strength = 0.25 + 0.45 * heat[..., None]
-    mixed = grey * (1 - strength) + colours * strength
-    return np.clip(mixed, 0, 255).astype(np.uint8)

@@ -27,7 +27,8 @@ from ..modeling.metrics import (
 from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import Temperature, calibration_facts, fit_temperature
 from ..reports.pages import Table
-from ..reports.training import STILL_FALLING, TrainingFacts, still_falling, training_page
+from ..reports.training import STILL_FALLING, still_falling, training_page
+from ..reports.training_facts import TrainingFacts
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.names import (
     CV_CALIBRATION_FILE,

@@ -28,7 +28,8 @@ from ..modeling.metrics import (
 from ..modeling.models import ProductClassifier
 from ..modeling.strangers import StrangerResult
 from ..modeling.temperature import calibration_facts
-from ..reports.training import ExplainFn, StrangerFacts, TrainingFacts, training_page
+from ..reports.training import training_page
+from ..reports.training_facts import ExplainFn, StrangerFacts, TrainingFacts
 from ..reports.training_figures import confusion_figure, learning_curves
 from ..tracking.links import report_link
 from ..tracking.names import (
