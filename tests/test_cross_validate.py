@@ -144,7 +144,9 @@ def test_every_photo_is_tested_once(
     page = mlflow.artifacts.load_text(f"runs:/{result.run_id}/report.html")
     assert "Cross-validated accuracy" in page
     assert "fold3" in page
-    assert "Strangers are not refused: 2 validation photos are too few" in page
+    assert (
+        "Strangers are not refused: a threshold needs 20 validation photos, and there are 2" in page
+    )
     manifest = read_table(result.run_id, "data/manifest.csv")
     assert set(manifest["split"]) == {"fold1", "fold2", "fold3"}
 

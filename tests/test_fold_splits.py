@@ -111,7 +111,7 @@ def test_a_fold_without_a_photo_for_val_is_an_error_that_names_it() -> None:
     frame["split"] = assign_folds(frame, config(2))
     with pytest.raises(
         CatalogError,
-        match="folds=2: without fold1, 2 photos in 2 sets of copies are too few for a split: "
+        match="folds=2: without fold1, 2 photos are too few for a split: "
         r"nothing is left for val\. Each label group keeps a photo in train\. Add photos\.$",
     ):
         fold_split(frame, "fold1", config(2))

@@ -104,7 +104,7 @@ def test_few_strangers_are_said_to_be_few() -> None:
 def test_too_few_validation_photos_are_said() -> None:
     found = detect(val=9)
     assert found.detector is None
-    assert "18 validation photos are too few for a threshold, which needs 20" in found.words[0]
+    assert "a threshold needs 20 validation photos, and there are 18" in found.words[0]
 
 
 def test_a_label_group_named_unknown_is_said() -> None:

@@ -117,11 +117,13 @@ def assign_splits(
     _fill_up(result, groups, labels, need.sum(axis=1), wanted)
     missing = [SPLITS[split] for split in wanted if split not in result]
     if missing:
-        count, random = len(groups), ", or use split=random if copies may be in different splits"
+        count, sets_of, random = len(groups), "", ""
+        if count < len(frame):
+            sets_of = f" in {count:,} {'set' if count == 1 else 'sets'} of copies"
+            random = ", or use split=random if copies may be in different splits"
         raise CatalogError(
-            f"{len(frame):,} photos in {count:,} {'set' if count == 1 else 'sets'} of copies are "
-            f"too few for a split: nothing is left for {' and '.join(missing)}. Each label group "
-            f"keeps a photo in train. Add photos{random if count < len(frame) else ''}."
+            f"{len(frame):,} photos{sets_of} are too few for a split: nothing is left for "
+            f"{' and '.join(missing)}. Each label group keeps a photo in train. Add photos{random}."
         )
     return pd.Series(np.array(SPLITS)[result], index=frame.index, dtype="str")
 

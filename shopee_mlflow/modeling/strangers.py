@@ -91,8 +91,8 @@ def detect_strangers(
     if len(val.labels) < FEWEST_VAL:
         return StrangerResult(
             words=[
-                f"strangers are not refused: {len(val.labels)} validation photos are too few for a "
-                f"threshold, which needs {FEWEST_VAL}"
+                f"strangers are not refused: a threshold needs {FEWEST_VAL} validation photos, and "
+                f"there {'is' if len(val.labels) == 1 else 'are'} {len(val.labels)}"
             ]
         )
     reference = reference_half(frame["label_group"].tolist(), seed)
