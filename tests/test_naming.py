@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from shopee_mlflow.config import TrainConfig
+from shopee_mlflow.config import CrossValidateConfig, TrainConfig
 from shopee_mlflow.tracking.links import view_lines
 from shopee_mlflow.tracking.names import FOLD, NOT_STARTED, TRAIN, TRIAL, analyses_of
 from shopee_mlflow.tracking.run_log import NullRunLog
@@ -37,6 +37,12 @@ RUN = NullRunLog("abc", "3")
 )
 def test_a_name_has_the_model_and_what_differs(options: dict[str, object], name: str) -> None:
     assert run_name(TrainConfig(**options)) == name
+
+
+def test_a_name_leaves_out_what_is_said_beside_it() -> None:
+    config = CrossValidateConfig(folds=3, epochs=9)
+    assert run_name(config) == "effnet_pretrained epochs=9 folds=3"
+    assert run_name(config, but=("folds",)) == "effnet_pretrained epochs=9"
 
 
 def test_a_long_name_counts_the_rest() -> None:

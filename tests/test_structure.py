@@ -86,7 +86,7 @@ def test_arrows_point_down(file: Path) -> None:
     [
         ("mlflow", {"tracking"}),
         ("optuna", {"tuning"}),
-        ("click", {"cli", "console"}),
+        ("click", {"cli", "click_commands", "console"}),
         ("sklearn", {"matching", "modeling"}),
     ],
 )

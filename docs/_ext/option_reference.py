@@ -11,9 +11,19 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from shopee_mlflow import config as configs
+from shopee_mlflow.analysis_config import ExploreConfig, MatchConfig
 from shopee_mlflow.cli import cli
+from shopee_mlflow.config import CrossValidateConfig, TrainConfig, TuneConfig
+from shopee_mlflow.data_config import DataConfig
 from shopee_mlflow.options import Role, allowed, as_text
+
+_CONFIGS: dict[str, type[DataConfig]] = {
+    cls.__name__: cls
+    for cls in (
+        *(DataConfig, TrainConfig, TuneConfig, CrossValidateConfig),
+        *(MatchConfig, ExploreConfig),
+    )
+}
 
 # Commands with more options than this have a page of their own for them.
 _FEW = 12
@@ -58,7 +68,7 @@ class Options(SphinxDirective):
         if name == "roles":
             text = "\n".join(f"- `{role.name.lower()}`: {role.value}" for role in Role)
         else:
-            text = table_of(getattr(configs, name))
+            text = table_of(_CONFIGS[name])
         return self.parse_text_to_nodes(text)
 
 
@@ -92,8 +102,8 @@ def _help(name: str, command: click.Command) -> Iterator[nodes.Node]:
 
 
 def _options() -> set[str]:
-    """Names of all options in config.py."""
-    classes = (configs.TuneConfig, configs.ExploreConfig)
+    """Names of the options that have a page of their own."""
+    classes = (TuneConfig, ExploreConfig)
     return {field.name for cls in classes for field in dataclasses.fields(cls)}
 
 

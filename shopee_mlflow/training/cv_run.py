@@ -96,7 +96,7 @@ def cross_validation_run(
     tags = {PROCESS_TAG: process_name(), CROSS_VALIDATION_TAG: key}
     try:
         with open_run(
-            f"{config.folds} folds: {run_name(config)}",
+            f"{config.folds} folds: {run_name(config, but=('folds',))}",
             config.experiment,
             kind=CROSS_VALIDATE,
             resume=run_id,

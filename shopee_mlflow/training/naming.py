@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from ..config import TrainConfig
 from ..data_config import AUTO
@@ -12,14 +13,17 @@ from ..options import Role, as_text, with_role
 _LONGEST = 100
 
 
-def run_name(config: TrainConfig) -> str:
+def run_name(config: TrainConfig, but: Collection[str] = ()) -> str:
     """The name of the run: the option run_name, or the model and the changed options.
 
     An example is ``effnet_pretrained freeze=features.6 lr=0.05``.
+
+    :param but: options that are left out.
     """
     if config.run_name != AUTO:
         return config.run_name
-    parts = [config.model, *changed_options(config)]
+    changed = [text for text in changed_options(config) if text.partition("=")[0] not in but]
+    parts = [config.model, *changed]
     shown = len(parts)
     while len(" ".join(parts[:shown])) > _LONGEST and shown > 1:
         shown -= 1
