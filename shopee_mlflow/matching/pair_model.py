@@ -61,7 +61,9 @@ def fit_pair_model(
     first, early = _fit_folds(_table(features, first_names), same, folds[pairs.query], seed)
     wide = {**features, **neighbour_features(early, pairs)}
     second_names = sorted(wide)
-    second, late = _fit_folds(_table(wide, second_names), same, folds[pairs.query], seed)
+    table = _table(wide, second_names)
+    del wide  # not needed while models are fitted
+    second, late = _fit_folds(table, same, folds[pairs.query], seed)
     return PairModel(first, second, first_names, second_names), early, late
 
 
