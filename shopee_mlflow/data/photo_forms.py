@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from ..errors import ImageError
@@ -50,7 +51,8 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
 
 def is_missing(photo: Any) -> bool:
     """Whether a cell of a table holds no photo."""
-    return photo is None or (isinstance(photo, float) and np.isnan(photo)) or photo == ""
+    # Arrays, images and paths are no scalars; comparing an array gives an array.
+    return bool(pd.api.types.is_scalar(photo)) and bool(pd.isna(photo) or photo == "")
 
 
 def phash_of_photo(photo: Any, paths: bool = True) -> str:
