@@ -19,7 +19,7 @@ from .candidates import NEAREST, TitleSearch, find_pairs, nearest_of_pool
 from .matcher import Matcher, Matches, candidates, likely_pairs
 from .pair_features import similarities
 from .pairs import Pairs
-from .postings import Postings
+from .postings import Postings, valid_phashes
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,17 @@ class Pool:
     def new_postings(self, rows: pd.DataFrame, photos: np.ndarray | None = None) -> Postings:
         """New postings with the signals of the pool.
 
-        :param rows: columns posting_id, title, image_phash, all text, empty where unknown.
+        :param rows: columns posting_id, title, image_phash, all text, empty where unknown. A
+            malformed phash counts as unknown.
         :param photos: (n, features) float32, as those of the pool.
         :raises CatalogError: when a posting_id repeats, or is in the pool already.
         """
         known = self.postings
         check_new_ids(known.frame["posting_id"], rows["posting_id"])
         frame = rows.reset_index(drop=True)
+        frame["image_phash"] = valid_phashes(frame["image_phash"])
         titles = None if known.titles is None else known.titles.of(list(frame["title"]))
-        phashes = None if known.phashes is None else frame["image_phash"].str.lower()
+        phashes = None if known.phashes is None else frame["image_phash"]
         return Postings(frame, titles, phashes, None if known.photos is None else photos)
 
     @cached_property

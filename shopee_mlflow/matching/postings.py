@@ -56,19 +56,19 @@ def check_postings(rows: pd.DataFrame, photos: np.ndarray | None = None) -> Post
     for name in _COLUMNS:
         frame[name] = rows[name].to_numpy() if name in rows else ""
     frame["posting_id"] = _names(frame, "posting_id" in rows)
-    frame["image_phash"] = frame["image_phash"].str.lower()
-    valid = frame["image_phash"].str.fullmatch(PHASH.pattern)
+    given = int((frame["image_phash"] != "").sum())
+    frame["image_phash"] = valid_phashes(frame["image_phash"])
+    valid = int((frame["image_phash"] != "").sum())
     remarks = []
-    if invalid := int((~valid & (frame["image_phash"] != "")).sum()):
+    if invalid := given - valid:
         remarks.append(f"{invalid:,} values of image_phash are invalid and are not used")
-    frame["image_phash"] = frame["image_phash"].where(valid, "")
     if len(frame) < 2:
         raise CatalogError("The catalogue has one posting; matching needs at least two.")
     alike = frame["title"].nunique() == 1 and frame["title"].iloc[0] != ""
     if alike:
         remarks.append("all titles are the same, so they are not used")
     titles = None if alike else title_vectors(list(frame["title"]))
-    phashes = frame["image_phash"] if valid.any() else None
+    phashes = frame["image_phash"] if valid else None
     if titles is None and phashes is None and photos is None:
         why = "All titles are the same" if alike else "No posting has a title"
         raise CatalogError(
@@ -77,6 +77,12 @@ def check_postings(rows: pd.DataFrame, photos: np.ndarray | None = None) -> Post
             "folder of photos with images and a model with model."
         )
     return Postings(frame, titles, phashes, photos, remarks)
+
+
+def valid_phashes(phashes: pd.Series) -> pd.Series:
+    """Phashes in lower case; empty where they are not 16 hexadecimal digits."""
+    lower = phashes.str.lower()
+    return lower.where(lower.str.fullmatch(PHASH.pattern), "")
 
 
 def _names(frame: pd.DataFrame, named: bool) -> pd.Series:

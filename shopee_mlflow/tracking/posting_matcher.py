@@ -18,7 +18,7 @@ from ..data.photo_forms import is_missing, phash_of_photo
 from ..errors import CatalogError
 from ..matching.matcher import Matcher, Matches
 from ..matching.pool import Pool, check_new_ids
-from ..matching.postings import check_postings
+from ..matching.postings import check_postings, valid_phashes
 
 if TYPE_CHECKING:
     from ..modeling.models import ProductClassifier
@@ -118,7 +118,7 @@ class PostingMatcher:
         problems = pd.Series("", index=rows.index, dtype=object)
         images = list(postings["image"]) if "image" in postings else [None] * len(rows)
         if self.pool.postings.phashes is not None:
-            for row in np.flatnonzero(rows["image_phash"] == ""):
+            for row in np.flatnonzero(valid_phashes(rows["image_phash"]) == ""):
                 if not is_missing(images[row]):
                     rows.loc[row, "image_phash"] = phash_of_photo(images[row], self.read_paths)
         if self.embedder is None:
