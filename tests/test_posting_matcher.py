@@ -55,3 +55,15 @@ def test_the_case_of_a_phash_does_not_matter(matcher: PostingMatcher, phash: str
     )
     assert "p0_0" in json.loads(lower["matches"][0])
     pd.testing.assert_frame_equal(upper, lower)
+
+
+@pytest.mark.parametrize("columns", [["title"], ["posting_id", "title", "image_phash", "image"]])
+def test_an_empty_table_has_an_empty_answer(matcher: PostingMatcher, columns: list[str]) -> None:
+    found = matcher.predict(pd.DataFrame(columns=columns))
+    assert found.shape == (0, 3)
+    assert list(found.columns) == ["matches", "scores", "error"]
+
+
+def test_adding_no_postings_changes_nothing(matcher: PostingMatcher) -> None:
+    grown = matcher.add(pd.DataFrame(columns=["posting_id", "title"]))
+    pd.testing.assert_frame_equal(grown.index, matcher.index)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..data.photo_forms import is_missing, phash_of_photo
 from ..errors import CatalogError
-from ..matching.matcher import Matcher, Matches
+from ..matching.matcher import Matcher
 from ..matching.pool import Pool, check_new_ids
 from ..matching.postings import check_postings, valid_phashes
 
@@ -88,13 +88,13 @@ class PostingMatcher:
         :raises CatalogError: when a posting_id repeats or is in the index already.
         """
         rows, photos, problems = self._read(model_input)
-        new = self.pool.new_postings(rows, photos)
-        matches, scores = self._answers(self.pool.match(self.matcher, new), rows)
+        matches, scores = self._answers(rows, photos) if len(rows) else ([], [])
         found = {"matches": matches, "scores": scores, "error": problems.replace("", None)}
         return pd.DataFrame(found, index=rows.index)
 
-    def _answers(self, found: Matches, new: pd.DataFrame) -> tuple[list[str], list[str]]:
+    def _answers(self, new: pd.DataFrame, photos: np.ndarray | None) -> tuple[list[str], list[str]]:
         """JSON lists of the matches of new postings and of their scores."""
+        found = self.pool.match(self.matcher, self.pool.new_postings(new, photos))
         known = len(self.pool.postings)
         names = np.concatenate([self.index["posting_id"], new["posting_id"]])
         order = found.pairs.best_first(found.chances)
