@@ -268,6 +268,20 @@ def test_an_index_that_was_edited_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+def test_a_matcher_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+    """It has no likely pairs, and names another module that loads it."""
+    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
+    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher"))
+    (folder / "data" / "matcher" / "pairs.npz").unlink()
+    about = (folder / "MLmodel").read_text().replace("matcher_files", "posting_matcher")
+    (folder / "MLmodel").write_text(about)
+    new = pd.DataFrame({"title": ["promo alba rice type0"]})
+    expected = load_matcher(chosen.run_id).predict(new)
+    for loaded in (load_matcher(str(folder)), mlflow.pyfunc.load_model(str(folder))):
+        pd.testing.assert_frame_equal(loaded.predict(new), expected)
+
+
+@pytest.mark.fault
 def test_what_is_no_matcher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a matcher has its own model"):
         MatchConfig(matcher="models:/shopee-matcher/1", model="cnn")

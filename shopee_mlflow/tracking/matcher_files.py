@@ -115,17 +115,24 @@ def _load_pyfunc(path: str) -> PostingMatcher:
     folder = Path(path)
     matcher = pickle.loads((folder / _MATCHER_FILE).read_bytes())
     index = pd.read_csv(folder / _INDEX_FILE, dtype=str, keep_default_na=False)
-    with np.load(folder / _PAIRS_FILE) as stored:
-        _check_index(index, stored["rows"])
-        pairs = Pairs.of(len(index), stored["query"], stored["match"])
     photos, embedder = None, None
     if (folder / _PHOTOS_FILE).is_file():
         import torch
 
         photos = np.load(folder / _PHOTOS_FILE)
         embedder = torch.load(folder / _EMBEDDER_FILE, map_location="cpu", weights_only=False)
-    pool = Pool(check_postings(index, photos), pairs)
+    postings = check_postings(index, photos)
+    if (folder / _PAIRS_FILE).is_file():
+        pool = Pool(postings, _stored_pairs(folder / _PAIRS_FILE, index))
+    else:  # Earlier versions stored no pairs.
+        pool = Pool.of(postings, matcher)
     return PostingMatcher(matcher, pool, embedder, read_paths=may_read_paths())
+
+
+def _stored_pairs(file: Path, index: pd.DataFrame) -> Pairs:
+    with np.load(file) as stored:
+        _check_index(index, stored["rows"])
+        return Pairs.of(len(index), stored["query"], stored["match"])
 
 
 def _row_digests(index: pd.DataFrame) -> np.ndarray:

@@ -127,3 +127,10 @@ class PostingMatcher:
 
         photos, errors = embed_photos(self.embedder, images, self.read_paths)
         return rows, photos, pd.Series(errors, index=rows.index, dtype=object)
+
+
+def _load_pyfunc(path: str) -> PostingMatcher:
+    """Called by MLflow for matchers of earlier versions, which name this module as their loader."""
+    from .matcher_files import _load_pyfunc as load  # imports this module
+
+    return load(path)
