@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 from .data_config import NONE, DataConfig
 from .options import Group, Role, option
+
+# Options by which match chooses a matcher; a given matcher is applied as it is.
+_CHOOSING = ("validation_share", "near_bits", "split_seed", "image_size", "resize")
 
 
 @dataclass(frozen=True)
@@ -113,4 +117,15 @@ class MatchConfig(DataConfig):
             problems.append(
                 f"model={self.model}: a matcher has its own model; omit model, or omit matcher"
             )
+        if self.matcher != NONE and (changed := self._changed(_CHOOSING)):
+            problems.append(
+                f"{', '.join(changed)}: no effect with matcher={self.matcher}, since nothing is "
+                "chosen and a matcher has its own model; omit them, or omit matcher"
+            )
         return problems
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Of these options, those that differ from their defaults, as name=value."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: getattr(self, name) for name in names}
+        return [f"{name}={value}" for name, value in values.items() if value != defaults[name]]

@@ -241,7 +241,9 @@ def test_a_given_matcher_says_how_the_postings_have_changed(
     file = write_shop(tmp_path / "shop")
     chosen = match(MatchConfig(data=str(file), out="found"))
     same = match(MatchConfig(data=str(file), matcher=chosen.run_id, out="found"))
-    assert "its index holds these postings" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "its index holds these postings" in out
+    assert "The label groups are not scored" in out
     assert same.scores == {}
     rows = pd.read_csv(file, dtype=str, keep_default_na=False)
     rows.loc[0, "title"] = "another title"
@@ -250,7 +252,7 @@ def test_a_given_matcher_says_how_the_postings_have_changed(
     write_csv(file, changed.columns, changed.to_numpy())
     again = match(MatchConfig(data=str(file), matcher=chosen.run_id, register=True, out="found"))
     out = capsys.readouterr().out
-    assert "1 new, 2 missing, 1 changed (of 180 postings then)" in out
+    assert "differ from the 180 of its index: 1 new, 2 missing, 1 changed" in out
     assert "The label groups are not scored" in out
     assert again.tables["matches.csv"]["posting_id"].tolist() == changed["posting_id"].tolist()
     assert "extra" in load_matcher(again.run_id).index["posting_id"].tolist()
@@ -279,6 +281,21 @@ def test_a_matcher_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
     expected = load_matcher(chosen.run_id).predict(new)
     for loaded in (load_matcher(str(folder)), mlflow.pyfunc.load_model(str(folder))):
         pd.testing.assert_frame_equal(loaded.predict(new), expected)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "option", ["validation_share=0.2", "near_bits=2", "split_seed=1", "image_size=64", "resize=pad"]
+)
+def test_options_without_effect_on_a_given_matcher_are_refused(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["match", "--matcher=models:/shopee-matcher/1", f"--{option}"])
+    assert ended.value.code == 2
+    assert f"{option}: no effect with matcher=models:/shopee-matcher/1" in capsys.readouterr().err
+    name = option.split("=")[0]
+    MatchConfig(matcher="models:/shopee-matcher/1", **{name: getattr(MatchConfig(), name)})
 
 
 @pytest.mark.fault

@@ -137,8 +137,10 @@ class Pool:
 class PoolChanges:
     """How postings differ from those of an earlier pool, by their ids.
 
-    :ivar new: how many ids the earlier pool has not; ``missing``: how many ids it alone has;
-        ``changed``: how many postings have another title or image_phash.
+    :ivar new: number of postings whose id is not in the earlier pool.
+    :ivar missing: number of postings of the earlier pool whose id is not there any more.
+    :ivar changed: number of postings that are in both, with another title or image_phash.
+    :ivar before: number of postings of the earlier pool.
     """
 
     new: int
@@ -152,8 +154,7 @@ class PoolChanges:
     def words(self) -> str:
         """The changes, for people."""
         counts = {"new": self.new, "missing": self.missing, "changed": self.changed}
-        listed = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-        return f"{listed} (of {self.before:,} postings then)"
+        return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 
 def pool_changes(before: pd.DataFrame, now: pd.DataFrame) -> PoolChanges:

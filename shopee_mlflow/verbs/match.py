@@ -206,15 +206,15 @@ def _matched(
 def _say_changes(postings: Postings, given: PostingMatcher, config: MatchConfig) -> None:
     """Say whether these postings are those of the matcher's index."""
     changes = pool_changes(given.index, postings.frame)
-    if not changes:
+    if changes:
+        say(
+            f"matcher={config.matcher}: these postings differ from the {changes.before:,} of its "
+            f"index: {changes.words()}",
+            "All postings are matched as they are now. The matcher of this run has them in its "
+            "index; the one named keeps its own.",
+        )
+    else:
         say(f"matcher={config.matcher}: its index holds these postings")
-        return
-    say(
-        f"matcher={config.matcher}: the postings have changed since its index was made: "
-        f"{changes.words()}",
-        "All postings are matched as they are now. The matcher of this run has them in its index; "
-        "the one named keeps its own.",
-    )
     if postings.labelled:
         say("The label groups are not scored: the matcher may have been chosen on them.")
 
