@@ -46,7 +46,7 @@ _LARGE = threading.RLock()
 _FULL_SIZE = "full_size"
 
 # Pillow's decoders raise these for damaged files, besides OSError.
-_DAMAGE = (
+DAMAGE = (
     ValueError,
     SyntaxError,
     TypeError,
@@ -159,16 +159,24 @@ def pixels_from_array(array: np.ndarray, size: int, resize: str = "stretch") -> 
 
     :raises ImageError: for another shape or type.
     """
+    image = image_from_array(array)
+    sides = _resized_sides(*image.size, size, resize)
+    image = _centre(image) if resize == "crop" else image
+    return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
+
+
+def image_from_array(array: np.ndarray) -> Image.Image:
+    """A decoded photo, (H, W, 3) or (H, W) uint8, as an RGB image.
+
+    :raises ImageError: for another shape or type.
+    """
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or not array.size:
         raise ImageError(f"an array must have the shape (H, W, 3) or (H, W), not {array.shape}")
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
             raise ImageError(f"an array must hold uint8 values 0..255, not {array.dtype}")
         array = array.astype(np.uint8)
-    image = Image.fromarray(array).convert("RGB")
-    sides = _resized_sides(*image.size, size, resize)
-    image = _centre(image) if resize == "crop" else image
-    return _on_square(image.resize(sides, Image.Resampling.BILINEAR), size)
+    return Image.fromarray(array).convert("RGB")
 
 
 def pixels_from_image(image: Image.Image, size: int, resize: str = "stretch") -> np.ndarray:
@@ -178,7 +186,7 @@ def pixels_from_image(image: Image.Image, size: int, resize: str = "stretch") ->
     """
     try:
         rgb = upright_rgb(image)
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         raise ImageError(f"damaged image ({type(error).__name__}: {error})") from error
     return pixels_from_array(np.asarray(rgb), size, resize)
 
@@ -216,7 +224,7 @@ def open_photo(source: Path | bytes, side: int = 0) -> Iterator[Image.Image]:
         # Decoders raise OSError without errno, for damaged files and for lack of memory.
         transient = error.errno is not None or "memory" in str(error)
         raise ImageError(error.strerror or str(error), transient=transient) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(f"damaged file ({type(error).__name__}: {error})") from error
 
 
@@ -320,5 +328,5 @@ def _orientation(image: Image.Image) -> int:
     try:
         with _without_warnings():
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (OSError, *_DAMAGE):
+    except (OSError, *DAMAGE):
         return 1

@@ -12,7 +12,14 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import ImageError
-from .images import open_photo, pixels_from_array, pixels_from_image, read_pixels
+from .images import (
+    DAMAGE,
+    image_from_array,
+    open_photo,
+    pixels_from_array,
+    pixels_from_image,
+    read_pixels,
+)
 
 LONGEST_PATH = 4096
 _DATA_URL = "data:"
@@ -61,7 +68,7 @@ def phash_of_photo(photo: Any, paths: bool = True) -> str:
 
     try:
         if isinstance(photo, (np.ndarray, list)):
-            return phash_of(Image.fromarray(np.asarray(photo, np.uint8)))
+            return phash_of(image_from_array(np.asarray(photo)))
         if isinstance(photo, Image.Image):
             return phash_of(photo)
         source: Any = bytes(photo) if isinstance(photo, (bytearray, memoryview)) else photo
@@ -69,7 +76,7 @@ def phash_of_photo(photo: Any, paths: bool = True) -> str:
             source = Path(photo) if paths and _is_file(photo) else _bytes_of(photo)
         with open_photo(source) as image:
             return phash_of(image)
-    except (ImageError, ValueError, TypeError):
+    except (ImageError, OSError, *DAMAGE):
         return ""
 
 
