@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import draw_photo
 
+from shopee_mlflow import build_model
+from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.matching.candidates import PhotoSearch
 from shopee_mlflow.matching.ladder import climb
+from shopee_mlflow.matching.pairs import Pairs
 from shopee_mlflow.matching.pool import Pool
 from shopee_mlflow.matching.postings import check_postings
+from shopee_mlflow.modeling import inference
+from shopee_mlflow.modeling.inference import Predictor
 from shopee_mlflow.tracking.posting_matcher import PostingMatcher
 
 
@@ -67,3 +77,63 @@ def test_an_empty_table_has_an_empty_answer(matcher: PostingMatcher, columns: li
 def test_adding_no_postings_changes_nothing(matcher: PostingMatcher) -> None:
     grown = matcher.add(pd.DataFrame(columns=["posting_id", "title"]))
     pd.testing.assert_frame_equal(grown.index, matcher.index)
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """The most bytes that a second call allocates; the first one may fill caches."""
+    call()
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("absent", [0, 5])
+def test_a_request_does_not_copy_the_photos_of_the_pool(absent: int) -> None:
+    random = np.random.default_rng(0)
+    photos = random.standard_normal((2_000, 64)).astype(np.float32)
+    photos[:absent] = 0
+    search = PhotoSearch(photos)
+    query, match = search.nearest(photos[[absent, 9]], 3)
+    assert query.tolist() == [0, 0, 0, 1, 1, 1]
+    expected = np.argsort(-photos[[absent, 9]] @ photos.T, axis=1)[:, :3]
+    assert [set(each) for each in match.reshape(2, 3)] == [set(each) for each in expected]
+    assert peak_memory(lambda: search.nearest(photos[9:10], 3)) < photos.nbytes / 4
+
+
+def test_photos_that_are_far_from_all_find_none_that_are_missing() -> None:
+    pool = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+    _, match = PhotoSearch(pool).nearest(np.array([[-0.6, -0.8]], np.float32), 3)
+    assert sorted(match) == [1, 2]
+
+
+def test_a_request_does_not_hash_the_ids_of_the_pool() -> None:
+    ids = [f"p{row}" for row in range(20_000)]
+    rows = pd.DataFrame({"posting_id": ids, "image_phash": "b3d1c2a09f4e5b68"})
+    pool = Pool(check_postings(rows), Pairs.of(len(ids), np.empty(0), np.empty(0)))
+    assert peak_memory(lambda: pool.check_new_ids(pd.Series(["n1"]))) < 50_000
+    with pytest.raises(CatalogError, match="1 of 2 postings are in the index already.*'p7'"):
+        pool.check_new_ids(pd.Series(["n1", "p7"]))
+
+
+def test_a_network_is_prepared_once_and_for_photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, model = catalogue(), build_model("cnn", ["a", "b"], 64).eval()
+    photos = np.random.default_rng(0).standard_normal((len(rows), 512)).astype(np.float32)
+    postings = check_postings(rows, photos / np.linalg.norm(photos, axis=1, keepdims=True))
+    _, chosen, matches = climb(postings, 4, 0.5, 0, lambda _: None)
+    matcher, made = PostingMatcher(chosen, Pool(postings, matches.pairs), model), []
+
+    def counted(*given: Any) -> Predictor:
+        made.append(given)
+        return Predictor(*given)
+
+    monkeypatch.setattr(inference, "Predictor", counted)
+    title, photo = rows["title"][0], np.asarray(draw_photo(0, 0, 64))
+    matcher.predict(pd.DataFrame({"title": [title]}))
+    matcher.predict(pd.DataFrame({"title": [title], "image": [None]}))
+    assert not made
+    for _ in range(2):
+        found = matcher.predict(pd.DataFrame({"title": [title, title], "image": [photo, None]}))
+        assert found["error"].isna().all()
+    assert len(made) == 1

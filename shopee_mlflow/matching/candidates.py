@@ -104,23 +104,30 @@ def nearest_photos(photos: np.ndarray, nearest: int = NEAREST) -> tuple[np.ndarr
             len(rows), lambda part: photos[rows[part]], min(nearest, NEAREST_OF_MANY)
         )
         return rows[query], rows[match]
-    return nearest_of_pool(photos, photos, nearest + 1)
+    return PhotoSearch(photos).nearest(photos, nearest + 1)
 
 
-def nearest_of_pool(
-    photos: np.ndarray, pool: np.ndarray, nearest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ``nearest`` photos of a pool: rows of ``photos`` and of the pool; none for zeros."""
-    asked, there = np.flatnonzero(photos.any(axis=1)), np.flatnonzero(pool.any(axis=1))
-    nearest = min(nearest, len(there))
-    found = [np.empty((0, nearest), np.int64)]
-    vectors, columns = photos[asked], pool[there].T
-    step = max(1, _PRODUCTS // max(len(there), 1))
-    for start in range(0, len(asked) if nearest else 0, step):
-        products = vectors[start : start + step] @ columns
-        found.append(np.argpartition(products, -nearest)[:, -nearest:])
-    match = np.concatenate(found)
-    return np.repeat(asked[: len(match)], nearest), there[match.ravel()]
+class PhotoSearch:
+    """Photos of a pool; the postings without one are never found.
+
+    :param photos: (N, features) float32, zeros without a photo. They are not copied.
+    """
+
+    def __init__(self, photos: np.ndarray) -> None:
+        self._photos, self._absent = photos, ~photos.any(axis=1)
+
+    def nearest(self, photos: np.ndarray, nearest: int) -> tuple[np.ndarray, np.ndarray]:
+        """The most similar photos of the pool: rows of ``photos`` and of the pool."""
+        asked = np.flatnonzero(photos.any(axis=1))
+        nearest = min(nearest, int((~self._absent).sum()))
+        found = [np.empty((0, nearest), np.int64)]
+        step = max(1, _PRODUCTS // max(len(self._photos), 1))
+        for start in range(0, len(asked) if nearest else 0, step):
+            products = photos[asked[start : start + step]] @ self._photos.T
+            products[:, self._absent] = -np.inf
+            found.append(np.argpartition(products, -nearest)[:, -nearest:])
+        match = np.concatenate(found)
+        return np.repeat(asked[: len(match)], nearest), match.ravel()
 
 
 def nearest_rows(vectors: csr_matrix, nearest: int) -> tuple[np.ndarray, np.ndarray]:

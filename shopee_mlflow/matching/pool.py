@@ -15,7 +15,7 @@ import pandas as pd
 from ..data.near_copies import NEAR_BITS, parse_phashes
 from ..data.splits import telling_phashes
 from ..errors import CatalogError
-from .candidates import NEAREST, TitleSearch, find_pairs, nearest_of_pool
+from .candidates import NEAREST, PhotoSearch, TitleSearch, find_pairs
 from .matcher import Matcher, Matches, candidates, likely_pairs
 from .pair_features import similarities
 from .pairs import Pairs
@@ -72,12 +72,34 @@ class Pool:
         :raises CatalogError: when a posting_id repeats, or is in the pool already.
         """
         known = self.postings
-        check_new_ids(known.frame["posting_id"], rows["posting_id"])
+        self.check_new_ids(rows["posting_id"])
         frame = rows.reset_index(drop=True)
         frame["image_phash"] = valid_phashes(frame["image_phash"])
         titles = None if known.titles is None else known.titles.of(list(frame["title"]))
         phashes = None if known.phashes is None else frame["image_phash"]
         return Postings(frame, titles, phashes, None if known.photos is None else photos)
+
+    def check_new_ids(self, new: pd.Series) -> None:
+        """Check that new postings have ids of their own.
+
+        :raises CatalogError: otherwise.
+        """
+        if (twice := new[new.duplicated()]).size:
+            raise CatalogError(
+                f"posting_id: {len(twice):,} values repeat an earlier one, such as "
+                f"{twice.iloc[0]!r}; give each posting its own."
+            )
+        known = self.ids.get_indexer(pd.Index(new)) >= 0
+        if (there := new[pd.Series(known, new.index)]).size:
+            raise CatalogError(
+                f"posting_id: {len(there):,} of {len(new):,} postings are in the index already, "
+                f"such as {there.iloc[0]!r}; leave them out, or give them other ids."
+            )
+
+    @cached_property
+    def ids(self) -> pd.Index:
+        """The ids of the postings. Their hash table is built at the first search, and kept."""
+        return pd.Index(self.postings.frame["posting_id"])
 
     @cached_property
     def _titles(self) -> TitleSearch | None:
@@ -89,6 +111,11 @@ class Pool:
         """Rows with a phash that tells photos apart, and their phashes as numbers."""
         return _numbers(self.postings.phashes)
 
+    @cached_property
+    def _photos(self) -> PhotoSearch | None:
+        photos = self.postings.photos
+        return None if photos is None else PhotoSearch(photos)
+
     def _nearest(self, new: Postings) -> tuple[np.ndarray, np.ndarray]:
         """The nearest postings of the pool: rows of ``new`` and of the pool."""
         found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
@@ -99,8 +126,8 @@ class Pool:
             for row, value in zip(*_numbers(new.phashes), strict=True):
                 near = rows[np.bitwise_count(values ^ value) <= NEAR_BITS][:NEAREST]
                 found.append((np.full(len(near), row), near))
-        if self.postings.photos is not None and new.photos is not None:
-            found.append(nearest_of_pool(new.photos, self.postings.photos, NEAREST))
+        if self._photos is not None and new.photos is not None:
+            found.append(self._photos.nearest(new.photos, NEAREST))
         query, match = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return query.astype(np.int64), match.astype(np.int64)
 
@@ -166,23 +193,6 @@ def pool_changes(before: pd.DataFrame, now: pd.DataFrame) -> PoolChanges:
     return PoolChanges(
         len(now) - len(both), len(before) - len(both), int(changed.sum()), len(before)
     )
-
-
-def check_new_ids(known: pd.Series, new: pd.Series) -> None:
-    """Check that new postings have names of their own.
-
-    :raises CatalogError: otherwise.
-    """
-    if (twice := new[new.duplicated()]).size:
-        raise CatalogError(
-            f"posting_id: {len(twice):,} values repeat an earlier one, such as {twice.iloc[0]!r}; "
-            "give each posting its own."
-        )
-    if (there := new[new.isin(known)]).size:
-        raise CatalogError(
-            f"posting_id: {len(there):,} of {len(new):,} postings are in the index already, such "
-            f"as {there.iloc[0]!r}; leave them out, or give them other ids."
-        )
 
 
 def _numbers(phashes: pd.Series | None) -> tuple[np.ndarray, np.ndarray]:

@@ -87,10 +87,14 @@ def embed_files(
 
 
 def embed_photos(
-    model: ProductClassifier, photos: Sequence[Any], read_paths: bool = True
+    model: ProductClassifier,
+    predictor: Predictor,
+    photos: Sequence[Any],
+    read_paths: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
     """Embeddings of photos in any form, scaled to length 1, and why a photo cannot be read.
 
+    :param predictor: the same model, prepared for inference.
     :param photos: in any form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes, or
         None where there is none.
     :returns: (N, features) float32, zeros without a photo; and (N,) text, empty without an error.
@@ -106,7 +110,7 @@ def embed_photos(
             return np.zeros((side, side, 3), np.uint8)
 
     there = [row for row, photo in enumerate(photos) if not is_missing(photo)]
-    values = Predictor(model, model.classes).embed(there, decode).numpy()
+    values = predictor.embed(there, decode).numpy()
     result = np.zeros((len(photos), values.shape[1]), np.float32)
     result[there] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     result[[row for row, error in enumerate(errors) if error]] = 0

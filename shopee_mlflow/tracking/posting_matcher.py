@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import pandas as pd
 from ..data.photo_forms import is_missing, phash_of_photo
 from ..errors import CatalogError
 from ..matching.matcher import Matcher
-from ..matching.pool import Pool, check_new_ids
+from ..matching.pool import Pool
 from ..matching.postings import check_postings, valid_phashes
 
 if TYPE_CHECKING:
+    from ..modeling.inference import Predictor
     from ..modeling.models import ProductClassifier
 
 INDEX_COLUMNS = ("posting_id", "title", "image_phash")
@@ -54,6 +56,14 @@ class PostingMatcher:
         """The postings of the index: columns posting_id, title and image_phash."""
         return self.pool.postings.frame[list(INDEX_COLUMNS)]
 
+    @cached_property
+    def _predictor(self) -> Predictor:
+        """The embedder prepared for inference, which copies it and takes time."""
+        from ..modeling.inference import Predictor  # imports torch
+
+        assert self.embedder is not None
+        return Predictor(self.embedder, self.embedder.classes)
+
     def add(self, postings: pd.DataFrame) -> PostingMatcher:
         """A matcher whose index also holds new postings; finds the likely pairs of all again.
 
@@ -65,7 +75,7 @@ class PostingMatcher:
         new, photos, problems = self._read(postings)
         for row in np.flatnonzero(problems != ""):
             raise CatalogError(f"image of {new['posting_id'][row]}: {problems[row]}")
-        check_new_ids(self.index["posting_id"], new["posting_id"])
+        self.pool.check_new_ids(new["posting_id"])
         rows = pd.concat([self.index, new], ignore_index=True)
         known = self.pool.postings.photos
         both = None if known is None or photos is None else np.concatenate([known, photos])
@@ -96,14 +106,14 @@ class PostingMatcher:
         """JSON lists of the matches of new postings and of their scores."""
         found = self.pool.match(self.matcher, self.pool.new_postings(new, photos))
         known = len(self.pool.postings)
-        names = np.concatenate([self.index["posting_id"], new["posting_id"]])
+        names = self.pool.ids.append(pd.Index(new["posting_id"]))
         order = found.pairs.best_first(found.chances)
         order = order[found.chosen[order] & (found.pairs.query[order] >= known)]
         matches: list[list[str]] = [[] for _ in range(len(new))]
         scores: list[list[float]] = [[] for _ in range(len(new))]
-        for pair in order:
+        for pair, name in zip(order, names.take(found.pairs.match[order]), strict=True):
             row = found.pairs.query[pair] - known
-            matches[row].append(str(names[found.pairs.match[pair]]))
+            matches[row].append(str(name))
             scores[row].append(round(float(found.chances[pair]), 4))
         return [json.dumps(each) for each in matches], [json.dumps(each) for each in scores]
 
@@ -111,8 +121,8 @@ class PostingMatcher:
         """Ids, titles and phashes as text; embeddings of photos; why a photo cannot be read."""
         rows = pd.DataFrame(index=range(len(postings)))
         for name in INDEX_COLUMNS:
-            known = name in postings
-            rows[name] = postings[name].fillna("").astype(str).to_numpy() if known else ""
+            given = name in postings
+            rows[name] = postings[name].fillna("").astype(str).to_numpy() if given else ""
         if "posting_id" not in postings:
             rows["posting_id"] = [f"new-{row + 1}" for row in range(len(rows))]
         problems = pd.Series("", index=rows.index, dtype=object)
@@ -121,11 +131,14 @@ class PostingMatcher:
             for row in np.flatnonzero(valid_phashes(rows["image_phash"]) == ""):
                 if not is_missing(images[row]):
                     rows.loc[row, "image_phash"] = phash_of_photo(images[row], self.read_paths)
-        if self.embedder is None:
+        known = self.pool.postings.photos
+        if self.embedder is None or known is None:
             return rows, None, problems
+        if all(is_missing(image) for image in images):
+            return rows, np.zeros((len(rows), known.shape[1]), np.float32), problems
         from .photo_embeddings import embed_photos
 
-        photos, errors = embed_photos(self.embedder, images, self.read_paths)
+        photos, errors = embed_photos(self.embedder, self._predictor, images, self.read_paths)
         return rows, photos, pd.Series(errors, index=rows.index, dtype=object)
 
 
