@@ -68,3 +68,18 @@ def test_without_faiss_the_error_says_how_to_install_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(candidates, "EXACT_MOST", 500)
     with pytest.raises(CatalogError, match=r"600 postings .* pip install faiss-cpu"):
         find_pairs(None, None, clusters(600, 16))
+
+
+def test_long_positive_vectors_are_ranked_by_scalar_product() -> None:
+    """Embeddings of a ReLU network: their mean is far from zero, and varies in its share."""
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    random, count = np.random.default_rng(0), 3_000
+    shares = random.uniform(0.05, 0.9, (count, 1))
+    vectors = random.random((count, 600), np.float32) * (random.random((count, 600)) < shares)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    query, match = nearest_index.nearest_by_index(count, lambda rows: vectors[rows], 30)
+    products = vectors @ vectors.T
+    usual = products[~np.eye(count, dtype=bool)].mean()
+    np.fill_diagonal(products, -1)
+    best = np.partition(products, -30, axis=1)[:, -30:].mean()
+    assert (products[query, match].mean() - usual) / (best - usual) > 0.85

@@ -17,7 +17,8 @@ from ..errors import CatalogError
 
 # More postings than this are searched by the index; up to it, search is exact.
 EXACT_MOST = 100_000
-# Longer vectors are shortened to this length: photos by PCA, titles by a random projection.
+# Longer vectors are shortened to this length: photos by an uncentred PCA, titles by a random
+# projection.
 DIMENSIONS = 512
 # Cells that are searched for each query, of twice the square root of the number of vectors.
 _PROBES = 64
@@ -38,10 +39,11 @@ def nearest_by_index(count: int, take: Take, nearest: int) -> tuple[np.ndarray, 
     drawn = np.random.default_rng(0).permutation(count)[: _TRAINED_EACH * int(2 * np.sqrt(count))]
     example = take(np.sort(drawn))
     features = min(example.shape[1], DIMENSIONS) // 4 * 4
-    shorter = "" if features == example.shape[1] else f"PCA{features},"
     # Product quantization to half a byte for every 4 features.
-    kind = f"{shorter}IVF{int(2 * np.sqrt(count))},PQ{features // 4}x4fs"
-    index = faiss.index_factory(example.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    kind = f"IVF{int(2 * np.sqrt(count))},PQ{features // 4}x4fs"
+    index = faiss.index_factory(features, kind, faiss.METRIC_INNER_PRODUCT)
+    if features < example.shape[1]:
+        index = faiss.IndexPreTransform(_main_directions(faiss, example, features), index)
     index.train(example)
     for rows in _parts(count):
         index.add(take(rows))
@@ -71,6 +73,22 @@ def shortened(vectors: csr_matrix) -> Take:
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
     return take
+
+
+def _main_directions(faiss: Any, example: np.ndarray, length: int) -> Any:
+    """The linear transform to ``length`` features that keeps most of the scalar products.
+
+    It is a PCA without centring. Scalar products of centred vectors, as of faiss's own PCA, have
+    another order. The features are rotated at random, since the quantizer expects that each has
+    the same variance.
+    """
+    directions = np.linalg.eigh(example.T @ example)[1][:, -length:]
+    random = np.random.default_rng(0).standard_normal((length, length))
+    rows = (directions @ np.linalg.qr(random)[0]).T.astype(np.float32)
+    transform = faiss.LinearTransform(example.shape[1], length, False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(rows).ravel(), transform.A)
+    transform.is_trained = True
+    return transform
 
 
 def _parts(count: int) -> Iterator[np.ndarray]:
