@@ -171,8 +171,6 @@ def test_ids_of_new_postings_are_new(tmp_path: Path) -> None:
             call(there)
         with pytest.raises(CatalogError, match="repeat an earlier one, such as 'n2'"):
             call(pd.DataFrame({"posting_id": ["n2", "n2"], "title": ["other", "third"]}))
-    with pytest.raises(CatalogError, match="no column posting_id"):
-        matcher.add(pd.DataFrame({"title": ["other"]}))
 
 
 def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:
@@ -265,8 +263,9 @@ def test_an_index_that_was_edited_is_refused(tmp_path: Path) -> None:
     folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
     index = Path(folder) / "data" / "matcher" / "index.csv"
     index.write_text(index.read_text() + "late,a late posting,\n")
-    with pytest.raises(TrackingError, match=r"181 postings instead of 180; 1 rows are new"):
+    with pytest.raises(TrackingError, match=r"181 postings instead of 180; 1 rows are new") as told:
         load_matcher(folder)
+    assert "Restore the file first" in str(told.value)
 
 
 @pytest.mark.fault

@@ -137,3 +137,26 @@ def test_a_network_is_prepared_once_and_for_photos_alone(monkeypatch: pytest.Mon
         found = matcher.predict(pd.DataFrame({"title": [title, title], "image": [photo, None]}))
         assert found["error"].isna().all()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("missing", ["", None, float("nan"), pd.NA])
+def test_postings_without_an_id_are_called_by_their_rows(
+    matcher: PostingMatcher, missing: object
+) -> None:
+    title = "unheard thing red blue"
+    ids = [missing, "mine", missing]
+    found = matcher.predict(pd.DataFrame({"posting_id": ids, "title": [title] * 3}))
+    unnamed = matcher.predict(pd.DataFrame({"title": [title] * 3}))
+    expected = [each.replace('"new-2"', '"mine"') for each in unnamed["matches"]]
+    assert found["matches"].tolist() == expected
+    assert '"new-3"' in expected[0]
+    assert '"new-1"' in expected[2]
+
+
+@pytest.mark.fault
+def test_only_postings_with_an_id_are_added(matcher: PostingMatcher) -> None:
+    new = pd.DataFrame({"posting_id": ["n1", "", None], "title": ["rice", "tea", "oil"]})
+    with pytest.raises(CatalogError, match="2 of 3 new postings have no posting_id"):
+        matcher.add(new)
+    with pytest.raises(CatalogError, match="3 of 3 new postings have no posting_id"):
+        matcher.add(new[["title"]])

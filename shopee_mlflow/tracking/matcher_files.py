@@ -148,8 +148,8 @@ def _check_index(index: pd.DataFrame, digests: np.ndarray) -> None:
     raise TrackingError(
         f"The matcher's {_INDEX_FILE} has changed since its likely pairs were found: it has "
         f"{len(now):,} postings instead of {len(digests):,}; {new:,} rows are new or changed, and "
-        f"{gone:,} are gone. Restore the file, and add postings with add, or match the new "
-        "catalogue with matcher=URI and register=true."
+        f"{gone:,} are gone. Restore the file first; then add postings with add, or match another "
+        "catalogue with the matcher. Or choose a new matcher: run match without matcher."
     )
 
 

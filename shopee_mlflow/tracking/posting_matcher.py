@@ -70,9 +70,11 @@ class PostingMatcher:
         :param postings: columns posting_id, and title, image_phash or image.
         :raises CatalogError: when an id is in the index already.
         """
-        if "posting_id" not in postings:
-            raise CatalogError("The new postings have no column posting_id; give each one a name.")
         new, photos, problems = self._read(postings)
+        if unnamed := int((new["posting_id"] == "").sum()):
+            raise CatalogError(
+                f"{unnamed:,} of {len(new):,} new postings have no posting_id; give each its own."
+            )
         for row in np.flatnonzero(problems != ""):
             raise CatalogError(f"image of {new['posting_id'][row]}: {problems[row]}")
         self.pool.check_new_ids(new["posting_id"])
@@ -98,6 +100,8 @@ class PostingMatcher:
         :raises CatalogError: when a posting_id repeats or is in the index already.
         """
         rows, photos, problems = self._read(model_input)
+        numbered = (rows.index + 1).astype(str)
+        rows["posting_id"] = rows["posting_id"].mask(rows["posting_id"] == "", "new-" + numbered)
         matches, scores = self._answers(rows, photos) if len(rows) else ([], [])
         found = {"matches": matches, "scores": scores, "error": problems.replace("", None)}
         return pd.DataFrame(found, index=rows.index)
@@ -123,8 +127,6 @@ class PostingMatcher:
         for name in INDEX_COLUMNS:
             given = name in postings
             rows[name] = postings[name].fillna("").astype(str).to_numpy() if given else ""
-        if "posting_id" not in postings:
-            rows["posting_id"] = [f"new-{row + 1}" for row in range(len(rows))]
         problems = pd.Series("", index=rows.index, dtype=object)
         images = list(postings["image"]) if "image" in postings else [None] * len(rows)
         if self.pool.postings.phashes is not None:
