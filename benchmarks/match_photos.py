@@ -1,11 +1,13 @@
-"""Matching by photos alone: models trained on some label groups, matching on the others.
+"""Matching by photos: models trained on some label groups, matching on the others.
 
     python benchmarks/match_photos.py CATALOGUE --weights WEIGHTS --losses cross_entropy,arcface
 
 Half of the label groups train EfficientNet-B0, once with each loss. The postings of the other half
 are matched by its embeddings, and by those of the weights it started from; half of these groups
-choose the matcher, and the others score it. Titles are not used. Each model's photos are also
-matched after averaging each embedding with its neighbours'. docs/match.md has the results.
+choose the threshold, and the others score it. The row "photos" of a ladder is by the cosine of
+embeddings alone; docs/match.md has its results. Titles are not used. Phashes keep copies on one
+side of the split, and the rows after "photos" are also by phashes. Each model's photos are matched
+again after averaging each embedding with its neighbours'.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def averaged(photos: np.ndarray, nearest: int = 5, power: int = 3) -> np.ndarray
 
 
 def print_ladders(name: str, model: ProductClassifier, rows: pd.DataFrame, folder: Path) -> None:
-    """Match postings by photos alone, without and with averaging, and print both ladders."""
+    """Match postings without and with averaging of embeddings, and print both ladders."""
     files = find_photo_files(folder, list(rows["image"])).found()
     photos = embed_files(model, files)
     for words, values in ((name, photos), (f"{name}, averaged", averaged(photos))):
