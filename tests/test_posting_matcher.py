@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,24 +118,25 @@ def test_a_request_does_not_hash_the_ids_of_the_pool() -> None:
         pool.check_new_ids(pd.Series(["n1", "p7"]))
 
 
-def test_a_network_is_prepared_once_and_for_photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, model = catalogue(), build_model("cnn", ["a", "b"], 64).eval()
-    photos = np.random.default_rng(0).standard_normal((len(rows), 512)).astype(np.float32)
-    postings = check_postings(rows, photos / np.linalg.norm(photos, axis=1, keepdims=True))
-    _, chosen, matches = climb(postings, 4, 0.5, 0, lambda _: None)
-    matcher, made = PostingMatcher(chosen, Pool(postings, matches.pairs), model), []
+def test_a_network_is_prepared_once_and_for_photos_alone(
+    matcher: PostingMatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, made = matcher.pool.postings, []
+    photos = np.random.default_rng(0).standard_normal((len(known), 512)).astype(np.float32)
+    pool = Pool(replace(known, photos=photos), matcher.pool.pairs)
+    seeing = PostingMatcher(matcher.matcher, pool, build_model("cnn", ["a", "b"], 64).eval())
 
     def counted(*given: Any) -> Predictor:
         made.append(given)
         return Predictor(*given)
 
     monkeypatch.setattr(inference, "Predictor", counted)
-    title, photo = rows["title"][0], np.asarray(draw_photo(0, 0, 64))
-    matcher.predict(pd.DataFrame({"title": [title]}))
-    matcher.predict(pd.DataFrame({"title": [title], "image": [None]}))
+    title, photo = known.frame["title"][0], np.asarray(draw_photo(0, 0, 64))
+    seeing.predict(pd.DataFrame({"title": [title]}))
+    seeing.predict(pd.DataFrame({"title": [title], "image": [None]}))
     assert not made
     for _ in range(2):
-        found = matcher.predict(pd.DataFrame({"title": [title, title], "image": [photo, None]}))
+        found = seeing.predict(pd.DataFrame({"title": [title, title], "image": [photo, None]}))
         assert found["error"].isna().all()
     assert len(made) == 1
 
