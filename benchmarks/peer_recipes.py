@@ -202,9 +202,11 @@ def with_fastai(task: Task) -> list[int]:
             learner.fine_tune(task.epochs - 1)
         else:
             learner.freeze()
-            learner.fit_one_cycle(1, slice(2e-3))
+            # The steps of fine_tune, whose second part would train all layers.
+            learner.fit_one_cycle(1, slice(2e-3), pct_start=0.99)
             learner.freeze_to(1)
-            learner.fit_one_cycle(task.epochs - 1, slice(1e-3 / 100, 1e-3), pct_start=0.3)
+            rates = slice(1e-3 / 100, 1e-3)
+            learner.fit_one_cycle(task.epochs - 1, rates, pct_start=0.3, div=5.0)
         shares, _ = learner.get_preds(dl=learner.dls.test_dl(task.split("test")))
     vocabulary = [int(name) for name in learner.dls.vocab]
     return [vocabulary[i] for i in shares.argmax(1).tolist()]

@@ -65,6 +65,7 @@ def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
     from shopee_mlflow.config import CrossValidateConfig, resolve
     from shopee_mlflow.data.dataset import load_dataset
     from shopee_mlflow.data.fold_splits import assign_folds
+    from shopee_mlflow.data.splits import tie_copies
     from shopee_mlflow.training.folds import fold_datasets
 
     config = resolve(CrossValidateConfig, {"data": data, "image_size": image_size})
@@ -75,6 +76,7 @@ def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
         photos = folder / name / "train_images"
         photos.mkdir(parents=True, exist_ok=True)
         table = fold.frame.loc[:, ["posting_id", "image", "title", "label_group", "split"]]
+        table = table.assign(copy_set=tie_copies(fold.frame, config.near_bits))
         table.to_csv(photos.parent / "train.csv", index=False)
         for image, file in zip(fold.frame["image"], fold.frame["file"], strict=True):
             link = photos / image
@@ -172,6 +174,7 @@ def print_table(rows: dict[str, Any], folds: list[Path], out: Path) -> None:
     tables = [pd.read_csv(fold / "train.csv", dtype=str) for fold in folds]
     tested = pd.concat([table[table["split"] == "test"] for table in tables])
     truth = tested.set_index("image")["label_group"]
+    sets = tested["copy_set"].to_numpy()
     found: dict[str, tuple[pd.Series, list[float]]] = {}
     for name in rows:
         files = [out / f"{name}-{fold.name}.json" for fold in folds]
@@ -194,7 +197,7 @@ def print_table(rows: dict[str, Any], folds: list[Path], out: Path) -> None:
         against = ["", ""]
         if name != _REFERENCE and _REFERENCE in found:
             theirs = found[_REFERENCE][0].to_numpy()
-            gained, lost, p = mcnemar(truth.to_numpy(), predicted, theirs)
+            gained, lost, p = mcnemar(truth.to_numpy(), predicted, theirs, sets)
             against = [f"+{gained}, -{lost}", f"{p:.2g}"]
         print(f"| {' | '.join([*cells, *against])} |")
 

@@ -160,14 +160,14 @@ def test_waiting_threads_release_their_cores_unless_the_user_decides(
 def test_each_command_says_what_it_begins_with_before_heavy_imports() -> None:
     code = """if True:
         import sys
-        from shopee_mlflow import cli
+        from shopee_mlflow import cli, loading
 
         def say(*lines):
             heavy = {"torch", "mlflow", "pandas", "optuna", "matplotlib"} & set(sys.modules)
             print(lines[0], sorted(heavy))
             sys.exit(0)
 
-        cli.say = say
+        cli.say = loading.say = say
         for line in (
             "explore", "train", "train --nproc 2", "tune", "evaluate --model models:/a/1",
             "compare", "predict --model models:/a/1 --source b", "register --run c",

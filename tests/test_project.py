@@ -16,6 +16,7 @@ import pytest
 from conftest import MakeCatalog
 from mlflow.entities import Run
 from new_store import new_store
+from warm_process import WarmProcess
 
 from shopee_mlflow import cli
 
@@ -226,18 +227,15 @@ def test_a_stopped_command_ends_killed(
     make_catalog: MakeCatalog, env: dict[str, str], tmp_path: Path
 ) -> None:
     options = [f"--{k}={v}" for k, v in {**LONG, "data": str(make_catalog())}.items()]
-    command = [sys.executable, "-m", "shopee_mlflow", "train", *options]
-    with subprocess.Popen(
-        command, env=env, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as trainer:
-        try:
-            wait_for(is_training)
-            trainer.send_signal(signal.SIGINT)
-            _, errors = trainer.communicate(timeout=60)
-        finally:
-            trainer.kill()
+    trainer = WarmProcess("shopee_mlflow", "train", *options, env=env, cwd=tmp_path)
+    try:
+        wait_for(is_training)
+        trainer.send_signal(signal.SIGINT)
+        said, _ = trainer.communicate(timeout=60)
+    finally:
+        trainer.kill()
     assert trainer.returncode == 130
-    assert "stopped: SIGINT received" in errors
+    assert "stopped: SIGINT received" in said
     run = only_run()
     assert run.info.status == "KILLED"
     assert run.data.tags["failure"] == "SIGINT received"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from small_run import SmallRun, small_run
+from warm_process import WarmProcess
 
 from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
 from shopee_mlflow.tracking import registry, store
@@ -249,8 +249,10 @@ def test_three_first_runs_create_a_database_together(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri}
-    processes = [subprocess.Popen([sys.executable, "-c", OPEN], env=env) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    (tmp_path / "first_run.py").write_text(OPEN)
+    started = [WarmProcess("first_run", env=env, cwd=tmp_path) for _ in range(3)]
+    said = [process.communicate(60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     found = mlflow.search_runs(experiment_names=["shopee"], output_format="list")
     assert [one.info.status for one in found] == ["FINISHED"] * 3

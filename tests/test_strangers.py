@@ -98,7 +98,10 @@ def test_without_two_groups_of_strangers_val_alone_decides(
 
 
 def test_few_strangers_are_said_to_be_few() -> None:
-    assert "of 2 strangers get a label group, too few for a precise share" in detect(4, 4).words[1]
+    assert (
+        "of 2 strangers (too few photos for a precise share) get a label group"
+        in detect(4, 4).words[1]
+    )
 
 
 def test_too_few_validation_photos_are_said() -> None:
@@ -185,7 +188,7 @@ def test_the_folds_are_pooled_to_one_curve() -> None:
     assert found.facts["kept_test"] == 0.75
     assert found.scores() == {"strangers_accepted": 0.25}
     assert found.facts["by_probability_accepted"] == pytest.approx(0.7)
-    few = "25.0% of the photos of left-out label groups, too few for a precise share, get a label"
+    few = "25.0% of the photos of left-out label groups (too few for a precise share) get a label"
     assert few in found.words[1]
     assert (
         "2 photos of left-out label groups are scored by the model of each fold" in found.words[0]

@@ -240,8 +240,8 @@ def _near(near: NearCopies) -> str:
     same = ratio(int(near.same_group.sum()), len(near.pairs))
     return (
         f"{text} Pairs with a label group in common: {same}. The lower this share, the less a near "
-        "phash proves that two photos show the same product. Half of the bits of nearly every "
-        "phash are ones, so differences are even."
+        "phash proves that two photos show the same product. Nearly every phash has 32 ones among "
+        "its 64 bits, so two of them differ in an even number of bits."
     )
 
 

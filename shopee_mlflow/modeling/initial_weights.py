@@ -161,7 +161,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         rows = len(state[f"{head}.weight"])
         why = f"has {rows} classes"
         if rows == len(wanted[f"{head}.weight"]):
-            why = "is of another loss"
+            why = "was trained with another loss"
         _log.warning(
             "weights=%s: the head %s and is not loaded; the new head starts from random values.",
             source,

@@ -231,9 +231,9 @@ def _in_words(facts: dict[str, float]) -> list[str]:
     if "auroc" not in facts:
         return []
     measured = int(facts["photos_measured"])
-    few = ", too few for a precise share" if measured < FEW_STRANGERS else ""
+    few = " (too few photos for a precise share)" if measured < FEW_STRANGERS else ""
     return [
-        f"{facts['strangers_accepted']:.1%} of {measured:,} strangers get a label group{few}, and "
+        f"{facts['strangers_accepted']:.1%} of {measured:,} strangers{few} get a label group, and "
         f"{facts['kept_test']:.1%} of the test photos keep theirs (AUROC {facts['auroc']:.3f}); by "
         f"their probability it would be {facts['by_probability_accepted']:.1%} of the strangers "
         f"(AUROC {facts['by_probability_auroc']:.3f})"

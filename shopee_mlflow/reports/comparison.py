@@ -54,8 +54,8 @@ _PAIRS = (
     "McNemar's exact test uses the photos that only one run of a pair classifies correctly. p is "
     "the probability of a difference at least as large if both runs are equally good. With Holm's "
     f"correction, two equally good runs are called different in at most {SIGNIFICANT:.0%} of "
-    "comparisons such as this one. Copies of a photo count together: the difference of each set of "
-    "copies has one sign, which chance alone would give to either run."
+    "comparisons such as this one. Copies of a photo count together, as one comparison: a set of "
+    "copies supports the run that classifies more of them correctly."
 )
 _INTERVALS = (
     "Test accuracy with its 95 % Wilson interval. The test of pairs below can tell runs apart even "

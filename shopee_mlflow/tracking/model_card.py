@@ -22,8 +22,9 @@ def model_card(name: str) -> str:
             "a higher accuracy on the same test photos, or in the same folds of a "
             "cross-validation. Other versions become the `challenger`. Each version's description "
             "has its accuracy and a link to its report.",
-            "A photo that looks like none of the label groups is answered as `unknown`, if the "
-            "version was trained with enough validation photos for such a threshold. Some photos "
+            "A photo that looks like none of the label groups is answered as `unknown`, unless the "
+            "version was trained with `unknown=none`, is a `pt2` program, or had too few "
+            "validation photos to choose such a threshold. Some photos "
             "of other products still get a label group: the report says how many, and its "
             "calibration tells how far to trust the probability.",
         ]

@@ -46,7 +46,7 @@ def pool_strangers(
 
 
 def _in_words(facts: dict[str, float]) -> list[str]:
-    few = ", too few for a precise share," if facts["photos_measured"] < FEW_STRANGERS else ""
+    few = " (too few for a precise share)" if facts["photos_measured"] < FEW_STRANGERS else ""
     return [
         f"strangers: {facts['photos_measured']:,.0f} photos of left-out label groups are scored by "
         f"the model of each fold, and {facts['known_photos']:,.0f} photos by the model that has "
@@ -54,7 +54,7 @@ def _in_words(facts: dict[str, float]) -> list[str]:
         f"{facts['strangers_accepted']:.1%} of the photos of left-out label groups{few} get a "
         f"label group, and {facts['kept_test']:.1%} of the known photos keep theirs (AUROC "
         f"{facts['auroc']:.3f}); where {KEPT:.0%} are kept, "
-        f"{facts['strangers_accepted_at_95_kept']:.1%} of the strangers get one; by their "
-        f"probability it would be {facts['by_probability_accepted']:.1%} (AUROC "
-        f"{facts['by_probability_auroc']:.3f})",
+        f"{facts['strangers_accepted_at_95_kept']:.1%} of the strangers get one. By their "
+        f"probability, on average over the folds, it would be "
+        f"{facts['by_probability_accepted']:.1%} (AUROC {facts['by_probability_auroc']:.3f})",
     ]
