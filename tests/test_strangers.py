@@ -77,7 +77,7 @@ def test_the_threshold_keeps_95_percent_of_val_and_refuses_strangers() -> None:
     curve = found.curve
     assert curve["known_kept"].is_monotonic_decreasing
     assert curve["strangers_accepted"].is_monotonic_decreasing
-    assert "20 are references" in found.words[0]
+    assert "20 of them are its examples" in found.words[0]
     assert "of 20 strangers get a label group" in found.words[1]
 
 

@@ -212,9 +212,11 @@ def _photos(
 
 def _how_found(frame: pd.DataFrame, reference: np.ndarray) -> str:
     if reference.any():
+        examples, groups = int(reference.sum()), frame["label_group"].nunique()
         return (
-            f"strangers: {len(frame):,} photos of {frame['label_group'].nunique():,} left-out "
-            f"label groups; {reference.sum():,} are references, the others measure"
+            f"strangers: {len(frame):,} photos show {groups:,} label groups that the model does not "
+            f"learn; {examples:,} of them are its examples for the answer unknown, the other "
+            f"{len(frame) - examples:,} test it"
         )
     if len(frame):
         return (
@@ -234,7 +236,7 @@ def _in_words(facts: dict[str, float]) -> list[str]:
     few = " (too few photos for a precise share)" if measured < FEW_STRANGERS else ""
     return [
         f"{facts['strangers_accepted']:.1%} of {measured:,} strangers{few} get a label group, and "
-        f"{facts['kept_test']:.1%} of the test photos keep theirs (AUROC {facts['auroc']:.3f}); by "
-        f"their probability it would be {facts['by_probability_accepted']:.1%} of the strangers "
+        f"{facts['kept_test']:.1%} of the test photos keep theirs (AUROC {facts['auroc']:.3f}); "
+        f"with a threshold on the probability, {facts['by_probability_accepted']:.1%} would get one "
         f"(AUROC {facts['by_probability_auroc']:.3f})"
     ]
