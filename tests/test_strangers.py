@@ -260,7 +260,7 @@ def test_a_run_logs_the_measurement(run: TrainResult) -> None:
     assert len(table) == 25
     assert "known_kept" in mlflow.artifacts.load_text(f"runs:/{run.run_id}/test/stranger_curve.csv")
     page = read_page(mlflow.artifacts.load_text(f"runs:/{run.run_id}/report.html"))
-    assert "24 photos of 4 left-out label groups" in page.text
+    assert "24 photos show 4 label groups that the model does not learn" in page.text
 
 
 def test_python_answers_unknown(run: TrainResult, photos: list[str]) -> None:

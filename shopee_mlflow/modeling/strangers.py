@@ -214,8 +214,8 @@ def _how_found(frame: pd.DataFrame, reference: np.ndarray) -> str:
     if reference.any():
         examples, groups = int(reference.sum()), frame["label_group"].nunique()
         return (
-            f"strangers: {len(frame):,} photos show {groups:,} label groups that the model does not "
-            f"learn; {examples:,} of them are its examples for the answer unknown, the other "
+            f"strangers: {len(frame):,} photos show {groups:,} label groups that the model does "
+            f"not learn; {examples:,} of them are its examples for the answer unknown, the other "
             f"{len(frame) - examples:,} test it"
         )
     if len(frame):
@@ -237,6 +237,7 @@ def _in_words(facts: dict[str, float]) -> list[str]:
     return [
         f"{facts['strangers_accepted']:.1%} of {measured:,} strangers{few} get a label group, and "
         f"{facts['kept_test']:.1%} of the test photos keep theirs (AUROC {facts['auroc']:.3f}); "
-        f"with a threshold on the probability, {facts['by_probability_accepted']:.1%} would get one "
+        "with a threshold on the probability, "
+        f"{facts['by_probability_accepted']:.1%} of the strangers would get one "
         f"(AUROC {facts['by_probability_auroc']:.3f})"
     ]
