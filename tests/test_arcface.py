@@ -19,6 +19,7 @@ from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.modeling.initial_weights import weights_of_model
 from shopee_mlflow.modeling.loss import ArcFace, CrossEntropy
+from shopee_mlflow.modeling.models import CosineLinear
 from shopee_mlflow.training.custom import CustomParts, check_parts
 from shopee_mlflow.tuning.space import Choice
 
@@ -113,9 +114,10 @@ def test_photos_of_two_label_groups_are_refused() -> None:
 
 
 @pytest.mark.fault
-def test_a_model_of_the_callers_without_cosines_is_refused() -> None:
-    own = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
-    with pytest.raises(ConfigError, match="loss=arcface: needs a model whose head computes"):
+@pytest.mark.parametrize("head", [nn.Linear(3072, 3), CosineLinear(3072, 3, 64.0)], ids=repr)
+def test_a_model_of_the_callers_with_another_head_is_refused(head: nn.Module) -> None:
+    own = nn.Sequential(nn.Flatten(), head)
+    with pytest.raises(ConfigError, match="needs a model whose head computes cosines times 30"):
         check_parts(CustomParts(model=own), TrainConfig(loss="arcface", image_size=32))
 
 

@@ -19,6 +19,7 @@ from ..data.dataset import Dataset
 from ..data_config import AUTO, NONE, DataConfig
 from ..errors import ConfigError, ModelError
 from ..modeling.freezing import BACKBONE
+from ..modeling.loss import ARCFACE_SCALE
 from ..modeling.models import CosineLinear, ProductClassifier
 from ..options import as_text
 
@@ -110,11 +111,12 @@ def _model_problems(model: Any, config: TrainConfig) -> list[str]:
             f"weights={config.weights}: has no effect on your own model; load weights with "
             "model.load_state_dict"
         )
-    if config.loss == ARCFACE and not any(isinstance(m, CosineLinear) for m in model.modules()):
+    scales = [module.scale for module in model.modules() if isinstance(module, CosineLinear)]
+    if config.loss == ARCFACE and ARCFACE_SCALE not in scales:
         problems.append(
-            f"loss={ARCFACE}: needs a model whose head computes cosines, which that of "
-            f"{_name(model)} does not; name an architecture with the option model, or use "
-            "loss=cross_entropy"
+            f"loss={ARCFACE}: needs a model whose head computes cosines times {ARCFACE_SCALE:g}, "
+            f"which that of {_name(model)} does not; name an architecture with the option model, "
+            "or use loss=cross_entropy"
         )
     if config.freeze == BACKBONE and not isinstance(model, ProductClassifier):
         problems.append(
