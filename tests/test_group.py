@@ -145,8 +145,7 @@ def stopped() -> Iterator[list[WarmProcess]]:
             for trainer in psutil.Process(process.pid).children(recursive=True):
                 trainer.kill()
             process.kill()
-            with process:
-                pass
+            process.close()
 
 
 def words(folder: Path, **options: str) -> list[str]:

@@ -24,7 +24,6 @@ def clusters(count: int, features: int, each: int = 5) -> np.ndarray:
 
 @pytest.mark.parametrize("features", [30, 64, 600])
 def test_the_index_finds_most_of_the_nearest(features: int) -> None:
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     vectors = clusters(3_000, features)
     query, match = nearest_index.nearest_by_index(3_000, lambda rows: vectors[rows], 8)
     assert (query != match).all()
@@ -34,7 +33,6 @@ def test_the_index_finds_most_of_the_nearest(features: int) -> None:
 
 
 def test_many_postings_are_searched_by_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     monkeypatch.setattr(candidates, "EXACT_MOST", 500)
     random = np.random.default_rng(0)
     names = ["".join(letters) for letters in random.choice(list("abcdefghij"), (400, 5))]
@@ -72,7 +70,6 @@ def test_without_faiss_the_error_says_how_to_install_it(monkeypatch: pytest.Monk
 
 def test_long_positive_vectors_are_ranked_by_scalar_product() -> None:
     """Embeddings of a ReLU network: their mean is far from zero, and varies in its share."""
-    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     random, count = np.random.default_rng(0), 3_000
     shares = random.uniform(0.05, 0.9, (count, 1))
     vectors = random.random((count, 600), np.float32) * (random.random((count, 600)) < shares)

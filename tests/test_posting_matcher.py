@@ -6,15 +6,17 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_photo
 
 from shopee_mlflow import build_model
-from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.errors import CatalogError, TrackingError
 from shopee_mlflow.matching.candidates import PhotoSearch
 from shopee_mlflow.matching.ladder import climb
 from shopee_mlflow.matching.pairs import Pairs
@@ -22,6 +24,7 @@ from shopee_mlflow.matching.pool import Pool
 from shopee_mlflow.matching.postings import check_postings
 from shopee_mlflow.modeling import inference
 from shopee_mlflow.modeling.inference import Predictor
+from shopee_mlflow.tracking.matcher_files import load_matcher, log_matcher
 from shopee_mlflow.tracking.posting_matcher import PostingMatcher
 
 
@@ -162,3 +165,20 @@ def test_only_postings_with_an_id_are_added(matcher: PostingMatcher) -> None:
         matcher.add(new)
     with pytest.raises(CatalogError, match="3 of 3 new postings have no posting_id"):
         matcher.add(new[["title"]])
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_a_stored_matcher_keeps_any_title_and_names_what_it_cannot_read(
+    matcher: PostingMatcher,
+) -> None:
+    title = 'a\rb\nc, "d"'
+    new = pd.DataFrame({"posting_id": ["odd"], "title": [title]})
+    with mlflow.start_run():
+        uri = log_matcher(matcher.add(new), register=False)
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    loaded = load_matcher(str(folder))
+    assert loaded.index["title"].iloc[-1] == title
+    (folder / "data" / "matcher" / "matcher.pkl").write_bytes(b"cshopee_mlflow\nGone\n.")
+    with pytest.raises(TrackingError, match=r"matcher\.pkl cannot be read .* run match again"):
+        load_matcher(str(folder))

@@ -136,6 +136,7 @@ def test_mistakes_under_mlflow_run_leave_the_reason(env: dict[str, str], tmp_pat
     assert f"=== Run (ID '{run.info.run_id}') failed ===" in ending
     assert (run.info.status, run.data.tags["kind"]) == ("FAILED", "not-started")
     assert "lernrate: no such option" in run.data.tags["mlflow.note.content"]
+    assert "lernrate: no such option" in run.data.tags["failure"]
 
 
 def test_each_experiment_is_a_run_of_its_own_under_mlflow_run(

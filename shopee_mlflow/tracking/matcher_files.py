@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import pickle
 import tempfile
@@ -91,7 +92,8 @@ def load_matcher(uri: str) -> PostingMatcher:
 def _save(matcher: PostingMatcher, folder: Path) -> None:
     pairs, photos = matcher.pool.pairs, matcher.pool.postings.photos
     (folder / _MATCHER_FILE).write_bytes(pickle.dumps(matcher.matcher))
-    matcher.index.to_csv(folder / _INDEX_FILE, index=False)
+    # Quoted, since pandas reads a carriage return in a title as the end of a row otherwise.
+    matcher.index.to_csv(folder / _INDEX_FILE, index=False, quoting=csv.QUOTE_ALL)
     np.savez_compressed(
         folder / _PAIRS_FILE,
         query=pairs.query[pairs.forward].astype(np.int32),
@@ -110,10 +112,17 @@ def _save(matcher: PostingMatcher, folder: Path) -> None:
 def _load_pyfunc(path: str) -> PostingMatcher:
     """Called by MLflow with the model's data folder.
 
-    :raises TrackingError: when the index has changed since its likely pairs were found.
+    :raises TrackingError: when the matcher cannot be read, or its index has changed since its
+        likely pairs were found.
     """
     folder = Path(path)
-    matcher = pickle.loads((folder / _MATCHER_FILE).read_bytes())
+    try:
+        matcher = pickle.loads((folder / _MATCHER_FILE).read_bytes())
+    except (AttributeError, ImportError, pickle.UnpicklingError, EOFError) as error:
+        raise TrackingError(
+            f"{_MATCHER_FILE} cannot be read by this version ({error}). It is damaged, or another "
+            "version has stored it: run match again."
+        ) from error
     index = pd.read_csv(folder / _INDEX_FILE, dtype=str, keep_default_na=False)
     photos, embedder = None, None
     if (folder / _PHOTOS_FILE).is_file():

@@ -34,6 +34,7 @@ class _StopState:
     :ivar graceful: whether the first stop waits for ``check_stop``; it is stored in ``pending``.
     :ivar pending_signal: number of the signal of the pending stop.
     :ivar writes: depth of :func:`defer_stop` blocks. A stop within one waits in ``after_write``.
+    :ivar received: number of the last signal that was not ignored.
     :ivar stopping: whether a stop was raised. Later signals are then ignored, so that the run can
         be ended.
     """
@@ -43,6 +44,7 @@ class _StopState:
     pending_signal: int = 0
     writes: int = 0
     after_write: Stopped | None = None
+    received: int = 0
     stopping: bool = False
 
 
@@ -126,7 +128,6 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         yield
         return
     orphaned = threading.Event()
-    received = 0
     _state.stopping = False
 
     def reason(number: int) -> str:
@@ -137,8 +138,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's form
         if _state.stopping or (_state.pending is not None and number != _state.pending_signal):
             return
-        nonlocal received
-        received = number
+        _state.received = number
         stopped = Stopped(reason(number))
         if _state.graceful and _state.pending is None:
             _state.pending, _state.pending_signal = stopped, number
@@ -159,29 +159,37 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         if number in _ALWAYS or signal.getsignal(number) is not signal.SIG_IGN
     ]
     before = {number: signal.signal(number, handle) for number in handled}
-    before_hook = sys.unraisablehook
-
-    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
-        """Python drops an exception that is raised in a destructor or a weakref's callback."""
-        if not isinstance(unraisable.exc_value, Stopped):
-            before_hook(unraisable)
-            return
-        _state.stopping = False
-        again = threading.Timer(_SEND_AGAIN_SECONDS, os.kill, (os.getpid(), received))
-        again.daemon = True
-        again.start()
-
-    sys.unraisablehook = send_again
     finished = threading.Event()
     watched = parent or (_find_launcher() if "MLFLOW_RUN_ID" in os.environ else None)
     _watch(watched, finished, orphaned)
     try:
-        yield
+        with _dropped_stops_sent_again():
+            yield
     finally:
         finished.set()
-        sys.unraisablehook = before_hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _dropped_stops_sent_again() -> Iterator[None]:
+    """Python drops an exception that is raised in a destructor or a weakref's callback."""
+    before = sys.unraisablehook
+
+    def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            before(unraisable)
+            return
+        _state.stopping = False
+        again = threading.Timer(_SEND_AGAIN_SECONDS, os.kill, (os.getpid(), _state.received))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = send_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _watch(
