@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import MakeCatalog
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
@@ -18,6 +19,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from small_run import SmallRun, small_run
 from warm_process import WarmProcess
 
+from shopee_mlflow import cli
 from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
 from shopee_mlflow.tracking import registry, store
 from shopee_mlflow.tracking.finding import read_manifest, unquoted
@@ -109,6 +111,28 @@ def test_an_artifact_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_
     assert begun == []
     (found,) = mlflow.search_runs(experiment_names=["unwritable"], output_format="list")
     assert found.info.status == "FAILED"
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("command", ["train", "cross-validate", "tune"])
+def test_artifacts_are_checked_before_the_photos_are_read(
+    command: str,
+    tmp_path: Path,
+    make_catalog: MakeCatalog,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "artifacts"
+    experiment = f"unwritable-{command}"
+    MlflowClient().create_experiment(experiment, artifact_location=place.as_uri())
+    options = ["--data", str(make_catalog()), "--experiment", experiment, "--model", "cnn"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *options])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert f"stored in {place}, which cannot be written" in printed.err
+    assert "reading the catalogue" not in printed.out + printed.err
+    assert mlflow.search_runs(experiment_names=[experiment], output_format="list") == []
 
 
 @pytest.mark.fault

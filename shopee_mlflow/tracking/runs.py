@@ -13,6 +13,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _get_store
 
 from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
 from ..masking import mask_passwords
@@ -276,6 +277,33 @@ def _enter_experiment(name: str | None = None, experiment_id: str | None = None)
         os.environ.pop(_EXPERIMENT_ID, None)
         if before is not None:
             os.environ[_EXPERIMENT_ID] = before
+
+
+def check_experiment(experiment: str) -> None:
+    """Check that a run can be opened and store its artifacts, before work that takes long.
+
+    :raises TrackingError: when the tracking store does not answer, the experiment was deleted, or
+        its artifacts cannot be stored.
+    """
+    try:
+        connect()
+        location = _artifact_location(experiment)
+    except STORE_ERRORS as error:
+        raise store_error(error) from error
+    if location:
+        check_artifacts(location)
+
+
+def _artifact_location(experiment: str) -> str | None:
+    """The folder of artifacts of a new run, or the one above it; None if only a server knows it."""
+    outer = mlflow.active_run()
+    if outer is not None:
+        return str(outer.info.artifact_uri)
+    name = experiment_in_use(experiment)
+    if MlflowClient().get_experiment_by_name(name):
+        return str(_enter_experiment(name).artifact_location)
+    # Creating the experiment would tell its folder, but a mistake of the user should leave none.
+    return getattr(_get_store(), "artifact_root_uri", None)
 
 
 def experiment_in_use(experiment: str) -> str:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def check_artifacts(uri: str) -> None:
             ) from None
 
 
+@cache
 def _warn_if_moved(folder: Path) -> None:
     """Warn when a local database has been moved or copied away from its artifacts.
 
@@ -193,18 +195,6 @@ def connect() -> None:
     with FileLock(lock) if lockable else nullcontext():
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
-
-
-def check_store() -> None:
-    """Check that the tracking store answers, before work that takes long.
-
-    :raises TrackingError: when it does not.
-    """
-    try:
-        connect()
-        MlflowClient().search_experiments(max_results=1)
-    except STORE_ERRORS as error:
-        raise store_error(error) from error
 
 
 # Databases whose tables are known to exist.

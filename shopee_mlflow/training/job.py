@@ -31,9 +31,8 @@ from ..tracking.follow import follow_run
 from ..tracking.names import PROCESS_TAG, SEEN_TEST_TAG, TRAIN, WEIGHTS_RUN_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import open_run
+from ..tracking.runs import check_experiment, open_run
 from ..tracking.signals import stop_on_signals
-from ..tracking.store import check_store
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext, check_model
 from .custom import OPTIONS_ONLY, CustomParts
@@ -158,7 +157,7 @@ def training_job(
             # Before the check of the model, which may download weights.
             check_paths(config)
         if group.leads:
-            check_store()
+            check_experiment(config.experiment)
         weights = {}
         if custom.model is None:
             say(f"checking {config.model} and its weights")

@@ -22,8 +22,8 @@ from ..tracking.finding import find_run
 from ..tracking.links import report_link, view_lines
 from ..tracking.names import DESCRIPTION_TAG, DIGEST_TAG, REPORT_FILE
 from ..tracking.run_log import RunLog
+from ..tracking.runs import check_experiment
 from ..tracking.signals import stop_on_signals
-from ..tracking.store import check_store
 from ..training.context import TrainingContext, check_model
 from ..training.cv_run import cross_validation_run, result_key, resumed_options
 from ..training.folds import fold_datasets, run_folds, train_on_all
@@ -79,7 +79,7 @@ def cross_validate(
     machine = choose_machine(config.device, config.precision)
     # Before the check of the model, which may download weights.
     check_paths(config)
-    check_store()
+    check_experiment(config.experiment)
     say(f"checking {config.model} and its weights")
     weights = {config.weights: initial_weights(config.weights)}
     check_model(config, weights[config.weights])

@@ -24,8 +24,9 @@ from ..tracking.finding import find_run
 from ..tracking.links import view_lines
 from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
 from ..tracking.run_log import RunLog
+from ..tracking.runs import check_experiment
 from ..tracking.signals import stop_on_signals
-from ..tracking.store import check_store, local_folder
+from ..tracking.store import local_folder
 from ..training.context import TrainingContext, check_model
 from ..training.job import log_weights_run
 from ..training.results import log_data, log_results
@@ -75,7 +76,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     deadline = started + config.timeout if config.timeout else None
     machine = choose_machine(config.device, config.precision)
     check_paths(config)
-    check_store()
+    check_experiment(config.experiment)
     say(f"checking {', '.join(_architectures(plan))} and the weights")
     weights = _check_models(plan)
     with stop_on_signals():
