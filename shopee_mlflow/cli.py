@@ -20,7 +20,7 @@ from .analysis_config import ExploreConfig, MatchConfig
 from .click_commands import Commands
 from .config import CrossValidateConfig, TrainConfig, TuneConfig, resolve
 from .console import fail, guard_output, say, show_log_messages
-from .errors import GroupLostError, ShopeeError
+from .errors import GroupLostError, ShopeeError, disk_full
 from .loading import loading
 
 _INTERRUPTED = 130
@@ -325,6 +325,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail_before_run(error.format_message())
         sys.exit(error.exit_code)
+    except OSError as error:
+        message = disk_full(error)
+        if not message:
+            raise
+        _fail_before_run(message)
+        sys.exit(ShopeeError.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         # click wraps the interruption, and with it the reason
         reason = str(error) or str(error.__cause__ or "") or "interrupted"

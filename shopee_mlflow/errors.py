@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Sequence
 
 from .masking import mask_passwords
@@ -72,3 +75,24 @@ class CheckpointError(ShopeeError):
 
 class StudyError(ShopeeError):
     """A study or its storage is not available, or does not match the search."""
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# MLflow quotes the operating system's error; torch's writer of files does not name it.
+_FULL_WORDS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "iostream error")
+
+
+def disk_full(error: BaseException | None) -> str:
+    """A message if a full disk or quota has caused an error, else ""."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(
+            word in str(error) for word in _FULL_WORDS
+        ):
+            place = getattr(error, "filename", None)
+            return (
+                f"No space left on the disk{f' of {place}' if place else ''}. Free some space and "
+                f"run the command again. Temporary files are in {tempfile.gettempdir()}; the "
+                "variable TMPDIR names another folder for them."
+            )
+        error = error.__cause__ or error.__context__
+    return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from conftest import MakeCatalog
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -19,7 +22,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from small_run import SmallRun, small_run
 from warm_process import WarmProcess
 
-from shopee_mlflow import cli
+from shopee_mlflow import cli, train
+from shopee_mlflow.config import TrainConfig, resolve
 from shopee_mlflow.errors import ReadOnlyStoreError, TrackingError
 from shopee_mlflow.tracking import registry, store
 from shopee_mlflow.tracking.finding import read_manifest, unquoted
@@ -133,6 +137,78 @@ def test_artifacts_are_checked_before_the_photos_are_read(
     assert f"stored in {place}, which cannot be written" in printed.err
     assert "reading the catalogue" not in printed.out + printed.err
     assert mlflow.search_runs(experiment_names=[experiment], output_format="list") == []
+
+
+@pytest.mark.fault
+def test_artifacts_of_an_experiment_that_is_yet_to_be_created_are_checked(
+    tmp_path: Path, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_catalog()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
+    config = resolve(TrainConfig, {"data": str(data), "experiment": "new", "model": "cnn"})
+    with pytest.raises(TrackingError, match=f"in {tmp_path}/mlruns, which cannot be written"):
+        train(config)
+    assert mlflow.get_experiment_by_name("new") is None
+
+
+def chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (FULL, True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (MlflowException("Failed to copy: [Errno 28] No space left on device"), True),
+        (chained(MlflowException("the code cannot be copied"), FULL), True),
+        (chained(RuntimeError("unexpected pos 704"), RuntimeError("iostream error")), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+    ],
+    ids=["disk", "quota", "mlflow", "cause", "torch", "permission"],
+)
+def test_a_full_disk_is_one_sentence_with_the_temporary_folder(
+    error: Exception, full: bool
+) -> None:
+    expected = TrackingError if full else type(error)
+    with pytest.raises(expected) as caught, open_run("full"):
+        raise error
+    said = f"No space left on the disk. .* in {tempfile.gettempdir()};"
+    assert bool(re.match(said, str(caught.value))) == full
+
+
+@pytest.mark.fault
+def test_a_full_disk_outside_a_run_ends_the_command_in_words(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/photos/cache")
+
+    data = str(make_catalog())
+    monkeypatch.setattr("shopee_mlflow.training.job.load_dataset", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--data", data, "--model", "cnn"])
+    assert ended.value.code == 2
+    assert "Error: No space left on the disk of /photos/cache. " in capsys.readouterr().err
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+def test_weights_that_do_not_fit_on_the_disk_raise_the_systems_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Given a path, torch raises an error of its own."""
+    with Path("/dev/full").open("wb", buffering=0) as stream:
+        monkeypatch.setattr(Path, "open", lambda *_: stream)
+        with pytest.raises(TrackingError, match="No space left"), open_run("full") as log:
+            log.log_weights({"logits": torch.zeros(1000)}, "logits.pt")
 
 
 @pytest.mark.fault

@@ -152,8 +152,9 @@ class MlflowRunLog:
 
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Log a state dict as an artifact; :func:`read_weights` reads it without running code."""
-        with self._artifact(file) as path:
-            torch.save(weights, path)
+        # Given a path, torch does not raise the operating system's error for a full disk.
+        with self._artifact(file) as path, path.open("wb") as stream:
+            torch.save(weights, stream)
 
     def log_dataset(
         self,

@@ -15,7 +15,7 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service.utils import _get_store
 
-from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError
+from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError, disk_full
 from ..masking import mask_passwords
 from .finding import find_run
 from .mlflow_run_log import MlflowRunLog
@@ -98,7 +98,8 @@ def open_run(
                 if shared and (stored := _failure_of(log.run_id)):
                     status, reason = "FAILED", stored
                 _end(log, status, reason, pauses=_END_PAUSES[:1] if unavailable else _END_PAUSES)
-            if isinstance(error, MlflowException):
+            full = isinstance(error, (OSError, RuntimeError)) and disk_full(error)
+            if full or isinstance(error, MlflowException):
                 raise store_error(error) from error
             raise
         else:

@@ -20,7 +20,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import ReadOnlyStoreError, TrackingError
+from ..errors import ReadOnlyStoreError, TrackingError, disk_full
 from ..masking import mask_passwords
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class ArtifactStoreError(MlflowException):
 
 def store_error(error: BaseException) -> TrackingError:
     """The error to show to the user when a store has failed, in one sentence."""
+    if full := disk_full(error):
+        return TrackingError(full)
     kind = TrackingError
     message = str(getattr(error, "message", None) or error).strip() or type(error).__name__
     if "readonly database" in message or "read-only" in message.lower():
