@@ -28,7 +28,9 @@ class Task:
     :ivar table: columns file, label (integers from 0) and split.
     :ivar state: initial weights of ``features.*``, in torchvision's layout.
     :ivar freeze: the last layer that keeps its weights, such as ``features.6``; or ``none``.
+    :ivar lr: learning rate; 0 is fastai's default.
     :ivar flips_only: augment by horizontal flips alone instead of the library's policy.
+    :ivar backbone_lr_divisor: of fastai: the first layers have this fraction of the learning rate.
     """
 
     table: pd.DataFrame
@@ -40,6 +42,7 @@ class Task:
     lr: float
     freeze: str
     flips_only: bool
+    backbone_lr_divisor: float
 
     @property
     def classes(self) -> int:
@@ -197,15 +200,16 @@ def with_fastai(task: Task) -> list[int]:
     )
     body = {name.removeprefix("features."): tensor for name, tensor in task.state.items()}
     learner.model[0][0].load_state_dict(body)
+    rate = task.lr or 2e-3  # the default of fine_tune
     with learner.no_bar(), learner.no_logging():
         if last < 0:
-            learner.fine_tune(task.epochs - 1)
+            learner.fine_tune(task.epochs - 1, rate, lr_mult=task.backbone_lr_divisor)
         else:
             learner.freeze()
             # The steps of fine_tune, whose second part would train all layers.
-            learner.fit_one_cycle(1, slice(2e-3), pct_start=0.99)
+            learner.fit_one_cycle(1, slice(rate), pct_start=0.99)
             learner.freeze_to(1)
-            rates = slice(1e-3 / 100, 1e-3)
+            rates = slice(rate / 2 / task.backbone_lr_divisor, rate / 2)
             learner.fit_one_cycle(task.epochs - 1, rates, pct_start=0.3, div=5.0)
         shares, _ = learner.get_preds(dl=learner.dls.test_dl(task.split("test")))
     vocabulary = [int(name) for name in learner.dls.vocab]

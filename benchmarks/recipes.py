@@ -129,6 +129,8 @@ def against(mine: dict[str, list[str]], its: dict[str, list[str]]) -> tuple[str,
     from shopee_mlflow.modeling.metrics import mcnemar
 
     first, second = (pd.DataFrame(table).set_index("image").sort_index() for table in (mine, its))
+    if not first.index.equals(second.index):
+        return "other photos", ""
     pair = first["predicted"].to_numpy(), second["predicted"].to_numpy()
     # Files of earlier versions have no sets of copies: their photos count as independent.
     sets = first["copy_set"].to_numpy() if "copy_set" in first else None

@@ -160,6 +160,7 @@ def peer_command(
         "lr": 0.0,
         "freeze": "none",
         "flips_only": False,
+        "backbone_lr_divisor": 100.0,
         **row,
     }
     weights = str(Path(options.weights).resolve())
