@@ -207,6 +207,24 @@ def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> No
 
 
 @pytest.mark.fault
+def test_a_path_that_is_no_logged_model_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "film.mp4").write_bytes(b"film")
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda *_, **__: None)
+    for uri, said in (
+        ("holiday", "the folder has no file MLmodel"),
+        (f"file://{tmp_path}/holiday", "the folder has no file MLmodel"),
+        ("holiday/film.mp4", "it is no folder of a logged model"),
+        ("/dev/zero", "it is no folder of a logged model"),
+        ("nowhere", "there is no such folder"),
+    ):
+        with pytest.raises(TrackingError, match=f"model={uri}: {said}"):
+            registry.load_classifier(uri)
+
+
+@pytest.mark.fault
 @pytest.mark.slow
 def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,10 @@ _PACKAGES = {
 _OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
 
+class NoModelFolderError(TrackingError):
+    """A path on this machine is not the folder of a logged model."""
+
+
 class ArtifactStoreError(MlflowException):
     """An artifact store other than the tracking store has failed."""
 
@@ -96,11 +100,30 @@ def downloaded(uri: str) -> Iterator[Path]:
     """Download artifacts to a temporary folder, which is deleted at the end of the block.
 
     Local artifacts are copied as well, since MLflow would otherwise write to the store's folder.
+
+    :param uri: a URI of artifacts, or the folder of a logged model.
+    :raises NoModelFolderError: when it is another folder or file, which is not copied.
     """
+    if is_local_uri(uri, is_tracking_or_registry_uri=False):
+        _check_model_folder(uri)
     with tempfile.TemporaryDirectory() as folder:
         with artifact_errors(f"{uri} could not be read"):
             path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
         yield Path(path)
+
+
+def _check_model_folder(uri: str) -> None:
+    """Check a path on this machine before it is copied: it may be a whole disk, or a device."""
+    path = Path(local_file_uri_to_path(uri))
+    if (path / "MLmodel").is_file():
+        return
+    if not path.exists():
+        problem = f"there is no such folder, relative to {Path.cwd()}"
+    elif path.is_dir():
+        problem = "the folder has no file MLmodel"
+    else:
+        problem = "it is no folder of a logged model"
+    raise NoModelFolderError(problem)
 
 
 def check_artifacts(uri: str) -> None:
