@@ -274,3 +274,50 @@ def test_three_first_runs_create_a_database_together(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     found = mlflow.search_runs(experiment_names=["shopee"], output_format="list")
     assert [one.info.status for one in found] == ["FINISHED"] * 3
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (
+            "postgresql+psycopg2://ann:S3CRET@h/x",
+            r"ann:\*\*\*@h/x needs the Python package psycopg2",
+        ),
+        ("mysql+nothing://ann:S3CRET@h/x", r"ann:\*\*\*@h/x is no valid address"),
+        ("mssql", "The tracking store mssql is no valid address"),
+    ],
+)
+def test_a_database_without_its_package_is_an_error_in_words(
+    uri: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=said) as caught, open_run("nowhere"):
+        pass
+    assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.fault
+def test_a_lock_that_cannot_be_created_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.db.lock").symlink_to(tmp_path / "gone" / "x.db.lock")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
+    store.connect()
+    assert (tmp_path / "x.db").is_file()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_a_store_in_memory_is_told_to_end_with_the_process(
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(store, "_connected", set())
+    store.connect()
+    assert "is in memory: runs are lost with this process" in caplog.text
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -15,8 +15,10 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ReadOnlyStoreError, TrackingError
@@ -41,6 +43,7 @@ _PACKAGES = {
     "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
     "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
 }
+_IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
 # Packages whose errors are bugs, not failures of a store.
 _OWN = {"builtins", "torch", __package__.partition(".")[0]}
 
@@ -175,6 +178,8 @@ def quieten() -> None:
     """Silence MLflow's progress messages, and let requests to a server fail sooner.
 
     MLflow logs each step of a database migration and each retried request.
+
+    :raises TrackingError: when the tracking store is a database whose Python package is missing.
     """
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)
@@ -190,6 +195,22 @@ def quieten() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for handler in logging.getLogger("mlflow").handlers:
         handler.addFilter(_mask_record)
+    _check_database_package(uri)
+
+
+def _check_database_package(uri: str) -> None:
+    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+        return
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise TrackingError(
+            f"The tracking store {uri} needs the Python package {error.name or error}, which is "
+            "not installed. Install it, or name another package that is installed, as in "
+            "postgresql+psycopg2://..."
+        ) from error
+    except SQLAlchemyError as error:
+        raise TrackingError(f"The tracking store {uri} is no valid address: {error}") from error
 
 
 def _mask_record(record: logging.LogRecord) -> bool:
@@ -207,13 +228,21 @@ def connect() -> None:
     """
     quieten()
     uri = mlflow.get_tracking_uri()
-    if not uri.startswith("sqlite:///") or uri in _connected:
+    if not uri.startswith("sqlite://") or uri in _connected:
         return
     file = Path(uri.removeprefix("sqlite:///"))
+    if uri in _IN_MEMORY:
+        _log.warning("The tracking store %s is in memory: runs are lost with this process.", uri)
+        _connected.add(uri)
+        return
     lock = Path(f"{file}.lock")
-    # Without write permission there is no lock. MLflow reads the store, or reports why it cannot.
-    lockable = os.access(lock if lock.exists() else file.parent, os.W_OK)
-    with FileLock(lock) if lockable else nullcontext():
+    # Without permission to write there is no lock: MLflow reads the store, or says why it cannot.
+    # FileLock would wait for ever for a file that cannot be created for another reason.
+    held: AbstractContextManager[object] = nullcontext()
+    with suppress(OSError):
+        lock.touch()
+        held = FileLock(lock)
+    with held:
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
 
