@@ -302,10 +302,27 @@ def test_a_database_without_its_package_is_an_error_in_words(
 def test_a_lock_that_cannot_be_created_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "x.db.lock").symlink_to(tmp_path / "gone" / "x.db.lock")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/x.db")
+    monkeypatch.setattr(store, "_connected", set())
+    lock = tmp_path / "mlflow.db.lock"
+    database = mlflow.get_tracking_uri().removeprefix("sqlite:///")
+    (tmp_path / "mlflow.db").hardlink_to(database)
+    lock.symlink_to(tmp_path / "gone" / "x.lock")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     store.connect()
-    assert (tmp_path / "x.db").is_file()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("folder", "folder is no file that can be read"), ("/proc/mlflow.db", "No such file")],
+)
+def test_a_database_that_cannot_be_created_is_an_error_at_once(
+    file: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / file}")
+    with pytest.raises(TrackingError, match=said), open_run("nowhere"):
+        pass
 
 
 @pytest.mark.fault

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..data_config import NONE
 from ..errors import CatalogError
+from ..options import expand_path
 from .label_checks import label_remarks
 from .photo_files import NO_FILE, SPECIAL_FILE, file_problem, find_photo_files
 
@@ -214,11 +215,11 @@ def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.Data
 def _read_names(file: str) -> list[str]:
     """The distinct lines of a text file, without blank lines."""
     try:
-        path = Path(file).expanduser()
+        path = expand_path(file)
         if file_problem(path) == SPECIAL_FILE:
             raise OSError(errno.EINVAL, f"it is {SPECIAL_FILE}")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CatalogError(
             f"exclude={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a text "

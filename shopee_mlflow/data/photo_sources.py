@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data_config import AUTO
 from ..errors import CatalogError, ImageError
+from ..options import expand_path
 from .catalog_csv import find_images, read_catalog
 from .columns import ColumnChoice
 from .images import SUFFIXES, open_photo, read_pixels
@@ -105,7 +106,7 @@ def find_photos(source: str, images: str | None = None, image_column: str = AUTO
     :param image_column: the column of file names; auto: ``image`` or another common name.
     :raises CatalogError: when there are no photos.
     """
-    place = Path(source).expanduser()
+    place = expand_path(source)
     if not source:
         raise CatalogError("source: is empty. Name a photo, a folder of photos or a table.")
     if _is_special(place):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..options import expand_path
 
 # Keys under which training scripts store a state dict. Averaged weights come last: they are used
 # only if there are no others.
@@ -49,7 +50,7 @@ def load_file(path: Path | str) -> Any:
 
     :raises ModelError: when the file has another format, or loading it would run code.
     """
-    file = Path(path).expanduser()
+    file = expand_path(path)
     try:
         with file.open("rb") as stream:
             head = stream.read(4096)

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ReadOnlyStoreError, TrackingError
 from ..masking import mask_passwords
+from ..options import expand_path
 
 _log = logging.getLogger(__name__)
 
@@ -236,12 +237,18 @@ def connect() -> None:
         _connected.add(uri)
         return
     lock = Path(f"{file}.lock")
-    # Without permission to write there is no lock: MLflow reads the store, or says why it cannot.
-    # FileLock would wait for ever for a file that cannot be created for another reason.
+    # MLflow would try for minutes, without a word.
+    if file.exists() and not (file.is_file() and os.access(file, os.R_OK)):
+        raise PermissionError(f"{file} is no file that can be read")
     held: AbstractContextManager[object] = nullcontext()
-    with suppress(OSError):
+    try:
+        # FileLock would wait for ever for a file that cannot be created.
         lock.touch()
         held = FileLock(lock)
+    except OSError:
+        # Without permission to write there is no lock. MLflow creates a missing folder.
+        if not file.exists() and file.parent.exists():
+            raise
     with held:
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
@@ -276,9 +283,9 @@ def local_folder() -> Path:
         return Path(uri.removeprefix("sqlite:///")).parent
     chosen = os.environ.get(STATE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return expand_path(chosen)
     temporary = Path(tempfile.gettempdir()).resolve()
     if not Path.cwd().resolve().is_relative_to(temporary):
         return Path()
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "shopee_mlflow"
+    return expand_path(state) / "shopee_mlflow"

@@ -23,6 +23,7 @@ from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..data_config import AUTO
 from ..errors import CatalogError
 from ..modeling.inference import BATCH, Prediction, Predictor, check_answer_options
+from ..options import expand_path
 from ..tracking.registry import LoadedModel, load_classifier
 
 # Most file systems allow 255 bytes, and the partial file has a longer name than the output.
@@ -88,7 +89,7 @@ def _check_output(out: Path, source: str) -> None:
         raise CatalogError(f"out={out}: is a folder; name a file, such as {out / 'answers.csv'}.")
     if out.exists() and not out.is_file():
         raise CatalogError(f"out={out}: is not a regular file.")
-    if out.exists() and out.resolve() == Path(source).expanduser().resolve():
+    if out.exists() and out.resolve() == expand_path(source).resolve():
         raise CatalogError(f"out={out}: is the source; name another file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
