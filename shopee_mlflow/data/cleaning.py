@@ -225,7 +225,8 @@ def _read_names(file: str) -> list[str]:
             f"exclude={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a text "
             "file with one file name or posting id per line."
         ) from error
-    names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    # splitlines would also split at other characters, which names may hold.
+    names = list(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))
     if not names:
         raise CatalogError(f"exclude={file}: is empty; use exclude=none to leave nothing out.")
     return names
