@@ -24,6 +24,8 @@ from .images import (
 
 LONGEST_PATH = 4096
 _DATA_URL = "data:"
+# In characters of base64 text; shorter text is a word or a path.
+_SHORTEST_PHOTO = 40
 # The other alphabet of base64 (RFC 4648, section 5).
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -112,10 +114,12 @@ def _bytes_of(text: str) -> bytes:
             return content
         text = content.decode("ascii")
     # The command base64 puts line breaks into its output; other programs leave out the padding.
-    text = "".join(text.split()).rstrip("=")
-    if "/" not in text and "+" not in text:
-        text = text.translate(_URL_SAFE)
-    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    text = "".join(text.split())
+    if len(text) >= _SHORTEST_PHOTO:
+        text = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+        if "/" not in text and "+" not in text:
+            text = text.translate(_URL_SAFE)
+    return base64.b64decode(text, validate=True)
 
 
 def _is_file(text: str) -> bool:
