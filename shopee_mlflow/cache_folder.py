@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import CatalogError
+from .options import expand_path
 
 CACHE_VARIABLE = "SHOPEE_MLFLOW_CACHE"
 
@@ -21,9 +22,9 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        folder = Path(chosen).expanduser()
+        folder = expand_path(chosen)
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shopee_mlflow"
+        folder = expand_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shopee_mlflow"
     try:
         folder.mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from .data_config import AUTO, NONE, DataConfig
 from .errors import ConfigError
-from .options import Group, Role, as_text, option, parse_option
+from .options import Group, Role, as_text, expand_path, option, parse_option
 from .yaml_file import read_yaml
 
 PRETRAINED = "_pretrained"
@@ -438,7 +438,13 @@ def is_model_reference(name: str) -> bool:
 def _problem_of_weights(weights: str) -> list[str]:
     if weights == AUTO or _MODEL_REFERENCE.fullmatch(weights):
         return []
-    path = Path(weights).expanduser()
+    path = expand_path(weights)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return [f"weights={weights}: cannot be read ({getattr(error, 'strerror', None) or error})"]
     if path.is_dir() and not (path / "MLmodel").is_file():
         return [f"weights={weights}: this folder holds no MLmodel file, so it is no logged model"]
     if not path.exists():

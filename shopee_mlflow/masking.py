@@ -27,28 +27,51 @@ _NO_SCHEME = re.compile(
 )
 # Header lines, environment variables, lines of YAML and options, none of which are prose.
 _LINE = re.compile(
-    r"(?P<name>(?<![\w-])--?[\w-]+(?=\s)|^[ \t]*(?:- )?\w{1,60}(?=:)"
-    r"|(?<!\w)\w{1,60}[_-][\w-]{1,60}(?=:))(?P<between>:?[ \t]+)(?P<value>[^\s'\"-][^\s'\"]*)",
+    r"(?P<name>(?<![\w-])--?[\w-]+(?=\s)|^[ \t]*(?:- )?\w{1,60}(?=[ \t]?:)"
+    r"|(?<!\w)\w{1,60}[_-][\w-]{1,60}(?=:))(?P<between>[ \t]?:?[ \t]+)"
+    r"(?P<value>[^\s'\"-][^\s'\"]*)",
     re.M,
 )
-# Tokens that are known by their form: Hugging Face, GitHub, Databricks, JSON Web Tokens.
+# Tokens that are known by their form: Hugging Face, GitHub, GitLab, Databricks, JSON Web Tokens,
+# npm, Slack, Google, OpenAI.
 _TOKEN = re.compile(
-    r"\b(?:hf_|gh[pousr]_|github_pat_|dapi(?=[0-9a-f]{30})|eyJ[\w-]{10,}\.)[\w.-]{20,}"
+    r"\b(?:(?:hf_|gh[pousr]_|github_pat_|dapi(?=[0-9a-f]{30})|eyJ[\w-]{10,}\.|npm_|AIza)[\w.-]{20,}"
+    r"|(?:glpat-|xox[a-z]-|sk-(?=\S*\d))[\w-]{16,})"
+)
+_PRIVATE_KEY = re.compile(
+    r"(?P<start>-----BEGIN (?:\w+ )*PRIVATE KEY-----)[^-]*(?P<end>-----END|$)", re.S
+)
+# Command lines of other programs, whose options for passwords have one letter.
+_COMMAND = re.compile(
+    r"(?P<start>\b(?:(?:mysql\w*|mariadb)\b[^\n|;]{0,300}?\s-p"
+    r"|sshpass\b[^\n|;]{0,300}?\s-p ?|redis-cli\b[^\n|;]{0,300}?\s-a "
+    r"|(?:curl|wget)\b[^\n|;]{0,300}?\s(?:-u ?|-U ?|--(?:proxy-)?user[ =])['\"]?[^\s:'\"]{1,100}:))"
+    r"(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+)"
+)
+# Tuples of requests and httpx: auth=("ann", "password").
+_PAIR = re.compile(
+    r"(?P<start>auth['\"]?\s?[=:]\s?[\[(]\s?['\"][^'\"\n]*['\"],\s?)(?P<value>'[^'\n]*'|\"[^\"\n]*\")",
+    re.I,
+)
+# An address in the query of another one, percent-encoded.
+_ENCODED_URL = re.compile(
+    r"(%3A(?:%2F){1,3}(?:(?!%3A|%2F|%40)[^\s&'\"])*%3A)(?:(?!%40)[^\s&'\"])+(?=%40)", re.I
 )
 # ODBC's connection string in a query, percent-encoded.
 _ENCODED_FIELD = re.compile(r"((?:pwd|password)%3D)(?:(?!%3B)[^\s&'\"])+", re.I)
 # A colon without quotes is prose: "wrong password: access denied".
 _FIELD = re.compile(
-    r"(?<![\w.%-])(?P<name>[\w.%-]+)(?P<equals>['\"]\s?[=:]\s?|\s?=\s?)"
-    r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s&;,'\")}\]]+)"
+    r"(?<![\w.%-])(?P<name>[\w.%-]+)(?P<equals>['\"]\]?\s?(?:=>?|:)\s?|\s?=>?\s?)"
+    r"(?P<prefix>(?:[bru]{1,2}(?=['\"]))?)(?P<value>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^\s&;,'\")}\]]+)"
 )
 _SECRET = re.compile(
-    r"pass(word|wd|phrase|$)|pwd$|token$|secret|credential|signature|(^|\W)sig$"
+    r"pass(word|wd|phrase|$)|pwd$|(^|[\W_])ps?w$|token$|secret|credential|signature|(^|\W)sig$"
     r"|(api|access|account|private)[_-]?key$",
     re.I,
 )
 _HEADER = re.compile(
-    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s+)?|\bbearer\s+)[^\s'\",]+",
+    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|token|apikey)\s+)?|\bbearer\s+)"
+    r"(?:digest\s[^\n]*|[^\s'\",]+)",
     re.I,
 )
 _COOKIES = re.compile(r"(cookie['\"]?\s*:\s*['\"]?)[^\s'\"][^\n'\"]*", re.I)
@@ -60,14 +83,19 @@ def mask_passwords(text: str) -> str:
     Found are ``scheme://user:password@host``, also percent-encoded and with ``@``, ``:`` or ``/``
     in the password, or without a scheme; a user name alone in an HTTP address, which is usually a
     token; fields such as ``password=...`` and ``token=...`` in queries and connection strings;
-    quoted fields of mappings; lines such as ``password: ...``; options such as ``--password ...``;
-    tokens that are known by their form; and the headers ``Authorization`` and ``Cookie``. Rather
-    too much is masked than too little.
+    quoted fields of mappings; ``auth`` pairs; lines such as ``password: ...``; options such as
+    ``--password ...``, and one-letter options of ``mysql``, ``sshpass``, ``redis-cli`` and
+    ``curl``; private keys; tokens that are known by their form; and the headers ``Authorization``
+    and ``Cookie``. Rather too much is masked than too little.
     """
+    text = _PRIVATE_KEY.sub(rf"\g<start>{MASK}\g<end>", text)
+    for quoted in (_COMMAND, _PAIR):
+        text = quoted.sub(lambda found: found["start"] + _masked(found["value"]), text)
     text = _ODD_PASSWORD.sub(rf"\g<start>{MASK}", text)
     text = _FIELD.sub(_mask_field, _URL.sub(_mask_url, text))
     text = _NO_SCHEME.sub(rf"\g<user>{MASK}", text)
     text = _TOKEN.sub(MASK, _LINE.sub(_mask_line, text))
+    text = _ENCODED_URL.sub(rf"\g<1>{MASK}", text)
     text = _ENCODED_FIELD.sub(rf"\g<1>{MASK}", text)
     return _COOKIES.sub(rf"\g<1>{MASK}", _HEADER.sub(rf"\g<1>{MASK}", text))
 
@@ -83,11 +111,15 @@ def _mask_url(url: re.Match[str]) -> str:
 
 
 def _mask_field(field: re.Match[str]) -> str:
-    name, equals, value = field.group("name", "equals", "value")
+    name, equals, prefix, value = field.group("name", "equals", "prefix", "value")
     if not _SECRET.search(unquote(name)):
         return field.group()
+    return f"{name}{equals}{prefix}{_masked(value)}"
+
+
+def _masked(value: str) -> str:
     quote = value[0] if value[0] in "'\"" else ""
-    return f"{name}{equals}{quote}{MASK}{quote}"
+    return f"{quote}{MASK}{quote}"
 
 
 def _mask_line(line: re.Match[str]) -> str:

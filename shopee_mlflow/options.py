@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -181,6 +182,11 @@ def unknown_option(name: str, names: Iterable[str]) -> str:
     if likely:
         return f"{name}: no such option. Did you mean {' or '.join(likely)}?"
     return f"{name}: no such option. The options are: {', '.join(known)}"
+
+
+def expand_path(path: str | Path) -> Path:
+    """A path with ``~`` as the home folder; unchanged if there is no such user, as in shells."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises an error then
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -95,6 +95,22 @@ def test_a_file_cut_off_anywhere(file_format: str) -> None:
         np.testing.assert_array_equal(pixels, read_pixels(content, SIZE))
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_file_whose_last_part_is_zeros_is_refused(progressive: bool) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(5).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((300, 200)).save(file, "JPEG", progressive=progressive)
+    content = file.getvalue()
+    for end in range(len(content) // 3, len(content) - 64, 500):
+        with pytest.raises(ImageError, match="incomplete|[Tt]runcated"):
+            read_pixels(content[:end] + bytes(len(content) - end), SIZE)
+    # Some programs fill the last block of the disk, and phones append a film.
+    for more in (bytes(4096), b"\xff\xda" + bytes(4096)):
+        pixels = read_pixels(content + more, SIZE)
+        np.testing.assert_array_equal(pixels, read_pixels(content, SIZE))
+
+
 def test_one_kind_of_file_after_the_beginning_of_another() -> None:
     contents = [photo(file_format) for file_format in ("JPEG", "PNG", "WEBP", "GIF")]
     for first in contents:

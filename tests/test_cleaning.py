@@ -104,10 +104,14 @@ def test_missing_folder_of_photos(folder: Path, write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [("~nobody-has-this-name/shop", "home"), ("a" * 300, "too long")]
+    ("data", "said"),
+    [
+        ("~nobody-has-this-name/shop", "no such file or folder"),
+        ("a" * 300, "cannot be accessed .*too long"),
+    ],
 )
-def test_names_that_no_file_can_have(data: str, reason: str) -> None:
-    with pytest.raises(CatalogError, match=f"cannot be accessed .*{reason}"):
+def test_names_that_no_file_can_have(data: str, said: str) -> None:
+    with pytest.raises(CatalogError, match=said):
         find_catalog(data)
 
 

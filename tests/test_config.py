@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from shopee_mlflow.analysis_config import ExploreConfig, MatchConfig
+from shopee_mlflow.cache_folder import cache_folder
 from shopee_mlflow.config import CrossValidateConfig, TrainConfig, TuneConfig, as_params, resolve
+from shopee_mlflow.data.dataset import load_dataset
+from shopee_mlflow.data.photo_sources import find_photos
 from shopee_mlflow.data_config import DataConfig
-from shopee_mlflow.errors import ConfigError
+from shopee_mlflow.errors import CatalogError, ConfigError
+from shopee_mlflow.options import expand_path
 
 
 def test_defaults_are_allowed_by_their_own_rules() -> None:
@@ -197,3 +201,28 @@ def test_an_unknown_option_in_python_names_the_nearest(cls: type[DataConfig]) ->
 def test_an_option_goes_before_a_synonym_of_another() -> None:
     with pytest.raises(ConfigError, match=r"fold: no such option\. Did you mean folds\?"):
         CrossValidateConfig(fold=3)
+
+
+@pytest.mark.fault
+def test_a_tilde_without_such_a_user_is_an_ordinary_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert expand_path("~/x") == tmp_path / "home" / "x"
+    Path("~$photo.jpg").write_bytes(b"")
+    assert [photo.name for photo in find_photos("~$photo.jpg").photos] == ["~$photo.jpg"]
+    with pytest.raises(ConfigError, match=r"weights=~no-such-user\$: no such file"):
+        resolve(TrainConfig, {"weights": "~no-such-user$"})
+    for option in ("data", "exclude", "corrections"):
+        with pytest.raises(CatalogError, match=f"{option}=~no-such-user.x: .*[Nn]o such file"):
+            load_dataset(resolve(TrainConfig, {option: "~no-such-user/x", "cache": "false"}))
+    monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", "~no-such-user/cache")
+    assert cache_folder() == Path("~no-such-user/cache")
+
+
+@pytest.mark.fault
+def test_a_name_of_weights_that_no_file_can_have_is_a_clear_error() -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match=r"weights=.*cannot be read \("):
+            resolve(TrainConfig, {"weights": name})

@@ -216,3 +216,12 @@ def test_a_packed_catalogue_in_the_folder_is_named(tmp_path: Path) -> None:
 def test_columns_that_are_not_read_are_named_once(write: Write) -> None:
     file = write("image,fold, price ,label_group,price,\na.jpg,test,1,A,2,\n")
     assert read_table(file).unused == ["fold", "price"]
+
+
+@pytest.mark.fault
+def test_halves_of_surrogate_pairs_in_json_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"image": "a.jpg", "label_group": "\\ud800", "title": "\\udfff"}\n')
+    with pytest.raises(CatalogError, match="column label_group is not UTF-8"):
+        read_catalog(file)
+    assert "\ufffd" in read_catalog(file, ("image",))["title"][0]

@@ -479,6 +479,9 @@ def test_a_list_of_photos_is_left_out(shop: Path, table: pd.DataFrame) -> None:
     assert "28 left: 2 in the list" in said(dataset)
     assert "1 of 3 names in" in said(dataset)
     assert "not an image or posting_id of the catalogue: nobody.png" in said(dataset)
+    # Only line ends separate names.
+    file.write_text("g0n1.png\u2028g0n2.png\ng0n3.png\n")
+    assert load(shop, exclude=str(file)).cleaning.counts()["excluded"] == 1
     assert dataset.digest != whole.digest
     assert len(dataset.cleaning.left_out) == 2
     file.write_text("\n")

@@ -334,6 +334,51 @@ def test_other_kinds_of_weight_files_are_named(tmp_path: Path, content: bytes, s
         build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
 
 
+def holding_itself() -> dict[str, object]:
+    content: dict[str, object] = {"epoch": 3}
+    content["model"] = content
+    return content
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (holding_itself, r"holds no state dict .*Its keys: epoch, model"),
+        (lambda: dict(enumerate(small_state().values())), "holds no state dict"),
+        (lambda: {k: v.to("meta") for k, v in small_state().items()}, "without values"),
+        (lambda: {"a.weight": torch.eye(3).to_sparse()}, "quantized or sparse"),
+        (lambda: {k: v.to(torch.int8) for k, v in small_state().items()}, "torch.int8"),
+        (lambda: {k: v.to(torch.complex64) for k, v in small_state().items()}, "torch.complex64"),
+        (lambda: {k: v * float("nan") for k, v in small_state().items()}, "NaN or infinite"),
+        (lambda: {k: (v * 1e7).half() for k, v in small_state().items()}, "NaN or infinite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_content_that_is_no_weights_is_refused(
+    tmp_path: Path, content: Callable[[], object], said: str
+) -> None:
+    torch.save(content(), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=said):
+        build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+
+
+def test_the_only_state_dict_of_a_checkpoint_is_found_by_its_content(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "student": small_state(), "optimizer": {}}, tmp_path / "w.pth")
+    model = build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+    key = "features.0.0.weight"
+    torch.testing.assert_close(model.backbone.state_dict()[key], small_state()[key])
+
+
+def test_a_head_without_its_weight_starts_from_random_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = build_model("cnn", CLASSES, 32).state_dict()
+    torch.save({k: v for k, v in state.items() if k != "head.weight"}, tmp_path / "w.pth")
+    build_model("cnn", CLASSES, 32, tmp_path / "w.pth")
+    assert "the head has no weight and is not loaded" in caplog.text
+
+
 def test_safetensors_are_read_where_the_package_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

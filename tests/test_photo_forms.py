@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from conftest import draw_photo
 from PIL import Image
 
-from shopee_mlflow.data.photo_forms import is_missing, phash_of_photo
+from shopee_mlflow.data.photo_forms import is_missing, phash_of_photo, read_photo
 
 
 @pytest.mark.parametrize("cell", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, ""])
@@ -75,3 +76,22 @@ def test_a_truncated_photo_has_no_phash_in_any_form(kind: str) -> None:
     except OSError:  # refused when it is opened, so it cannot be passed on
         return
     assert phash_of_photo(photo) == ""
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: text.translate(str.maketrans("+/", "-_")).rstrip("="),
+        lambda text: f"\n {text[:9]}\n{text[9:]} ",
+        lambda text: f" data:image/png; base64, {text}\n",
+        lambda text: [text],
+        lambda text: np.array([text]),
+    ],
+)
+def test_base64_text_is_read_as_programs_write_it(written: Any) -> None:
+    file = io.BytesIO()
+    draw_photo(1, 6).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    assert "+" in text
+    assert "/" in text
+    assert (read_photo(written(text), 40) == np.asarray(draw_photo(1, 6))).all()

@@ -22,7 +22,7 @@ from shopee_mlflow import cli
 from shopee_mlflow.data import photo_sources
 from shopee_mlflow.data.images import read_pixels
 from shopee_mlflow.data.photo_sources import find_photos
-from shopee_mlflow.errors import CatalogError
+from shopee_mlflow.errors import CatalogError, ConfigError
 from shopee_mlflow.modeling.inference import BATCH
 from shopee_mlflow.verbs.predict import predict
 
@@ -87,6 +87,48 @@ def test_a_folder_a_pattern_and_a_photo(run: SmallRun, tmp_path: Path) -> None:
     assert [row[1:] for row in by_pattern] == [row[1:] for row in rows[12:24]]
     predict(run.uri, str(run.photos[5]), out)
     assert rows_of(out)[1:] == [[str(run.photos[5]), *rows[5][1:]]]
+
+
+@pytest.mark.fault
+def test_patterns_visit_each_folder_once_through_links_to_parents(
+    run: SmallRun, tmp_path: Path
+) -> None:
+    inner = tmp_path / "all" / "[inner]"
+    inner.mkdir(parents=True)
+    for folder in (tmp_path / "all", inner):
+        shutil.copy(run.photos[0], folder / "a.png")
+        # Two such links have 2 ** 40 paths, until the system refuses them.
+        (folder / "up").symlink_to(tmp_path / "all")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(run.photos[1], tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "all" / "linked").symlink_to(tmp_path / "elsewhere")
+    out = tmp_path / "out.csv"
+    found = ["all/[inner]/a.png", "all/a.png", "all/linked/b.png"]
+    for pattern, names in (
+        ("all/**/*.png", found),
+        ("all/**", found),
+        ("**/a.png", found[:2]),
+        ("all/**/[[]inner]/*", found[:1]),
+    ):
+        predict(run.uri, pattern, out)
+        assert [row[0] for row in rows_of(out)[1:]] == names
+
+
+@pytest.mark.fault
+def test_options_of_predict_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    for options, said in (
+        ({"workers": -1}, "workers=-1: must be at least 0"),
+        ({"top_k": 0}, "top_k=0: must be at least 1"),
+        ({"unknown": "no"}, "unknown=no: must be auto or none"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            predict("models:/gone/1", "gone", out, **options)  # type: ignore[arg-type]
+    with pytest.raises(CatalogError, match="source: is empty"):
+        predict("models:/gone/1", "", out)
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(CatalogError, match="the name is too long"):
+        predict("models:/gone/1", "a.jpg", tmp_path / f"{'x' * 240}.csv")
 
 
 def test_rows_of_a_catalogue_name_postings_in_its_order(run: SmallRun, tmp_path: Path) -> None:

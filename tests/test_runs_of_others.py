@@ -59,6 +59,48 @@ def test_a_run_in_which_a_command_is_working_is_not_adopted(
         monkeypatch.delenv("MLFLOW_RUN_ID")
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr": "7", "epochs": "3"}, r"already has options of a training \(epochs, lr\)"),
+        ({"train_loss": 0.5}, "already has metrics of a training"),
+    ],
+)
+def test_a_run_with_a_trainings_options_or_metrics_is_not_adopted(
+    values: dict[str, float | str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = mlflow.set_experiment("shopee")
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment.experiment_id).info.run_id
+    for name, value in values.items():
+        log = client.log_param if isinstance(value, str) else client.log_metric
+        log(run_id, name, value)  # type: ignore[operator]
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with pytest.raises(TrackingError, match=said), open_run("second"):
+        pass
+    end_unopened_run("another command's mistake")
+    assert mlflow.get_run(run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("source", "values"),
+    [("PROJECT", {"lr": "7"}), ("LOCAL", {"queue": "night"})],
+)
+def test_a_run_with_options_of_mlflow_run_or_of_a_scheduler_is_adopted(
+    source: str, values: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = mlflow.set_experiment("shopee")
+    client, tags = mlflow.MlflowClient(), {"mlflow.source.type": source}
+    run_id = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    for name, value in values.items():
+        client.log_param(run_id, name, value)
+    client.log_metric(run_id, "system/waited_seconds", 3)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with open_run("mine") as run:
+        assert run.run_id == run_id
+
+
 def test_a_new_run_that_the_environment_names_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = mlflow.set_experiment("shopee")
     made = mlflow.MlflowClient().create_run(experiment.experiment_id)

@@ -307,6 +307,24 @@ def test_a_parameter_of_another_tool_may_hold_an_apostrophe(run: SmallRun) -> No
 
 
 @pytest.mark.fault
+def test_a_path_that_is_no_logged_model_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "film.mp4").write_bytes(b"film")
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda *_, **__: None)
+    for uri, said in (
+        ("holiday", "the folder has no file MLmodel"),
+        (f"file://{tmp_path}/holiday", "the folder has no file MLmodel"),
+        ("holiday/film.mp4", "it is no folder of a logged model"),
+        ("/dev/zero", "it is no folder of a logged model"),
+        ("nowhere", "there is no such folder"),
+    ):
+        with pytest.raises(TrackingError, match=f"model={uri}: {said}"):
+            registry.load_classifier(uri)
+
+
+@pytest.mark.fault
 @pytest.mark.slow
 def test_loading_a_model_leaves_no_copy_and_writes_nothing_into_the_store(
     run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -356,3 +374,67 @@ def test_three_first_runs_create_a_database_together(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     found = mlflow.search_runs(experiment_names=["shopee"], output_format="list")
     assert [one.info.status for one in found] == ["FINISHED"] * 3
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (
+            "postgresql+psycopg2://ann:S3CRET@h/x",
+            r"ann:\*\*\*@h/x needs the Python package psycopg2",
+        ),
+        ("mysql+nothing://ann:S3CRET@h/x", r"ann:\*\*\*@h/x is no valid address"),
+        ("mssql", "The tracking store mssql is no valid address"),
+    ],
+)
+def test_a_database_without_its_package_is_an_error_in_words(
+    uri: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=said) as caught, open_run("nowhere"):
+        pass
+    assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.fault
+def test_a_lock_that_cannot_be_created_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_connected", set())
+    lock = tmp_path / "mlflow.db.lock"
+    database = mlflow.get_tracking_uri().removeprefix("sqlite:///")
+    (tmp_path / "mlflow.db").hardlink_to(database)
+    lock.symlink_to(tmp_path / "gone" / "x.lock")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    store.connect()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("folder", "folder is no file that can be read"), ("/proc/mlflow.db", "No such file")],
+)
+def test_a_database_that_cannot_be_created_is_an_error_at_once(
+    file: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / file}")
+    with pytest.raises(TrackingError, match=said), open_run("nowhere"):
+        pass
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_a_store_in_memory_is_told_to_end_with_the_process(
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(store, "_connected", set())
+    store.connect()
+    assert "is in memory: runs are lost with this process" in caplog.text
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import MakeCatalog, draw_photo, write_csv
 from html_page import read_page
+from mlflow.exceptions import MlflowException
 from torch import nn
 
 from shopee_mlflow import Classifier, TrainConfig, cross_validate, train
@@ -285,8 +286,11 @@ def test_pyfunc_answers_unknown(run: TrainResult, photos: list[str]) -> None:
     named = model.predict(frame, params={"unknown": "none"})
     assert "unknown" not in set(named["label_group"])
     assert "known_score" in [column.name for column in model.metadata.get_output_schema()]
-    with pytest.raises(ValueError, match="unknown=x: must be auto or none"):
+    with pytest.raises(MlflowException, match="unknown=x: must be auto or none"):
         model.predict(frame, params={"unknown": "x"})
+    # A client may send null for what it leaves to the model.
+    nothing = {"unknown": None, "top_k": None}
+    pd.testing.assert_frame_equal(model.predict(frame, params=nothing), table)
 
 
 def test_predict_answers_unknown(run: TrainResult, photos: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import CatalogError
-from ..options import nearest
+from ..options import expand_path, nearest
 from .columns import KNOWN, REQUIRED, ColumnChoice, find_columns, wanted
 from .csv_rows import Row
 from .tables import TABLE_NAME, open_table
@@ -81,7 +81,7 @@ def existing_path(data: str, option: str = "data") -> Path:
     :raises CatalogError: when it does not exist.
     """
     with looking_for(data, option):
-        path = Path(data).expanduser()
+        path = expand_path(data)
         if not path.exists():
             beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             close = " or ".join(str(path.with_name(name)) for name in nearest(path.name, beside))
@@ -112,7 +112,7 @@ def find_images(table: Path, images: str | None = None, names: Sequence[str] = (
     :raises CatalogError: when there is no such folder.
     """
     with looking_for(images or str(table.parent), "images"):
-        folder = Path(images).expanduser() if images else _images_beside(table, names)
+        folder = expand_path(images) if images else _images_beside(table, names)
         if not folder.is_dir():
             raise CatalogError(
                 f"images={folder}: no such folder of photos, relative to {Path.cwd()}. Name "

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..data_config import AUTO, NONE, SAMPLE, DataConfig
 from ..errors import CatalogError
+from ..options import expand_path
 from ..sample import sample_catalog
 from .catalog_csv import (
     CatalogTable,
@@ -115,7 +116,7 @@ def folder_name(source: Path) -> str:
 def _class_folders(config: DataConfig) -> Catalog | None:
     """Read class folders; None if ``data`` has none, or has a table named train."""
     with looking_for(config.data):
-        folder = Path(config.data).expanduser()
+        folder = expand_path(config.data)
         if not folder.is_dir() or config.images != AUTO:
             return None
         tables = tables_in(folder)

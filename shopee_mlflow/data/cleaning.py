@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..data_config import NONE
 from ..errors import CatalogError
+from ..options import expand_path
 from .label_checks import label_remarks
 from .photo_files import NO_FILE, SPECIAL_FILE, file_problem, find_photo_files
 
@@ -214,17 +215,18 @@ def drop_excluded(frame: pd.DataFrame, file: str, cleaning: Cleaning) -> pd.Data
 def _read_names(file: str) -> list[str]:
     """The distinct lines of a text file, without blank lines."""
     try:
-        path = Path(file).expanduser()
+        path = expand_path(file)
         if file_problem(path) == SPECIAL_FILE:
             raise OSError(errno.EINVAL, f"it is {SPECIAL_FILE}")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CatalogError(
             f"exclude={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a text "
             "file with one file name or posting id per line."
         ) from error
-    names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    # splitlines would also split at other characters, which names may hold.
+    names = list(dict.fromkeys(line.strip() for line in text.split("\n") if line.strip()))
     if not names:
         raise CatalogError(f"exclude={file}: is empty; use exclude=none to leave nothing out.")
     return names

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data_config import NONE
 from ..errors import CatalogError
-from ..options import nearest
+from ..options import expand_path, nearest
 from .cleaning import Cleaning
 from .label_checks import shown_label
 from .photo_files import file_problem
@@ -76,7 +76,7 @@ def check_corrections_file(file: str) -> None:
 
     :raises CatalogError: otherwise.
     """
-    if file != NONE and (problem := file_problem(Path(file).expanduser())):
+    if file != NONE and (problem := file_problem(expand_path(file))):
         reason = f"it is {problem}" if problem.startswith("a ") else problem
         raise CatalogError(
             f"corrections={file}: cannot be read ({reason}), relative to {Path.cwd()}. Name a "
@@ -87,7 +87,7 @@ def check_corrections_file(file: str) -> None:
 def _read(file: str) -> Iterator[Correction]:
     """The rows that have an action."""
     check_corrections_file(file)
-    path = Path(file).expanduser()
+    path = expand_path(file)
     try:
         table = open_table(path, COLUMNS)
         if not table.names:

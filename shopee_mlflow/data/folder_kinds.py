@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import CatalogError
+from ..options import expand_path
 from .catalog_csv import ANY_TABLE, CSV_NAME, looking_for
 from .photo_sources import files_below, has_photo_name
 
@@ -21,7 +22,7 @@ def check_catalog_folder(data: str, option: str = "data") -> None:
 
     :raises CatalogError: saying what is in the folder instead.
     """
-    folder = Path(data).expanduser()
+    folder = expand_path(data)
     with looking_for(data, option):
         if not folder.is_dir() or any(ANY_TABLE.search(file.name) for file in folder.iterdir()):
             return

@@ -32,6 +32,7 @@ _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_ZEROS = bytes(64)
 
 _STARTS = (
     (
@@ -137,21 +138,34 @@ def check_scans(content: bytes, pixels: int) -> None:
     # The quick count includes previews inside metadata, and whatever follows the photo.
     if content.count(bytes([0xFF, _SOS])) <= allowed:
         return
-    scans = _count_scans(content)
+    scans, _ = _scans(content)
     if scans > allowed:
         raise ImageError(f"a JPEG file of {scans} scans: decoding would take too long")
 
 
-def _count_scans(content: bytes) -> int:
+def check_end(content: bytes) -> None:
+    """Refuse a JPEG file whose last part was never written, as an interrupted download leaves it.
+
+    Decoders take zeros for image data, and the rest of the photo would be grey. Zeros behind the
+    end of the image do no harm.
+
+    :raises ImageError: when the file ends with zeros, and the image has no end.
+    """
+    if content.endswith(_ZEROS) and not _scans(content)[1]:
+        raise ImageError("incomplete: the file ends with zeros in place of the image's end")
+
+
+def _scans(content: bytes) -> tuple[int, bool]:
+    """The number of scans of the first image, and whether the image has an end."""
     scans, at = 0, 2
     while found := _JPEG_MARKER.search(content, at):
         marker, at = found[1][0], found.end()
         if marker == _EOI:
-            break
+            return scans, True
         scans += marker == _SOS
         if marker not in (_SOI, _TEM):
             at += int.from_bytes(content[at : at + 2], "big")
-    return scans
+    return scans, False
 
 
 def without_metadata(content: bytes) -> bytes:

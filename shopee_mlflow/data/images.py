@@ -21,6 +21,7 @@ from .image_checks import (
     JPEG_START,
     MAX_PIXELS,
     PNG_START,
+    check_end,
     check_scans,
     check_size,
     has_deep_colour,
@@ -36,7 +37,7 @@ SUFFIXES = (
 )
 
 # Part of the cache key. Change it whenever the same file would be decoded to other pixels.
-RECIPE = "draft2x-bilinear-white-srgb-v4"
+RECIPE = "draft2x-bilinear-white-srgb-v5"
 
 _HEAD_BYTES = 4096
 _MOST_SCANNED_BYTES = 256 * 1024 * 1024
@@ -267,13 +268,15 @@ def _open_without_metadata(stream: IO[bytes]) -> Image.Image:
 
 
 def _scale_down(image: Image.Image, stream: IO[bytes], side: int) -> None:
-    """Let a JPEG file be decoded at 1/2, 1/4 or 1/8 of its size; refuse one with too many scans."""
+    """Let a JPEG file be decoded at a reduced scale; refuse a dangerous or incomplete one."""
     if not isinstance(image, JpegImageFile):
         return
     width, height = image.size
     position = stream.tell()
     stream.seek(0)
-    check_scans(stream.read(_MOST_SCANNED_BYTES), width * height)
+    content = stream.read(_MOST_SCANNED_BYTES)
+    check_scans(content, width * height)
+    check_end(content)
     stream.seek(position)
     scale = max(1, min(width, height) // (2 * side)) if side else 1
     while width * height > MAX_PIXELS * scale**2:

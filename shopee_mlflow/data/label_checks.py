@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Iterable
 from decimal import Context, Decimal
 
-# Spreadsheets write 249114794 as 249114794.0, 249,114,794 and 2.49114794E+08.
-_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?(?:e[+-]?\d{1,2})?")
+# Spreadsheets write 249114794 as 249114794.0, 249,114,794, 249 114 794 and 2.49114794E+08.
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:\d*|\d{1,3}(?:[,' _]\d{3})+)(?:\.\d*)?(?:e[+-]?\d{1,2})?")
+_SEPARATORS = str.maketrans("", "", ",' _")
 _ZEROS_FIRST = re.compile(r"[+-]?0\d")
 # After case folding: typographic dashes, minus signs and quotation marks, and Cyrillic and Greek
 # letters that look like Latin ones, small or capital.
@@ -85,11 +86,12 @@ def label_remarks(labels: Iterable[str]) -> list[str]:
 def _as_seen(label: str) -> str:
     """A label as people see it. Labels with equal results are lookalikes."""
     text = unicodedata.normalize("NFKC", label).casefold()
-    text = unicodedata.normalize("NFKC", text).translate(_CONFUSABLE)
+    # The Turkish capital letter I with a dot becomes an i with a combining dot.
+    text = unicodedata.normalize("NFKC", text).replace("i\u0307", "i").translate(_CONFUSABLE)
     text = " ".join("".join(char for char in text if not _invisible(char)).split())
     if _NUMBER.fullmatch(text) and not _ZEROS_FIRST.match(text):
         # Full precision: long identifiers must not be rounded to the same number.
-        return f"{Decimal(text.replace(',', '')).normalize(Context(prec=len(text))):f}"
+        return f"{Decimal(text.translate(_SEPARATORS)).normalize(Context(prec=len(text))):f}"
     return text
 
 

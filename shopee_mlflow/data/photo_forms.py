@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -23,6 +24,10 @@ from .images import (
 
 LONGEST_PATH = 4096
 _DATA_URL = "data:"
+# In characters of base64 text; shorter text is a word or a path.
+_SHORTEST_PHOTO = 40
+# The other alphabet of base64 (RFC 4648, section 5).
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = True) -> np.ndarray:
@@ -41,6 +46,9 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
             array = np.asarray(photo)
         except ValueError:
             raise ImageError("an array must have rows of equal length") from None
+        # A column of text, as servers send it: [["..."], ["..."]].
+        if array.size == 1 and isinstance(array.flat[0], (str, bytes)):
+            return read_photo(array.flat[0], size, resize, paths=paths)
         return pixels_from_array(array, size, resize)
     if isinstance(photo, Image.Image):
         return pixels_from_image(photo, size, resize)
@@ -96,16 +104,22 @@ def _bytes_of(text: str) -> bytes:
 
     :raises ValueError: for any other text.
     """
+    text = text.strip()
     if text[: len(_DATA_URL)].lower() == _DATA_URL:
         about, comma, text = text.partition(",")
         if not comma:
             raise ValueError("a data: URL without a comma")
         content = unquote_to_bytes(text)
-        if not about.lower().endswith(";base64"):
+        if not re.search(r";\s*base64\s*$", about, re.IGNORECASE):
             return content
         text = content.decode("ascii")
-    # The command base64 puts line breaks into its output.
-    return base64.b64decode("".join(text.split()), validate=True)
+    # The command base64 puts line breaks into its output; other programs leave out the padding.
+    text = "".join(text.split())
+    if len(text) >= _SHORTEST_PHOTO:
+        text = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+        if "/" not in text and "+" not in text:
+            text = text.translate(_URL_SAFE)
+    return base64.b64decode(text, validate=True)
 
 
 def _is_file(text: str) -> bool:

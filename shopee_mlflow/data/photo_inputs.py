@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import CatalogError, ImageError
+from ..options import expand_path
 from .photo_forms import LONGEST_PATH, read_photo
 from .photo_sources import Photo, find_photos
 
@@ -70,7 +71,7 @@ def photos_in(photos: Any, images: str | Path | None = None) -> PhotoInputs:
     """
     if isinstance(photos, (str, Path)):
         found = find_photos(str(photos), None if images is None else str(images))
-        single = len(found.photos) == 1 and found.photos[0].file == Path(photos).expanduser()
+        single = len(found.photos) == 1 and found.photos[0].file == expand_path(photos)
         names = [photo.name for photo in found.photos]
         remark = found.passed_over_in_words()
         return PhotoInputs(found.photos, names, pd.RangeIndex(len(names)), single, remark)
@@ -95,7 +96,7 @@ def _is_stack(photos: Any) -> bool:
 def _several(photos: list[Any], index: pd.Index, images: str | Path | None) -> PhotoInputs:
     names = [_name(photo) for photo in photos]
     if images is not None:
-        folder = Path(images).expanduser()
+        folder = expand_path(images)
         if not folder.is_dir():
             raise CatalogError(f"images={images}: no such folder of photos.")
         photos = [folder / p if isinstance(p, (str, Path)) else p for p in photos]

@@ -7,7 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data_config import AUTO
 from ..errors import CatalogError, ImageError
+from ..options import expand_path
 from .catalog_csv import find_images, read_catalog
 from .columns import ColumnChoice
 from .images import SUFFIXES, open_photo, read_pixels
@@ -105,7 +106,9 @@ def find_photos(source: str, images: str | None = None, image_column: str = AUTO
     :param image_column: the column of file names; auto: ``image`` or another common name.
     :raises CatalogError: when there are no photos.
     """
-    place = Path(source).expanduser()
+    place = expand_path(source)
+    if not source:
+        raise CatalogError("source: is empty. Name a photo, a folder of photos or a table.")
     if _is_special(place):
         raise CatalogError(f"{source}: is not a regular file.")
     if place.is_dir():
@@ -158,9 +161,39 @@ def check_photo_folder(folder: Path, source: str) -> None:
 
 def _from_pattern(place: Path) -> PhotoSource:
     passed_over: Counter[str] = Counter()
-    names = sorted(glob(str(place), recursive=True))  # noqa: PTH207 - relative to any folder
+    names = sorted(set(_matches(str(place))))
     named = ((_text(name), Path(name)) for name in names if not Path(name).is_dir())
     return PhotoSource(_only_photos(named, passed_over), "image", Path.cwd(), passed_over)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Paths that match a pattern; ``**`` is any folder below, each once, linked ones as well.
+
+    ``glob`` itself would follow a link to a parent folder again and again.
+    """
+    start, recursive, rest = pattern.partition("**")
+    if not recursive or start[-1:] not in ("", "/") or rest[:1] not in ("", "/"):
+        yield from glob(pattern)  # noqa: PTH207 - relative to any folder
+        return
+    for top in glob(start) if start else ["."]:  # noqa: PTH207
+        for folder in _folders_below(Path(top)):
+            name = "" if folder == Path() else f"{escape(str(folder))}/"
+            yield from _matches(name + (rest.lstrip("/") or "*"))
+
+
+def _folders_below(top: Path) -> Iterator[Path]:
+    """A folder and all below it, except hidden ones; linked folders are followed, each once."""
+    yield top
+    seen = {os.path.realpath(top)}
+    for path, folders, _ in os.walk(top, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in list(folders):
+            real = os.path.realpath(Path(path, name))
+            if real in seen:
+                folders.remove(name)
+            else:
+                seen.add(real)
+                yield Path(path, name)
 
 
 def _from_table(path: Path, images: str | None, choice: ColumnChoice) -> PhotoSource:

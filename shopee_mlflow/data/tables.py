@@ -270,7 +270,8 @@ def _text(path: Path, column: str, where: str, value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
-        return value
+        # JSON may hold halves of surrogate pairs, which are no text and cannot be written.
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (bytes, dict, list, tuple)):

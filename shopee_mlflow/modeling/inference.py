@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from ..data_config import AUTO
-from ..errors import ImageError
+from ..data_config import AUTO, NONE
+from ..errors import ConfigError, ImageError
 from .models import ProductClassifier
 
 BATCH = 32
@@ -50,6 +50,20 @@ class Prediction:
     def answers(self) -> list[str]:
         """The label groups, the first one replaced by ``unknown`` if the photo is refused."""
         return [UNKNOWN, *self.labels[1:]] if self.refused else list(self.labels)
+
+
+def check_answer_options(top_k: int, unknown: str, workers: int) -> None:
+    """Check the options of a call that classifies photos.
+
+    :raises ConfigError: naming those that are invalid.
+    """
+    problems = [
+        *([f"top_k={top_k}: must be at least 1"] if top_k < 1 else []),
+        *([f"unknown={unknown}: must be {AUTO} or {NONE}"] if unknown not in (AUTO, NONE) else []),
+        *([f"workers={workers}: must be at least 0"] if workers < 0 else []),
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 class Predictor:

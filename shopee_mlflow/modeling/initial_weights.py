@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import PRETRAINED
 from ..errors import ModelError
 from .models import ProductClassifier
-from .state_files import load_file, state_digest, unwrap
+from .state_files import load_file, state_digest, unusable_state, unwrap
 
 _log = logging.getLogger(__name__)
 
@@ -61,24 +61,39 @@ def read_weights(path: Path | str) -> InitialWeights:
     Checkpoints of Lightning, DataParallel, torch.compile and common training scripts are
     unwrapped, and the changes are logged.
 
-    :raises ModelError: when the file is not a state dict, or loading it would run code.
+    :raises ModelError: when the file is not a state dict, holds values that are not finite, or
+        loading it would run code.
     """
     state, changes = unwrap(load_file(path))
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
+    if problem := unusable_state(state):
         found = ""
         if isinstance(state, Mapping) and state:
             found = f" Its keys: {', '.join(str(key) for key in list(state)[:_LISTED])}."
         raise ModelError(
-            f"weights={path}: holds no state dict (name -> tensor).{found} Save one with "
-            "torch.save(model.state_dict(), path)."
+            f"weights={path}: {problem}.{found} Save one with torch.save(model.state_dict(), path)."
         )
+    _check_values(state, path)
     if changes:
         _log.info("weights=%s: %s.", path, "; ".join(changes))
     return InitialWeights(dict(state), str(path))
+
+
+def _check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Check that weights are finite floating-point numbers.
+
+    :raises ModelError: naming the first one that is not.
+    """
+    for name, tensor in state.items():
+        if name.endswith(("weight", "bias")) and not tensor.is_floating_point():
+            raise ModelError(
+                f"weights={path}: {name} is {tensor.dtype}, and weights must be floating-point "
+                "numbers. Save the weights of the model before it is quantized."
+            )
+        if not tensor.isfinite().all():
+            raise ModelError(
+                f"weights={path}: {name} holds NaN or infinite values. The training that saved the "
+                "file has diverged, or half precision has overflowed. Use an earlier checkpoint."
+            )
 
 
 def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
@@ -158,9 +173,11 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     head_keys = {key for key in (*wanted, *state) if key.rpartition(".")[0] == head}
     left_out = {k for k in head_keys if _shape(state, k) != _shape(wanted, k)}
     if left_out and head_keys & set(state):
-        rows = len(state[f"{head}.weight"])
+        rows = next(iter(_shape(state, f"{head}.weight") or ()), None)
         why = f"has {rows} classes"
-        if rows == len(wanted[f"{head}.weight"]):
+        if rows is None:
+            why = "has no weight"
+        elif rows == len(wanted[f"{head}.weight"]):
             why = "was trained with another loss"
         _log.warning(
             "weights=%s: the head %s and is not loaded; the new head starts from random values.",

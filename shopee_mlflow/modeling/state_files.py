@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..options import expand_path
 
 # Keys under which training scripts store a state dict. Averaged weights come last: they are used
 # only if there are no others.
@@ -49,7 +50,7 @@ def load_file(path: Path | str) -> Any:
 
     :raises ModelError: when the file has another format, or loading it would run code.
     """
-    file = Path(path).expanduser()
+    file = expand_path(path)
     try:
         with file.open("rb") as stream:
             head = stream.read(4096)
@@ -75,7 +76,9 @@ def unwrap(content: Any) -> tuple[Any, list[str]]:
     :returns: the state dict, or what was found instead, and a description of each change.
     """
     changes = []
-    while key := next((k for k in _WRAPPERS if _holds_mapping(content, k)), None):
+    seen: list[int] = []  # a checkpoint may hold itself
+    while id(content) not in seen and (key := _wrapper(content)) is not None:
+        seen.append(id(content))
         others = [k for k in _WRAPPERS if k != key and _holds_mapping(content, k)]
         changes.append(f"read from {key!r}" + (f", not from {', '.join(others)}" if others else ""))
         content = content[key]
@@ -98,6 +101,32 @@ def state_digest(state: Mapping[str, Tensor], size: int = 12) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _wrapper(content: Any) -> Any:
+    """The key that holds a state dict: a usual one, or the only one that does; else None."""
+    if usual := next((key for key in _WRAPPERS if _holds_mapping(content, key)), None):
+        return usual
+    values = content.items() if isinstance(content, Mapping) else ()
+    states = [key for key, value in values if _is_state(value)]
+    return states[0] if len(states) == 1 else None
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and len(content) > 1 and not unusable_state(content)
+
+
+def unusable_state(content: Any) -> str:
+    """Why content is no state dict of weights; empty if it is one."""
+    if not isinstance(content, Mapping) or not content:
+        return "holds no state dict (name -> tensor)"
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            return "holds no state dict (name -> tensor)"
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "without values" if tensor.is_meta else "quantized or sparse"
+            return f"holds tensors that are {kind}, such as {name}"
+    return ""
 
 
 def _holds_mapping(content: Any, key: str) -> bool:

@@ -11,9 +11,9 @@ import pandas as pd
 
 from ..console import say
 from ..data.photo_inputs import PhotoInputs, photos_in
-from ..data_config import AUTO, NONE
+from ..data_config import AUTO
 from ..errors import ConfigError, ImageError, ModelError
-from ..modeling.inference import Prediction, Predictor
+from ..modeling.inference import Prediction, Predictor, check_answer_options
 from ..modeling.models import ProductClassifier
 from .registry import LoadedModel, load_classifier
 
@@ -87,10 +87,7 @@ class Classifier:
         :raises ImageError: when a single photo is passed and cannot be read. For several photos,
             the column error has the reason instead.
         """
-        if top_k < 1:
-            raise ConfigError([f"top_k={top_k}: must be at least 1"])
-        if unknown not in (AUTO, NONE):
-            raise ConfigError([f"unknown={unknown}: must be {AUTO} or {NONE}"])
+        check_answer_options(top_k, unknown, workers)
         found = _read_inputs(photos, images)
         decode = found.decoder(self.image_size, self.resize, named=found.single)
         top_k = min(top_k, len(self.classes))

@@ -24,7 +24,7 @@ from ..matching.pool import Pool
 from ..matching.postings import check_postings
 from .posting_matcher import INDEX_COLUMNS, PostingMatcher
 from .read_paths import may_read_paths
-from .store import artifact_errors, downloaded, quieten
+from .store import NoModelFolderError, artifact_errors, downloaded, quieten
 
 if TYPE_CHECKING:
     from ..modeling.models import ProductClassifier
@@ -77,16 +77,22 @@ def load_matcher(uri: str) -> PostingMatcher:
     try:
         with downloaded(where) as folder:
             if not (folder / "data" / "matcher" / _MATCHER_FILE).is_file():
-                raise TrackingError(
-                    f"matcher={uri}: is no matcher (it has no {_MATCHER_FILE}). Name one that "
-                    f"match has logged, such as models:/{REGISTERED_MATCHER}/1."
-                )
+                raise _no_matcher(uri, f"it has no {_MATCHER_FILE}")
             return _load_pyfunc(str(folder / "data" / "matcher"))
+    except NoModelFolderError as error:
+        raise _no_matcher(uri, str(error)) from None
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(
             f"matcher={uri}: cannot be loaded from {mlflow.get_tracking_uri()}: {message}"
         ) from error
+
+
+def _no_matcher(uri: str, reason: str) -> TrackingError:
+    return TrackingError(
+        f"matcher={uri}: is no matcher ({reason}). Name one that match has logged, such as "
+        f"models:/{REGISTERED_MATCHER}/1."
+    )
 
 
 def _save(matcher: PostingMatcher, folder: Path) -> None:

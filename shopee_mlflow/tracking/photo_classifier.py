@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 
 from ..data.photo_forms import read_photo
 from ..data_config import AUTO, NONE
@@ -77,7 +78,7 @@ class PhotoClassifier:
             ``known_score``, below 0 for them.
         """
         unknown = _unknown(params)
-        k = min(max(int((params or {}).get("top_k", 1)), 1), len(self.predictor.classes))
+        k = min(max(int((params or {}).get("top_k") or 1), 1), len(self.predictor.classes))
         photos, index = _photos(model_input)
         batches = self.predictor.predict(photos, self._decode, top_k=k, unknown=unknown)
         rows = [self._row(one) for predictions in batches for one in predictions]
@@ -110,11 +111,14 @@ def _unknown(params: Mapping[str, Any] | None) -> str:
 
     MLflow's evaluator scores label groups, so it always gets one.
 
-    :raises ValueError: for a value other than ``auto`` and ``none``.
+    :raises MlflowException: for a value other than ``auto`` and ``none``. MLflow's server answers
+        any other exception with a traceback instead of its message.
     """
-    chosen = str((params or {}).get("unknown", AUTO))
+    chosen = str((params or {}).get("unknown") or AUTO)
     if chosen not in (AUTO, NONE):
-        raise ValueError(f"params: unknown={chosen}: must be {AUTO} or {NONE}")
+        raise MlflowException.invalid_parameter_value(
+            f"params: unknown={chosen}: must be {AUTO} or {NONE}"
+        )
     return NONE if _for_evaluator() else chosen
 
 

@@ -19,6 +19,7 @@ from ..errors import ImageError, ModelError
 from ..modeling.architectures import build_model
 from ..modeling.inference import BATCH, Predictor
 from ..modeling.models import ProductClassifier
+from ..options import expand_path
 from .finding import RUN_ID
 from .registry import load_classifier
 
@@ -32,7 +33,7 @@ def embedding_model(name: str, image_size: int, resize: str) -> ProductClassifie
     :raises ModelError: for a model that returns logits only (``serialization=pt2``).
     :raises TrackingError: when there is no such model.
     """
-    if not is_model_reference(name) and not Path(name).expanduser().is_dir():
+    if not is_model_reference(name) and not expand_path(name).is_dir():
         return build_model(name, ["none", "other"], image_size, resize=resize)
     uri = f"runs:/{name}/model" if RUN_ID.fullmatch(name) else name
     module = load_classifier(uri).module

@@ -25,7 +25,7 @@ from .finding import RUN_ID, find_run
 from .flavor import check_probe, load_folder
 from .model_card import model_card, version_card
 from .names import REGISTERED_MODEL, SEEN_TEST_TAG, WEIGHTS_RUN_TAG
-from .store import downloaded, quieten
+from .store import NoModelFolderError, downloaded, quieten
 
 REGISTERED_NAME = REGISTERED_MODEL
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -75,6 +75,8 @@ def load_classifier(uri: str) -> LoadedModel:
         with downloaded(uri) as folder:
             module, about = load_folder(folder, uri)
             saved = Model.load(str(folder))
+    except NoModelFolderError as error:
+        raise TrackingError(f"model={uri}: {error} ({_hint(uri)}).") from None
     except (MlflowException, OSError, ValueError) as error:
         message = getattr(error, "message", None) or str(error)
         raise TrackingError(

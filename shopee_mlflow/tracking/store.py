@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +16,15 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ReadOnlyStoreError, TrackingError, disk_full
 from ..masking import mask_passwords
+from ..options import expand_path
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +45,13 @@ _PACKAGES = {
     "wasbs": ("azure.storage.blob", "azure-storage-blob azure-identity"),
     "abfss": ("azure.storage.filedatalake", "azure-storage-file-datalake azure-identity"),
 }
+_IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
 # Packages whose errors are bugs, not failures of a store.
 _OWN = {"builtins", "torch", __package__.partition(".")[0]}
+
+
+class NoModelFolderError(TrackingError):
+    """A path on this machine is not the folder of a logged model."""
 
 
 class ArtifactStoreError(MlflowException):
@@ -99,11 +107,30 @@ def downloaded(uri: str) -> Iterator[Path]:
     """Download artifacts to a temporary folder, which is deleted at the end of the block.
 
     Local artifacts are copied as well, since MLflow would otherwise write to the store's folder.
+
+    :param uri: a URI of artifacts, or the folder of a logged model.
+    :raises NoModelFolderError: when it is another folder or file, which is not copied.
     """
+    if is_local_uri(uri, is_tracking_or_registry_uri=False):
+        _check_model_folder(uri)
     with tempfile.TemporaryDirectory() as folder:
         with artifact_errors(f"{uri} could not be read"):
             path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
         yield Path(path)
+
+
+def _check_model_folder(uri: str) -> None:
+    """Check a path on this machine before it is copied: it may be a whole disk, or a device."""
+    path = Path(local_file_uri_to_path(uri))
+    if (path / "MLmodel").is_file():
+        return
+    if not path.exists():
+        problem = f"there is no such folder, relative to {Path.cwd()}"
+    elif path.is_dir():
+        problem = "the folder has no file MLmodel"
+    else:
+        problem = "it is no folder of a logged model"
+    raise NoModelFolderError(problem)
 
 
 def check_artifacts(uri: str) -> None:
@@ -156,6 +183,8 @@ def quieten() -> None:
     """Silence MLflow's progress messages, and let requests to a server fail sooner.
 
     MLflow logs each step of a database migration and each retried request.
+
+    :raises TrackingError: when the tracking store is a database whose Python package is missing.
     """
     for name, value in _BOUNDS.items():
         os.environ.setdefault(name, value)
@@ -171,6 +200,22 @@ def quieten() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for handler in logging.getLogger("mlflow").handlers:
         handler.addFilter(_mask_record)
+    _check_database_package(uri)
+
+
+def _check_database_package(uri: str) -> None:
+    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+        return
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise TrackingError(
+            f"The tracking store {uri} needs the Python package {error.name or error}, which is "
+            "not installed. Install it, or name another package that is installed, as in "
+            "postgresql+psycopg2://..."
+        ) from error
+    except SQLAlchemyError as error:
+        raise TrackingError(f"The tracking store {uri} is no valid address: {error}") from error
 
 
 def _mask_record(record: logging.LogRecord) -> bool:
@@ -188,13 +233,27 @@ def connect() -> None:
     """
     quieten()
     uri = mlflow.get_tracking_uri()
-    if not uri.startswith("sqlite:///") or uri in _connected:
+    if not uri.startswith("sqlite://") or uri in _connected:
         return
     file = Path(uri.removeprefix("sqlite:///"))
+    if uri in _IN_MEMORY:
+        _log.warning("The tracking store %s is in memory: runs are lost with this process.", uri)
+        _connected.add(uri)
+        return
     lock = Path(f"{file}.lock")
-    # Without write permission there is no lock. MLflow reads the store, or reports why it cannot.
-    lockable = os.access(lock if lock.exists() else file.parent, os.W_OK)
-    with FileLock(lock) if lockable else nullcontext():
+    # MLflow would try for minutes, without a word.
+    if file.exists() and not (file.is_file() and os.access(file, os.R_OK)):
+        raise PermissionError(f"{file} is no file that can be read")
+    held: AbstractContextManager[object] = nullcontext()
+    try:
+        # FileLock would wait for ever for a file that cannot be created.
+        lock.touch()
+        held = FileLock(lock)
+    except OSError:
+        # Without permission to write there is no lock. MLflow creates a missing folder.
+        if not file.exists() and file.parent.exists():
+            raise
+    with held:
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
 
@@ -216,9 +275,9 @@ def local_folder() -> Path:
         return Path(uri.removeprefix("sqlite:///")).parent
     chosen = os.environ.get(STATE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return expand_path(chosen)
     temporary = Path(tempfile.gettempdir()).resolve()
     if not Path.cwd().resolve().is_relative_to(temporary):
         return Path()
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "shopee_mlflow"
+    return expand_path(state) / "shopee_mlflow"

@@ -12,10 +12,12 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import fields
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from ..config import CrossValidateConfig
 from ..masking import mask_passwords
 from .names import (
     DESCRIPTION_TAG,
@@ -33,6 +35,11 @@ _log = logging.getLogger(__name__)
 _SOURCE_TYPE_TAG, _PROJECT = "mlflow.source.type", "PROJECT"
 # By then, ``mlflow run`` has written the status of the run.
 _AGE_MS = 10_000
+
+
+# Options of a training, and the starts of the names of its metrics.
+_OPTIONS = {option.name for option in fields(CrossValidateConfig)}
+_RESULTS = ("train_", "val_", "test_", "best_")
 
 
 def end_unopened_run(reason: str, status: str = "FAILED") -> None:
@@ -76,6 +83,12 @@ def used_by(run: Run) -> str:
         return f"has ended ({run.info.status})"
     if PROCESS_TAG in run.data.tags or VERSION_TAG in run.data.tags:
         return "already has results of another command"
+    if any(name.startswith(_RESULTS) for name in run.data.metrics):
+        return "already has metrics of a training"
+    # mlflow run logs the options with which it then starts the command.
+    options = sorted(_OPTIONS & run.data.params.keys())
+    if options and run.data.tags.get(_SOURCE_TYPE_TAG) != _PROJECT:
+        return f"already has options of a training ({', '.join(options[:5])})"
     return ""
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ..data_config import AUTO
 from ..errors import ModelError, TrackingError
 from ..modeling.initial_weights import InitialWeights, read_weights, weights_of_model
 from ..modeling.models import ProductClassifier
+from ..options import expand_path
 from ..tracking.names import MODEL_NAME
 from ..tracking.registry import load_classifier
 
@@ -27,7 +27,7 @@ def initial_weights(weights: str) -> InitialWeights | None:
     """
     if weights == AUTO:
         return None
-    file = Path(weights).expanduser()
+    file = expand_path(weights)
     if file.is_file():
         return read_weights(file)
     try:
@@ -48,4 +48,4 @@ def _model_uri(weights: str) -> str:
         return f"runs:/{found[1]}/{MODEL_NAME}"
     if _LOGGED_MODEL.fullmatch(weights):
         return f"models:/{weights}"
-    return weights if ":/" in weights else str(Path(weights).expanduser())
+    return weights if ":/" in weights else str(expand_path(weights))

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 
 from ..data_config import AUTO
 from ..errors import ConfigError, StudyError
+from ..options import expand_path
 
 _FOLDER = "studies"
 _EXAMPLE = "postgresql://user@host/name"
@@ -45,7 +46,7 @@ def study_file(storage: str, name: str, folder: Path) -> Path:
 
     :param folder: of the tracking store, used by ``auto``.
     """
-    return folder / _FOLDER / f"{name}.journal" if storage == AUTO else Path(storage).expanduser()
+    return folder / _FOLDER / f"{name}.journal" if storage == AUTO else expand_path(storage)
 
 
 def open_storage(storage: str, file: Path) -> BaseStorage:

@@ -27,6 +27,7 @@ from ..exploring.photo_sections import states_line
 from ..exploring.photo_survey import survey_photos
 from ..exploring.selection import select_photos
 from ..exploring.survey import survey_catalog
+from ..options import expand_path
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
 from ..tracking.links import report_link, view_lines
@@ -66,7 +67,7 @@ def explore(config: ExploreConfig, cli_options: Mapping[str, str] | None = None)
     cleaning = Cleaning(rows=len(catalog.rows))
     rows = apply_corrections(catalog.rows, config.corrections, cleaning)
     catalog = dataclasses.replace(catalog, rows=rows.reset_index(drop=True))
-    out = prepare_folder(Path(config.out).expanduser(), catalog.folder)
+    out = prepare_folder(expand_path(config.out), catalog.folder)
     with stop_on_signals():
         explored = explore_catalog(config, catalog, cleaning)
     facts, tables = explored.facts(), explored.tables()

@@ -27,6 +27,7 @@ from ..matching.match_tables import groups_table, matches_table, pairs_table
 from ..matching.matcher import Matcher, Matches, among, match_unlabelled
 from ..matching.pool import Pool, pool_changes
 from ..matching.postings import Postings, check_postings
+from ..options import expand_path
 from ..reports.match_page import MatchFacts, match_page
 from ..reports.report_folder import REPORT_FILE, prepare_report_folder
 from ..tracking.environment import machine_tags
@@ -78,7 +79,7 @@ def match(config: MatchConfig, cli_options: Mapping[str, str] | None = None) -> 
     postings = check_postings(*_with_photos(rows, catalog.folder, embedder, config))
     if config.register and given is None and not postings.labelled:
         raise ConfigError(["register=true: needs label groups, by which a matcher is chosen"])
-    out = _prepare_folder(Path(config.out).expanduser(), catalog)
+    out = _prepare_folder(expand_path(config.out), catalog)
     say(f"{len(postings):,} postings, matched by {' and '.join(postings.signals)}")
     say(*catalog.remarks, *postings.remarks)
     with stop_on_signals():

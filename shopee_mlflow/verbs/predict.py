@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ from ..data.file_locks import locked
 from ..data.photo_sources import Photo, PhotoSource, find_photos
 from ..data_config import AUTO
 from ..errors import CatalogError
-from ..modeling.inference import BATCH, Prediction, Predictor
+from ..modeling.inference import BATCH, Prediction, Predictor, check_answer_options
+from ..options import expand_path
 from ..tracking.registry import LoadedModel, load_classifier
+
+# Most file systems allow 255 bytes, and the partial file has a longer name than the output.
+_LONGEST_NAME = 255 - len(".0123456789ab.partial")
 
 
 def predict(
@@ -53,9 +58,10 @@ def predict(
     :param unknown: auto: the answer for a photo that looks like no label group is ``unknown``, if
         the model has a threshold for its ``known_score``; none: always a label group.
     :returns: the number of photos that could not be read; their rows have the reason.
-    :raises ShopeeError: when the model or the source does not exist, no photo can be read, or
-        another process is writing ``out``.
+    :raises ShopeeError: when an option is invalid, the model or the source does not exist, no photo
+        can be read, or another process is writing ``out``.
     """
+    check_answer_options(top_k, unknown, workers)
     found = find_photos(source, images, image_column)
     _check_output(out, source)
     if found.passed_over:
@@ -77,11 +83,13 @@ def predict(
 
 def _check_output(out: Path, source: str) -> None:
     """Check before classifying that the output can be written."""
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise CatalogError(f"out={out}: the name is too long; use up to {_LONGEST_NAME} bytes.")
     if out.is_dir():
         raise CatalogError(f"out={out}: is a folder; name a file, such as {out / 'answers.csv'}.")
     if out.exists() and not out.is_file():
         raise CatalogError(f"out={out}: is not a regular file.")
-    if out.exists() and out.resolve() == Path(source).expanduser().resolve():
+    if out.exists() and out.resolve() == expand_path(source).resolve():
         raise CatalogError(f"out={out}: is the source; name another file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
