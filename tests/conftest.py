@@ -66,6 +66,21 @@ def own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "propagate", True)
 
 
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed and saved blank, since drawing them is half of a small training.
+
+    Tests of what is drawn have the marker ``drawn``.
+    """
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
+
+
+def save_blank(figure: object, target: Any, **options: Any) -> None:
+    """Save a small picture instead of a figure."""
+    Image.new("RGBA", (4, 3)).save(target, "PNG")
+
+
 @pytest.fixture
 def make_catalog(tmp_path: Path) -> MakeCatalog:
     """A function that draws a small catalogue: each group one colour, each photo other stripes."""
@@ -129,12 +144,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings without their report page, which takes a second and has its own tests."""
-    monkeypatch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
 
 
 @pytest.fixture

@@ -29,8 +29,6 @@ from shopee_mlflow.tracking.signals import Stopped
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 ROOT = Path(__file__).parents[1]
 # Dropout, batch norms and augmentation: all that could make a second half differ. 3 batches.
 OPTIONS = {
