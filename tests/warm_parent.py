@@ -70,6 +70,7 @@ def send(parent: socket.socket, request: Request, status: int, files: Sequence[i
 def _import_all() -> dict[str, str]:
     """Import every module of the package; returns what that set in the environment."""
     before = dict(os.environ)
+    gc.disable()
     package = importlib.import_module("shopee_mlflow")
     for module in pkgutil.walk_packages(package.__path__, "shopee_mlflow."):
         if not module.name.endswith("__main__"):
@@ -78,9 +79,9 @@ def _import_all() -> dict[str, str]:
         importlib.import_module(name)
     # A second of reading what is installed, which MLflow remembers.
     importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
-    # The children share these objects until they change them.
-    gc.collect()
+    # The children share these objects, as long as they do not search them for garbage.
     gc.freeze()
+    gc.enable()
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
