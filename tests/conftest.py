@@ -6,12 +6,14 @@ import csv
 import gc
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from new_store import new_store
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -58,6 +60,8 @@ def own_places(
     One store serves all tests, since a new one takes seconds.
     """
     base = tmp_path_factory.getbasetemp()
+    if "mlflow" in sys.modules and not (base / "mlflow.db").exists():
+        new_store(base / "mlflow.db")
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
     monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path))
