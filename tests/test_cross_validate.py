@@ -141,6 +141,7 @@ def test_every_photo_is_tested_once(
 
 
 @pytest.mark.parametrize(("groups", "each", "folds"), [(2, 5, 5), (3, 3, 3)])
+@pytest.mark.slow
 def test_a_tiny_catalogue_is_cross_validated(
     groups: int, each: int, folds: int, config: MakeConfig, make_catalog: MakeCatalog
 ) -> None:

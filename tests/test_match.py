@@ -257,6 +257,7 @@ def test_a_matcher_of_titles_needs_no_torch(matched: Matched, tmp_path: Path) ->
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_given_matcher_says_how_the_postings_have_changed(
     matched: Matched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,6 +292,7 @@ def test_an_index_that_was_edited_is_refused(matched: Matched, tmp_path: Path) -
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_matcher_of_an_earlier_version_is_loaded(matched: Matched, tmp_path: Path) -> None:
     """It has no likely pairs, and names another module that loads it."""
     folder = copied_matcher(matched, tmp_path / "matcher")
