@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gc
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from new_store import new_store
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -24,6 +27,15 @@ COLOURS = [
 ]
 
 MakeCatalog = Callable[..., Path]
+
+# Importing makes millions of objects and no garbage; searching them takes a quarter of collection.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    # What has been imported stays, and need not be searched again.
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +60,8 @@ def own_places(
     One store serves all tests, since a new one takes seconds.
     """
     base = tmp_path_factory.getbasetemp()
+    if "mlflow" in sys.modules and not (base / "mlflow.db").exists():
+        new_store(base / "mlflow.db")
     monkeypatch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
     monkeypatch.setenv("SHOPEE_MLFLOW_STATE", str(tmp_path))
@@ -64,6 +78,21 @@ def own_logger(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("shopee_mlflow")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", True)
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed and saved blank, since drawing them is half of a small training.
+
+    Tests of what is drawn have the marker ``drawn``.
+    """
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
+
+
+def save_blank(figure: object, target: Any, **options: Any) -> None:
+    """Save a small picture instead of a figure."""
+    Image.new("RGBA", (4, 3)).save(target, "PNG")
 
 
 @pytest.fixture
@@ -129,12 +158,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings without their report page, which takes a second and has its own tests."""
-    monkeypatch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
 
 
 @pytest.fixture

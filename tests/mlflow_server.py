@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from new_store import new_store
+from warm_process import WarmProcess
 
 _PATIENCE_SECONDS = 90
 
@@ -24,12 +25,12 @@ class MlflowServer:
         :param database: where runs are kept; by default a file in the folder.
         """
         self.folder = folder
-        self._database = database or f"sqlite:///{folder / 'server.db'}"
+        self._database = database or new_store(folder / "server.db")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: WarmProcess | None = None
         self._accounts: dict[str, str] = {}
 
     def switch_accounts_on(self, admin_password: str) -> None:
@@ -51,23 +52,26 @@ class MlflowServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--artifacts-destination", str(self.folder / "files")]
-        command += ["--backend-store-uri", self._database]
-        command += ["--workers", "1"]
+        words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        words += ["--backend-store-uri", self._database]
+        words += ["--artifacts-destination", str(self.folder / "files")]
         if self._accounts:
-            command += ["--app-name", "basic-auth"]
+            words += ["--app-name", "basic-auth"]
         # It must not take itself for a client of another store, or wait for jobs.
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._accounts}
-        log = (self.folder / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+        log = self.folder / f"server{len(list(self.folder.glob('server*.log')))}.log"
+        self._process = WarmProcess(
+            *("mlflow", "server", *words),
+            env=env,
+            cwd=self.folder,
+            output=log,
+            new_session=True,
+            warm_children=True,
         )
-        log.close()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not self._answers():
-            said = (self.folder / "server.log").read_text()
+            said = log.read_text()
             assert self._process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.1)

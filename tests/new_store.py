@@ -6,7 +6,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import mlflow
 import pytest
 
 
@@ -24,5 +23,7 @@ def _empty_store() -> bytes:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         file = Path(folder) / "empty.db"
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        import mlflow
+
         mlflow.search_experiments()
         return file.read_bytes()

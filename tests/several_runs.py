@@ -11,6 +11,7 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from mlflow.entities import Metric, Param, RunTag
 from small_run import SmallRun, small_run
 
 from shopee_mlflow import TrainConfig, train
@@ -58,22 +59,30 @@ def made_run(
     :param backwards: its predictions are in the opposite order.
     :param sets: the set of copies of each photo; None as of an earlier version.
     """
-    mlflow.set_experiment(experiment)
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
     right = photos - len(set(wrong))
     ended = {"best_val_accuracy": 0.5, "best_epoch": 2.0, "test_accuracy": right / photos}
-    with mlflow.start_run(run_name=name) as run:
-        mlflow.log_params({key: shlex.quote(value) for key, value in options.items()})
-        mlflow.set_tags({**({"data_digest": digest} if digest else {}), **(tags or {})})
-        mlflow.log_metrics(ended if metrics is None else metrics)
-        for epoch in (1, 2, 3):
-            by_epoch = {"val_loss": 2.0 / epoch, "val_accuracy": 0.2 * epoch}
-            mlflow.log_metrics(by_epoch, step=epoch)
-        numbers = range(photos)[:: -1 if backwards else 1]
-        rows = [(f"{n}.jpg", "a", "b" if n in wrong else "a", "0.9") for n in numbers]
-        columns = ("image", "label_group", "predicted", "probability")
-        table = pd.DataFrame(rows, columns=list(columns))
-        if sets is not None:
-            table["copy_set"] = [sets[n] for n in numbers]
-        mlflow.log_text(table.to_csv(index=False), "test/predictions.csv")
-    mlflow.MlflowClient().set_terminated(run.info.run_id, status)
-    return str(run.info.run_id)
+    final = ended if metrics is None else metrics
+    logged = [Metric(key, value, 0, 0) for key, value in final.items()]
+    for epoch in (1, 2, 3):
+        by_epoch = {"val_loss": 2.0 / epoch, "val_accuracy": 0.2 * epoch}
+        logged += [Metric(key, value, 0, epoch) for key, value in by_epoch.items()]
+    run_id = client.create_run(experiment_id, run_name=name).info.run_id
+    noted = {**({"data_digest": digest} if digest else {}), **(tags or {})}
+    client.log_batch(
+        run_id,
+        logged,
+        [Param(key, shlex.quote(value)) for key, value in options.items()],
+        [RunTag(key, value) for key, value in noted.items()],
+    )
+    numbers = range(photos)[:: -1 if backwards else 1]
+    rows = [(f"{n}.jpg", "a", "b" if n in wrong else "a", "0.9") for n in numbers]
+    columns = ("image", "label_group", "predicted", "probability")
+    table = pd.DataFrame(rows, columns=list(columns))
+    if sets is not None:
+        table["copy_set"] = [sets[n] for n in numbers]
+    client.log_text(run_id, table.to_csv(index=False), "test/predictions.csv")
+    client.set_terminated(run_id, status)
+    return str(run_id)

@@ -20,8 +20,6 @@ from shopee_mlflow.modeling.distributed import Group
 from shopee_mlflow.modeling.loss import CrossEntropy
 from shopee_mlflow.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 CPU = Machine(torch.device("cpu"), "fp32")
 CONFIG = TrainConfig(model="cnn", epochs=2, batch_size=4, lr=0.01, image_size=32)
 EXACT = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "lr")

@@ -71,6 +71,7 @@ def test_logits_are_scaled_cosines_of_the_embedding(name: str) -> None:
     torch.testing.assert_close(model(photos), 20 * cosines)
 
 
+@pytest.mark.slow
 def test_a_training_is_logged_and_its_model_embeds(make_catalog: MakeCatalog) -> None:
     result = train(options(make_catalog()))
     assert mlflow.get_run(result.run_id).data.params["loss"] == "arcface"

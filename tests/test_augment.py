@@ -27,8 +27,6 @@ from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.freezing import ActivationSource, split_model
 from shopee_mlflow.training.context import TrainingContext
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 POLICIES = ["crop", "light", "strong"]
 CPU = torch.device("cpu")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from small_batches import small_batches
 from torch import nn
+from warm_process import WarmProcess
 
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches
@@ -165,13 +165,8 @@ except CheckpointError as error:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
 def test_a_write_that_the_kernel_refuses_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSED, str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert "could not be written" in done.stdout, done.stderr
+    said, _ = WarmProcess("-c", REFUSED, str(tmp_path / "run")).communicate(timeout=60)
+    assert "could not be written" in said
     assert Checkpoints(tmp_path / "run").load()[0]["n"] == 1
     assert [file.name for file in (tmp_path / "run").iterdir()] == [LAST]
 

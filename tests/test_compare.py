@@ -33,6 +33,7 @@ def code(*arguments: str) -> int:
     return 0
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_trained_runs_side_by_side(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -228,6 +229,7 @@ def test_the_best_of_an_experiment_by_validation(tmp_path: Path) -> None:
     assert all_of_them == ["first", "second", "third"]
 
 
+@pytest.mark.drawn
 def test_trials_by_id_have_no_test_accuracy(tmp_path: Path) -> None:
     trials = [
         made_run("trials", f"trial {n}", metrics={"best_val_accuracy": 0.4, "best_epoch": 3.0},
@@ -290,6 +292,7 @@ def test_names_show_what_differs(tmp_path: Path) -> None:
     assert result.runs["name"].tolist() == ["cnn ema=0.9 epochs=3", "cnn epochs=3", "my best run"]
 
 
+@pytest.mark.drawn
 def test_names_of_strangers_are_text(tmp_path: Path) -> None:
     odd = ["<script>alert(1)</script>", r"$\no{$ _x"]
     runs = [made_run("strange", name, weights=name) for name in odd]

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MakeCatalog, draw_photo
-from matplotlib.figure import Figure
 from mlflow.entities import Run
 from new_store import new_store
 from warm_process import WarmProcess
@@ -41,7 +40,7 @@ PARENT = "mlflow.parentRunId"
 
 
 @pytest.fixture
-def make_config(make_catalog: MakeCatalog, tmp_path: Path) -> MakeConfig:
+def config(make_catalog: MakeCatalog, tmp_path: Path) -> MakeConfig:
     """A function from options to a configuration, on a catalogue with a pair of copies."""
     folder = make_catalog(each=6)
     table = folder / "train.csv"
@@ -55,16 +54,6 @@ def make_config(make_catalog: MakeCatalog, tmp_path: Path) -> MakeConfig:
         return resolve(CrossValidateConfig, values)
 
     return made
-
-
-@pytest.fixture
-def config(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
-    """The same, for results without figures and page, which take seconds."""
-    module = "shopee_mlflow.training.pooled_folds"
-    monkeypatch.setattr(f"{module}.training_page", lambda *_: "")
-    for name in ("learning_curves", "confusion_figure"):
-        monkeypatch.setattr(f"{module}.{name}", lambda *_: Figure())
-    return make_config
 
 
 def runs(experiment: Path) -> tuple[list[Run], list[Run]]:
@@ -109,9 +98,9 @@ def assert_same(result: CrossValidation, expected: CrossValidation) -> None:
 
 @pytest.mark.slow
 def test_every_photo_is_tested_once(
-    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = cross_validate(make_config())
+    result = cross_validate(config())
     table = result.predictions
     assert len(table) == table["image"].nunique() == 19
     assert table.set_index("image")["fold"].loc[["copy.png", "g0n1.png"]].nunique() == 1
@@ -152,6 +141,7 @@ def test_every_photo_is_tested_once(
 
 
 @pytest.mark.parametrize(("groups", "each", "folds"), [(2, 5, 5), (3, 3, 3)])
+@pytest.mark.slow
 def test_a_tiny_catalogue_is_cross_validated(
     groups: int, each: int, folds: int, config: MakeConfig, make_catalog: MakeCatalog
 ) -> None:

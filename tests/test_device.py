@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from warm_process import WarmProcess
 
 from shopee_mlflow.modeling import device as machine
 from shopee_mlflow.modeling.device import choose_machine
@@ -29,10 +28,10 @@ def test_bf16_without_instructions_is_told(
 
 def number_from(script: str, *words: str) -> int:
     """What a script prints, run in a process of its own."""
-    command = [sys.executable, "-c", script, *words]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    return int(done.stdout)
+    process = WarmProcess("-c", script, *words)
+    said, _ = process.communicate(timeout=120)
+    assert process.wait() == 0, said
+    return int(said)
 
 
 PAGES = """

@@ -24,8 +24,6 @@ from shopee_mlflow.tracking.flavor import save_in_folder
 from shopee_mlflow.training import seen_photos
 from shopee_mlflow.verbs.evaluate import evaluate
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:

@@ -61,6 +61,7 @@ def odd_shop(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_the_page_and_its_tables_are_beside_each_other_and_in_the_run(
     make_catalog: MakeCatalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -128,6 +129,7 @@ def test_what_is_said_of_a_training_is_what_it_does(
     ]
 
 
+@pytest.mark.drawn
 @pytest.mark.fault
 @pytest.mark.slow
 def test_what_strangers_write_is_shown_and_does_nothing(tmp_path: Path) -> None:
@@ -334,6 +336,7 @@ def test_real_photos_have_the_facts_that_are_known_of_them(grocery: Path) -> Non
     assert {"photos", "galleries", "noise", "training"} <= titles
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 def test_a_browser_shows_every_picture_and_runs_nothing(tmp_path: Path, width: int) -> None:
@@ -346,6 +349,7 @@ def test_a_browser_shows_every_picture_and_runs_nothing(tmp_path: Path, width: i
     assert seen["page"] <= seen["window"], "the page is wider than the window"
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_the_real_catalogue_fits_its_page(tmp_path: Path) -> None:
     shop = SHARED / "data" / "shopee"

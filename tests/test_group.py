@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -25,6 +25,7 @@ from conftest import MakeCatalog, draw_photo
 from new_store import new_store
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from tuners import process_of
 from warm_process import WarmProcess
 
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
@@ -117,7 +118,7 @@ class Place:
         self.env["PYTHONUNBUFFERED"] = "1"
 
     def start(self, *command: str, **env: str) -> WarmProcess:
-        return WarmProcess(*command, env={**self.env, **env}, new_session=True)
+        return WarmProcess(*command, env={**self.env, **env}, new_session=True, warm_children=True)
 
     def run(self) -> Any:
         client = mlflow.MlflowClient(self.uri)
@@ -227,18 +228,19 @@ def wait_for_checkpoint(place: Place, process: WarmProcess) -> None:
         time.sleep(0.05)
 
 
-def rank_of(process: psutil.Process) -> str | None:
-    try:
-        is_trainer = "torch.distributed.run" not in process.cmdline()
-        return process.environ().get("RANK") if is_trainer else None
-    except psutil.Error:
-        return None
+def trainers(process: WarmProcess) -> list[psutil.Process]:
+    """What torchrun has started: processes with a session of their own."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in below if os.getsid(one.pid) == one.pid]
 
 
-def kill_rank(process: WarmProcess, rank: int) -> None:
-    children = psutil.Process(process.pid).children(recursive=True)
-    (trainer,) = [child for child in children if rank_of(child) == str(rank)]
-    trainer.kill()
+def kill_rank(process: WarmProcess, rank: int, run: Any) -> None:
+    """Kill a trainer; the run is that of the first."""
+    both = {one.pid: one for one in trainers(process)}
+    assert len(both) == 2
+    first = both.pop(process_of(run))
+    [second] = both.values()
+    (first, second)[rank].kill()
 
 
 def read_until(process: WarmProcess, words: str) -> None:
@@ -269,7 +271,7 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     process = place.start(*torchrun(2, "--max-restarts", "1"), *words(folder, **options))
     stopped.append(process)
     wait_for_checkpoint(place, process)
-    kill_rank(process, 1)
+    kill_rank(process, 1, place.run())
     read_until(process, "Error: Another process of the group is gone")
     # Those that torchrun starts again are seconds away.
     check_failed(place.run())
@@ -277,7 +279,7 @@ def test_processes_that_die_fail_the_run_and_torchrun_starts_them_again(
     read_until(process, "/60 ")
 
     # Once more, which is once too often for torchrun; now the first of them.
-    kill_rank(process, 0)
+    kill_rank(process, 0, place.run())
     process.communicate(timeout=60)
     assert process.returncode != 0
     run = place.run()
@@ -303,7 +305,7 @@ def test_processes_of_one_machine_listen_on_loopback_only(
     wait_for_checkpoint(place, process)
     launcher = psutil.Process(process.pid)
     group = [launcher, *launcher.children(recursive=True)]
-    assert len([one for one in group if rank_of(one)]) == 2
+    assert len(trainers(process)) == 2
     listening = [
         (connection.laddr.ip, one.pid)
         for one in group
@@ -345,13 +347,19 @@ def test_nproc_ends_as_its_processes_do(
     assert ("killed by SIGKILL" in capsys.readouterr().err) == (ended == -signal.SIGKILL)
 
 
+APART = """
+import json, os, sys
+from shopee_mlflow.cli import main
+main(json.loads(sys.argv[1])[int(os.environ["RANK"])])
+"""
+
+
 def start_apart(place: Place, first: list[str], second: list[str]) -> WarmProcess:
     """torchrun with two processes whose commands differ."""
-    trainer = f"exec {sys.executable} -m shopee_mlflow train"
-    each = [" ".join([trainer, *map(shlex.quote, options)]) for options in (first, second)]
-    script = f"if [ $RANK = 0 ]; then {each[0]}; else {each[1]}; fi"
-    launcher = ["--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", script]
-    return place.start("torch.distributed.run", *launcher)
+    commands = json.dumps([["train", *first], ["train", *second]])
+    launcher = ["--standalone", "--nproc-per-node=2", "--no-python"]
+    command = [*launcher, sys.executable, "-c", APART, commands]
+    return place.start("torch.distributed.run", *command)
 
 
 @pytest.mark.fault

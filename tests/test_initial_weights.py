@@ -23,8 +23,6 @@ from shopee_mlflow.training.job import log_weights_run
 from shopee_mlflow.training.seen_photos import find_seen
 from shopee_mlflow.training.weights_source import initial_weights
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 SMALL = "mobilenet_v3_small"
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import MakeCatalog
-from matplotlib.figure import Figure
 
 from shopee_mlflow import cross_validate, load_dataset
 from shopee_mlflow.config import CrossValidateConfig, resolve
@@ -33,11 +32,8 @@ def shop(make_catalog: MakeCatalog) -> Path:
 
 
 @pytest.fixture
-def cross_validated(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CrossValidate:
+def cross_validated(shop: Path, tmp_path: Path) -> CrossValidate:
     """A function from options to a cross-validation that learns the colours."""
-    module = "shopee_mlflow.training.pooled_folds"
-    for name in ("learning_curves", "confusion_figure"):
-        monkeypatch.setattr(f"{module}.{name}", lambda *_: Figure())
 
     def run(**options: Any) -> Any:
         values = {"model": "cnn", "image_size": 32, "epochs": 25, "batch_size": 4, "folds": 2}

@@ -17,8 +17,6 @@ from shopee_mlflow.data.batches import Batches
 from shopee_mlflow.modeling.epochs import EPOCH_METRICS, validation_metrics
 from shopee_mlflow.modeling.metrics import FINAL_METRICS, scores_of_test
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 SIZES = [80, 15, 5]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -20,6 +22,7 @@ from shopee_mlflow import MatchConfig, cli, match
 from shopee_mlflow.errors import CatalogError, ConfigError, TrackingError
 from shopee_mlflow.matching.postings import check_postings
 from shopee_mlflow.tracking.matcher_files import load_matcher
+from shopee_mlflow.verbs.match import MatchResult
 
 HEADER = ("posting_id", "image", "image_phash", "title", "label_group")
 GOODS = ("rice", "serum", "shoes", "lamp", "phone", "soap", "bag", "tea", "towel", "chair")
@@ -42,10 +45,37 @@ def write_shop(folder: Path, *, labels: bool = True, prefix: str = "p", seed: in
     return folder / "train.csv"
 
 
+@dataclass(frozen=True)
+class Matched:
+    """A shop that has been matched, the result, and the folder of its tables."""
+
+    shop: Path
+    result: MatchResult
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory: pytest.TempPathFactory) -> Matched:
+    """Tests share it, since matching takes a second; they change neither its files nor its run."""
+    base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("matched")
+    shop, out = write_shop(folder / "<b>shop"), folder / "found"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
+        patch.chdir(folder)
+        return Matched(shop, match(MatchConfig(data=str(shop), out=str(out))), out)
+
+
+def copied_matcher(matched: Matched, folder: Path) -> Path:
+    """The files of its matcher, for tests that change them."""
+    files = mlflow.artifacts.download_artifacts(f"runs:/{matched.result.run_id}/matcher")
+    return Path(shutil.copytree(files, folder))
+
+
 @pytest.mark.slow
-def test_matches_pairs_groups_and_a_score(tmp_path: Path) -> None:
-    result = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
-    files = {file.name for file in (tmp_path / "found").iterdir()}
+def test_matches_pairs_groups_and_a_score(matched: Matched) -> None:
+    result = matched.result
+    files = {file.name for file in matched.out.iterdir()}
     assert files == {"report.html", "matches.csv", "pairs.csv", "groups.csv", "ladder.csv"}
     assert result.scores["match_f1"] > 0.9
     assert result.scores["match_f1_low"] <= result.scores["match_f1"]
@@ -55,15 +85,14 @@ def test_matches_pairs_groups_and_a_score(tmp_path: Path) -> None:
     assert run.data.metrics == pytest.approx(result.scores)
     logged = Path(mlflow.artifacts.download_artifacts(run_id=result.run_id, artifact_path="match"))
     for name in files:
-        assert (logged / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
+        assert (logged / name).read_bytes() == (matched.out / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_each_posting_matches_itself_first(tmp_path: Path) -> None:
-    file = write_shop(tmp_path / "shop")
-    found = match(MatchConfig(data=str(file), out="found")).tables["matches.csv"]
+def test_each_posting_matches_itself_first(matched: Matched) -> None:
+    found = matched.result.tables["matches.csv"]
     assert list(found.columns) == ["posting_id", "matches"]
-    assert found["posting_id"].tolist() == pd.read_csv(file)["posting_id"].tolist()
+    assert found["posting_id"].tolist() == pd.read_csv(matched.shop)["posting_id"].tolist()
     for name, matches in zip(found["posting_id"], found["matches"], strict=True):
         ids = matches.split(" ")
         assert ids[0] == name
@@ -71,9 +100,8 @@ def test_each_posting_matches_itself_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pairs_say_why_and_whether_the_labels_agree(tmp_path: Path) -> None:
-    found = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
-    pairs = found.tables["pairs.csv"]
+def test_pairs_say_why_and_whether_the_labels_agree(matched: Matched) -> None:
+    pairs = matched.result.tables["pairs.csv"]
     assert set(pairs["why"]) <= {"title", "neighbours"}
     assert pairs["probability"].between(0, 1).all()
     same = pairs["posting_id"].str.split("_").str[0] == pairs["match"].str.split("_").str[0]
@@ -108,9 +136,8 @@ def test_a_submission_names_the_postings_of_its_table_alone(tmp_path: Path, labe
 
 
 @pytest.mark.slow
-def test_the_page_shows_the_ladder_and_pairs(tmp_path: Path) -> None:
-    file = write_shop(tmp_path / "<b>shop")
-    text = match(MatchConfig(data=str(file), out="found")).report.read_text(encoding="utf-8")
+def test_the_page_shows_the_ladder_and_pairs(matched: Matched) -> None:
+    text = matched.result.report.read_text(encoding="utf-8")
     page = read_page(text)
     assert "<b>shop" not in text
     for words in ("TF-IDF of words", "Surest matches", "Least sure matches", "Wrong matches"):
@@ -163,8 +190,8 @@ def test_the_matcher_is_registered_and_matches_new_postings(tmp_path: Path) -> N
 
 
 @pytest.mark.fault
-def test_ids_of_new_postings_are_new(tmp_path: Path) -> None:
-    matcher = load_matcher(match(MatchConfig(data=str(write_shop(tmp_path / "shop")))).run_id)
+def test_ids_of_new_postings_are_new(matched: Matched) -> None:
+    matcher = load_matcher(matched.result.run_id)
     there = pd.DataFrame({"posting_id": ["p0_0", "n1"], "title": ["alba rice", "other"]})
     for call in (matcher.add, matcher.predict):
         with pytest.raises(CatalogError, match="1 of 2 postings are in the index already, .*p0_0"):
@@ -180,12 +207,10 @@ def test_what_cannot_be_registered_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_call_does_not_match_the_index_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    matched: Matched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And finds what matching all postings together finds."""
-    file = write_shop(tmp_path / "shop")
-    result = match(MatchConfig(data=str(file), out="found"))
-    loaded = load_matcher(result.run_id)
+    loaded = load_matcher(matched.result.run_id)
     new = pd.read_csv(write_shop(tmp_path / "new", prefix="n", seed=1), dtype=str)
     new = new[["posting_id", "title"]].sample(30, random_state=0).reset_index(drop=True)
     pool = pd.concat([loaded.index, new], ignore_index=True).fillna("")
@@ -218,9 +243,8 @@ print(model.predict(pandas.DataFrame({"title": ["promo alba rice type0"]}))["mat
 
 
 @pytest.mark.slow
-def test_a_matcher_of_titles_needs_no_torch(tmp_path: Path) -> None:
-    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
-    folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
+def test_a_matcher_of_titles_needs_no_torch(matched: Matched, tmp_path: Path) -> None:
+    folder = mlflow.artifacts.download_artifacts(f"runs:/{matched.result.run_id}/matcher")
     requirements = (Path(folder) / "requirements.txt").read_text()
     assert "torch" not in requirements
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -233,11 +257,11 @@ def test_a_matcher_of_titles_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_given_matcher_says_how_the_postings_have_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    matched: Matched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write_shop(tmp_path / "shop")
-    chosen = match(MatchConfig(data=str(file), out="found"))
+    file, chosen = write_shop(tmp_path / "shop"), matched.result
     same = match(MatchConfig(data=str(file), matcher=chosen.run_id, out="found"))
     out = capsys.readouterr().out
     assert "its index holds these postings" in out
@@ -258,26 +282,25 @@ def test_a_given_matcher_says_how_the_postings_have_changed(
 
 
 @pytest.mark.fault
-def test_an_index_that_was_edited_is_refused(tmp_path: Path) -> None:
-    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
-    folder = mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher")
-    index = Path(folder) / "data" / "matcher" / "index.csv"
+def test_an_index_that_was_edited_is_refused(matched: Matched, tmp_path: Path) -> None:
+    folder = copied_matcher(matched, tmp_path / "matcher")
+    index = folder / "data" / "matcher" / "index.csv"
     index.write_text(index.read_text() + "late,a late posting,\n")
     with pytest.raises(TrackingError, match=r"181 postings instead of 180; 1 rows are new") as told:
-        load_matcher(folder)
+        load_matcher(str(folder))
     assert "Restore the file first" in str(told.value)
 
 
 @pytest.mark.fault
-def test_a_matcher_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_matcher_of_an_earlier_version_is_loaded(matched: Matched, tmp_path: Path) -> None:
     """It has no likely pairs, and names another module that loads it."""
-    chosen = match(MatchConfig(data=str(write_shop(tmp_path / "shop")), out="found"))
-    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{chosen.run_id}/matcher"))
+    folder = copied_matcher(matched, tmp_path / "matcher")
     (folder / "data" / "matcher" / "pairs.npz").unlink()
     about = (folder / "MLmodel").read_text().replace("matcher_files", "posting_matcher")
     (folder / "MLmodel").write_text(about)
     new = pd.DataFrame({"title": ["promo alba rice type0"]})
-    expected = load_matcher(chosen.run_id).predict(new)
+    expected = load_matcher(matched.result.run_id).predict(new)
     for loaded in (load_matcher(str(folder)), mlflow.pyfunc.load_model(str(folder))):
         pd.testing.assert_frame_equal(loaded.predict(new), expected)
 

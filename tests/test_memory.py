@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from small_batches import small_batches
 from torch import Tensor, nn
+from warm_process import WarmProcess
 
 from shopee_mlflow.config import TrainConfig
 from shopee_mlflow.data.batches import Batches
@@ -172,7 +171,7 @@ print(training.part)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
 def test_a_real_limit_of_the_memory() -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr
-    assert 1 <= int(done.stdout) < 64
+    process = WarmProcess("-c", REAL)
+    said, _ = process.communicate(timeout=120)
+    assert process.wait() == 0, said
+    assert 1 <= int(said) < 64

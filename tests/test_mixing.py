@@ -22,8 +22,6 @@ from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.loss import CrossEntropy
 from shopee_mlflow.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 CPU = Machine(torch.device("cpu"), "fp32")
 CONFIG = TrainConfig(model="cnn", epochs=2, batch_size=4, lr=0.01, image_size=32)
 MIXES = [MixUp(1.0), CutMix(1.0)]

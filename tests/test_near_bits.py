@@ -25,8 +25,6 @@ from shopee_mlflow.exploring.photo_survey import survey_photos
 from shopee_mlflow.exploring.selection import select_photos
 from shopee_mlflow.exploring.survey import survey_catalog
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 Change = Callable[[Image.Image], Image.Image]
 
 BASE = 0x0F1E2D3C4B5A6978

@@ -14,6 +14,7 @@ from shopee_mlflow import compare
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.drawn
 def test_both_pages_show_every_picture_without_a_message(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -30,6 +31,7 @@ def test_both_pages_show_every_picture_without_a_message(
             assert seen["page"] <= seen["window"], "wide tables scroll inside their box"
 
 
+@pytest.mark.drawn
 def test_a_broken_page_is_seen(tmp_path: Path) -> None:
     """The check itself can fail: a picture that is none, and an error on the console."""
     page = tmp_path / "broken.html"

@@ -19,8 +19,6 @@ from shopee_mlflow.tracking.signals import Stopped
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_page")
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -360,6 +360,7 @@ def test_a_program_says_that_it_names_a_group_always(
     assert "known_score" not in Classifier.load(result.uri).predict(str(trained[1]))
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_the_final_model_of_a_cross_validation_refuses_strangers(
     trained: tuple[TrainResult, Path],

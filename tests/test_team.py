@@ -42,7 +42,8 @@ def server(postgres: PostgresServer, tmp_path: Path) -> Iterator[MlflowServer]:
 
 
 def start(*words: str, env: dict[str, str]) -> WarmProcess:
-    return WarmProcess("shopee_mlflow", *words, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return WarmProcess("shopee_mlflow", *words, env=env, warm_children=words[0] == "tune")
 
 
 @pytest.mark.fault

@@ -46,6 +46,7 @@ def artifacts(run_id: str, folder: str = "") -> set[str]:
     return found
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_a_run_logs_all_that_the_contract_names(make_catalog: MakeCatalog) -> None:
     config = tiny(make_catalog(), epochs=3)
@@ -266,7 +267,6 @@ def test_a_run_that_is_stopped_is_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_page")
 def test_each_experiment_file_trains(
     make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def page_of(given: TrainingFacts, maps: float | None = None) -> Page:
     return read_page(training_page(given, look))
 
 
+@pytest.mark.drawn
 def test_the_page_is_in_the_run_and_holds_all_it_shows(run: SmallRun) -> None:
     result = run.result
     page = logged_page(result.run_id)
@@ -145,6 +146,7 @@ def shop_with_copies(folder: Path, group: str = "group", title: str = "title") -
     return folder
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["random", "leak_free"])
 def test_a_random_split_is_scored_with_and_without_copies(tmp_path: Path, split: str) -> None:
@@ -234,6 +236,7 @@ def test_a_coarse_map_claims_nothing_about_the_background() -> None:
     assert "background" not in text
 
 
+@pytest.mark.drawn
 def test_pages_invert_transparent_figures_on_dark_screens() -> None:
     page = page_of(facts())
     dark = page.style.partition("prefers-color-scheme: dark")[2].partition("* {")[0]
@@ -244,6 +247,7 @@ def test_pages_invert_transparent_figures_on_dark_screens() -> None:
         assert image.getpixel((0, 0))[3] == 0
 
 
+@pytest.mark.drawn
 def test_no_mistakes() -> None:
     page = page_of(facts(), maps=0.5)
     assert "All 9 test photos are classified correctly." in page.text
@@ -254,6 +258,7 @@ def test_no_mistakes() -> None:
     page.check_self_contained(pictures=5 + 9)
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_mistakes_stand_in_order_of_sureness_with_their_pairs() -> None:
     """Photos 0 to 3 are of group a. 1 and 2 are taken for b, 2 more surely; 3 for c."""
@@ -339,6 +344,7 @@ def counts_of(size: int) -> pd.DataFrame:
     return pd.DataFrame(values, index=pd.Index(names, name="true"), columns=names)
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_21_label_groups_are_named_and_counted() -> None:
     figure = confusion_figure(counts_of(21), "A title")
@@ -349,6 +355,7 @@ def test_21_label_groups_are_named_and_counted() -> None:
     assert size_of(figure)[0] < 1000
 
 
+@pytest.mark.drawn
 def test_500_label_groups_are_dots_that_can_be_seen() -> None:
     figure = confusion_figure(counts_of(500), "A title")
     (axes,) = figure.axes
@@ -361,6 +368,7 @@ def test_500_label_groups_are_dots_that_can_be_seen() -> None:
     assert size_of(figure)[0] < 1200
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("size", [3, 500])
 def test_scores_of_few_and_many_label_groups(size: int) -> None:
     labels = np.arange(size)
@@ -373,6 +381,7 @@ def test_scores_of_few_and_many_label_groups(size: int) -> None:
 WORLD = ["手机壳", "휴대폰", "ケース", "เสื้อยืด", "👟 shoes", "Café", "a\u200bb", "\ufeffx"]
 
 
+@pytest.mark.drawn
 @pytest.mark.fault
 @pytest.mark.slow
 def test_labels_that_the_font_lacks_are_numbered_and_the_page_is_the_key() -> None:
@@ -390,6 +399,7 @@ def test_labels_that_the_font_lacks_are_numbered_and_the_page_is_the_key() -> No
         assert f" {number} {label} 1 1 1 1 " in page.text
 
 
+@pytest.mark.drawn
 def test_photos_with_labels_that_the_font_lacks_name_their_row() -> None:
     table = pd.DataFrame(
         {"label_group": ["手机壳", "a"], "predicted": ["👟 shoes", "b"], "probability": [0.5, 0.4]}

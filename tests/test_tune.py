@@ -152,6 +152,7 @@ def test_the_first_trials_have_the_originals_and_default_settings_though_outside
     assert others["lr"].nunique() == 2
 
 
+@pytest.mark.drawn
 def test_the_parent_has_tables_plots_and_results(whole: Whole) -> None:
     found = artifacts(whole.result.run_id)
     plots = {f"tune/{n}.png" for n in ("history", "intermediate_values", "parallel_coordinates")}

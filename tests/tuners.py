@@ -48,16 +48,14 @@ class Tuner:
 
     def __init__(self, command: list[str], env: dict[str, str], folder: Path) -> None:
         self._log = folder / f"tuner{len(list(folder.glob('tuner*.log')))}.log"
-        self.process: subprocess.Popen[bytes] | WarmProcess
-        if command[0] == sys.executable:
-            with self._log.open("wb") as log:
-                self.process = subprocess.Popen(
-                    command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True
-                )
-        else:
-            self.process = WarmProcess(
-                *command, env=env, cwd=folder, output=self._log, new_session=True
-            )
+        self.process = WarmProcess(
+            *command,
+            env=env,
+            cwd=folder,
+            output=self._log,
+            new_session=True,
+            warm_children=any(word.startswith("--jobs") for word in command),
+        )
 
     @property
     def pid(self) -> int:
@@ -139,7 +137,7 @@ class Searches:
     def project(self) -> Tuner:
         """``mlflow run . -e tune``"""
         words = [w for name, value in self._options.items() for w in ("-P", f"{name}={value}")]
-        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "tune", *words]
+        command = ["mlflow", "run", str(ROOT), "-e", "tune", *words]
         return self._start([*command, "--env-manager", "local", "--experiment-name", "shopee"])
 
     def _start(self, command: list[str]) -> Tuner:

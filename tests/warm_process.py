@@ -7,33 +7,31 @@ start it, with its own environment, folder, signals and exit code, but without t
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import pkgutil
-import random
-import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import warm_parent
 
 ROOT = Path(__file__).parents[1]
-_LONGEST_REQUEST = 1 << 20
 
 
 class WarmProcess:
     """``python -m MODULE WORDS``, with those methods of ``subprocess.Popen`` that tests use.
 
+    :param module: ``-c`` for ``python -c WORDS``.
     :param output: a file for stdout and stderr; by default both can be read from ``stdout``.
+    :param warm_children: the Python processes that it starts need no imports either. They are its
+        children as any others, except that ``/proc`` shows neither their command nor their
+        environment.
     """
 
     def __init__(
@@ -44,6 +42,7 @@ class WarmProcess:
         cwd: Path = ROOT,
         output: Path | None = None,
         new_session: bool = False,
+        warm_children: bool = False,
     ) -> None:
         self.args = [module, *words]
         self.returncode: int | None = None
@@ -55,15 +54,16 @@ class WarmProcess:
             target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         # Each message is received as it was sent: the process id, later the exit code.
         self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = {
-            "args": self.args,
-            "env": dict(os.environ if env is None else env),
-            "cwd": str(cwd),
-            "new_session": new_session,
-        }
+        request = warm_parent.Request(
+            args=["-c", *words] if module == "-c" else ["-m", *self.args],
+            env=dict(os.environ if env is None else env),
+            cwd=str(cwd),
+            new_session=new_session,
+            warm_children=warm_children,
+            files=[1, 2],
+        )
         with theirs:
-            data = json.dumps(request).encode()
-            socket.send_fds(_parent(), [data], [theirs.fileno(), target])
+            warm_parent.send(_parent(), request, theirs.fileno(), [target, target])
         os.close(target)
         self.pid = int(self._status.recv(20))
 
@@ -124,88 +124,9 @@ _started: list[subprocess.Popen[bytes]] = []
 def _parent() -> socket.socket:
     """The connection to the process that forks; it ends when this process ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST_REQUEST)
     # Its settings of threads are those of all its children: they are read when torch is imported.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(theirs.fileno())]
+    command = [sys.executable, warm_parent.__file__, str(theirs.fileno())]
     with theirs:
         _started.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, cwd=ROOT))
     return ours
-
-
-def _import_all() -> dict[str, str]:
-    """Import every module of the package; returns what that set in the environment."""
-    before = dict(os.environ)
-    package = importlib.import_module("shopee_mlflow")
-    for module in pkgutil.walk_packages(package.__path__, "shopee_mlflow."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    importlib.import_module("mlflow.cli")
-    return {name: value for name, value in os.environ.items() if before.get(name) != value}
-
-
-def _next_command(connection: socket.socket) -> tuple[dict[str, Any], int]:
-    """Fork for each request until the connection ends; returns in each child."""
-    ended, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status: dict[int, socket.socket] = {}
-    while True:
-        ready, _, _ = select.select([connection, ended], [], [])
-        if ended in ready:
-            os.read(ended, 1000)
-            for pid in list(status):
-                gone, how = os.waitpid(pid, os.WNOHANG)
-                if gone:
-                    # A test that has failed does not wait for the exit code.
-                    with status.pop(pid) as reply, suppress(BrokenPipeError):
-                        reply.send(str(os.waitstatus_to_exitcode(how)).encode())
-        if connection not in ready:
-            continue
-        data, fds, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 2)
-        if not data:
-            sys.exit()
-        reply, output = socket.socket(fileno=fds[0]), fds[1]
-        pid = os.fork()
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            for other in (connection, reply, *status.values()):
-                other.close()
-            os.close(ended)
-            os.close(wake)
-            return json.loads(data), output
-        os.close(output)
-        reply.send(str(pid).encode())
-        status[pid] = reply
-
-
-def _main() -> None:
-    added = _import_all()
-    request, output = _next_command(socket.socket(fileno=int(sys.argv[1])))
-    unbuffered = "PYTHONUNBUFFERED" in request["env"]
-    for name, stream in (("stdout", 1), ("stderr", 2)):
-        os.dup2(output, stream)
-        file = os.fdopen(stream, "w", encoding="utf-8", closefd=False)
-        file.reconfigure(line_buffering=stream == 2, write_through=unbuffered)
-        setattr(sys, name, file)
-        setattr(sys, f"__{name}__", file)
-    os.close(output)
-    if request["new_session"]:
-        os.setsid()
-    os.chdir(request["cwd"])
-    os.environ.clear()
-    os.environ.update({**added, **request["env"]})
-    sys.path[0] = request["cwd"]
-    sys.argv[1:] = request["args"][1:]
-    # Not the numbers and the temporary folder of the parent.
-    random.seed()
-    tempfile.tempdir = None
-    runpy.run_module(request["args"][0], run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    _main()

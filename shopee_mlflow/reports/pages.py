@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ class Table:
     frame: pd.DataFrame
     more: int = 0
 
-    @property
+    @cached_property
     def columns(self) -> list[tuple[str, bool]]:
         """Names of the columns, and whether they are numbers, percentages or intervals of them.
 
