@@ -3,8 +3,8 @@
 The first pass knows a pair and the similarities of both postings' neighbours. The second one also
 knows the first one's probabilities: those of the neighbours, and of paths between both postings. A
 model never sees a label of the postings whose pairs it scores: validation groups are divided into
-folds, and the pairs of a fold's postings are scored by the models of the other folds. All other
-pairs get the mean over the folds' models.
+folds, and the pairs of a fold's postings are scored by a model fitted on no pair of theirs, in
+either direction. All other pairs get the mean over the folds' models.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .match_sets import expected_f1_sets
 from .pair_features import Features, neighbour_features
 from .pairs import Pairs
 
@@ -46,6 +47,10 @@ class PairModel:
         table = _table(wide, self.second_names)
         return np.mean([_chances(model, table) for model in self.second], axis=0)
 
+    def choose(self, found: Features, chances: np.ndarray, pairs: Pairs) -> np.ndarray:  # noqa: ARG002 - as of a threshold
+        """(P,) bool, for each posting the set of matches with the highest expected F1."""
+        return expected_f1_sets(chances, pairs)
+
 
 def fit_pair_model(
     features: Features, same: np.ndarray, pairs: Pairs, folds: np.ndarray, seed: int
@@ -58,25 +63,27 @@ def fit_pair_model(
         that have not seen the query's label.
     """
     first_names = sorted(features)
-    first, early = _fit_folds(_table(features, first_names), same, folds[pairs.query], seed)
+    first, early = _fit_folds(_table(features, first_names), same, pairs, folds, seed)
     wide = {**features, **neighbour_features(early, pairs)}
     second_names = sorted(wide)
     table = _table(wide, second_names)
     del wide  # not needed while models are fitted
-    second, late = _fit_folds(table, same, folds[pairs.query], seed)
+    second, late = _fit_folds(table, same, pairs, folds, seed)
     return PairModel(first, second, first_names, second_names), early, late
 
 
 def _fit_folds(
-    table: np.ndarray, same: np.ndarray, folds: np.ndarray, seed: int
+    table: np.ndarray, same: np.ndarray, pairs: Pairs, folds: np.ndarray, seed: int
 ) -> tuple[list[Any], np.ndarray]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     numbers = np.unique(folds[folds >= 0])
     models, result = [], np.zeros(len(table), np.float32)
+    other_side, folds = folds[pairs.match], folds[pairs.query]
     others = folds < 0
     for number in numbers:
-        trained = (folds >= 0) & (folds != number)
+        # A pair is left out in both directions: the label of one is that of the other.
+        trained = (folds >= 0) & (folds != number) & (other_side != number)
         model = HistGradientBoostingClassifier(**_SETTINGS, random_state=seed)
         model.fit(table[trained], same[trained])
         models.append(model)

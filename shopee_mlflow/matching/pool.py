@@ -37,7 +37,7 @@ class Pool:
         """
         matcher.check_signals(postings)
         pairs, found = candidates(postings)
-        return cls(postings, likely_pairs(postings, pairs, found, matcher.likely)[0])
+        return cls(postings, likely_pairs(pairs, found, matcher.likely)[0])
 
     def match(self, matcher: Matcher, new: Postings) -> Matches:
         """Matches of new postings within the pool and among one another.
