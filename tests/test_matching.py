@@ -159,6 +159,19 @@ def test_the_best_match_has_a_threshold_of_its_own() -> None:
     assert Threshold(0.8, 0.45).choose(scores, pairs).tolist() == [1, 0, 1, 0, 1, 0]
 
 
+def test_both_thresholds_are_chosen_together() -> None:
+    """Alone, the first one is best where it costs eight postings a wrong match."""
+    left = np.array([0, 2, 4, 6, 8, 10, 12, 14, 16, 10, 14])
+    right = np.array([1, 3, 5, 7, 9, 11, 13, 15, 17, 12, 16])
+    pairs = Pairs.of(18, left, right)
+    labels = Labels(np.repeat(np.arange(9), 2))
+    wrong = ~labels.equal(pairs)
+    scores = np.where(wrong, 0.5, np.where(pairs.query < 10, 0.4, 0.9))
+    found = best_threshold(scores, pairs, labels, np.ones(18, bool), one_match=True)
+    chosen = found.choose(scores, pairs)
+    assert f1_of_postings(chosen, pairs, labels).min() == 1
+
+
 def test_a_threshold_is_chosen_by_the_rows_that_choose() -> None:
     pairs, labels = all_pairs(4), Labels(np.array([0, 0, 1, 1]))
     scores = np.where(labels.equal(pairs), 0.6, 0.3)

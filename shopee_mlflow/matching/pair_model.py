@@ -81,11 +81,15 @@ def _fit_folds(
     models, result = [], np.zeros(len(table), np.float32)
     other_side, folds = folds[pairs.match], folds[pairs.query]
     others = folds < 0
+    # Pairs of two folds match in no case. Those with the fold that is left out are made up for by
+    # those with the other folds, so that the share of matches stays as it is.
+    across = (other_side >= 0) & (other_side != folds)
+    weight = np.where(across, (len(numbers) - 1) / max(len(numbers) - 2, 1), 1.0)
     for number in numbers:
         # A pair is left out in both directions: the label of one is that of the other.
         trained = (folds >= 0) & (folds != number) & (other_side != number)
         model = HistGradientBoostingClassifier(**_SETTINGS, random_state=seed)
-        model.fit(table[trained], same[trained])
+        model.fit(table[trained], same[trained], weight[trained])
         models.append(model)
         result[folds == number] = _chances(model, table[folds == number])
         result[others] += _chances(model, table[others]) / len(numbers)
