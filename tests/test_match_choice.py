@@ -8,7 +8,7 @@ import pytest
 
 from shopee_mlflow.matching.ladder import Ladder, climb
 from shopee_mlflow.matching.match_scores import f1_of_postings
-from shopee_mlflow.matching.matcher import Matcher, Matches, among
+from shopee_mlflow.matching.matcher import Matcher, Matches, among, candidates
 from shopee_mlflow.matching.pair_model import PairModel
 from shopee_mlflow.matching.pool import Pool
 from shopee_mlflow.matching.postings import Postings, check_postings
@@ -93,3 +93,18 @@ def test_a_matcher_with_a_threshold_matches_other_postings() -> None:
     found = pool.match(matcher, new)
     mine = found.chosen & (found.pairs.query == len(postings))
     assert sorted(found.pairs.match[mine]) == [0, 1, 2]
+
+
+def test_the_matches_of_some_postings_do_not_depend_on_what_else_is_asked(
+    alike: Postings,
+) -> None:
+    _, matcher, _ = chosen_for(alike)
+    pairs, found = candidates(alike)
+    whole = matcher.weigh(alike, pairs, found)
+    asked = np.zeros(len(alike), bool)
+    asked[[0, 7, 100]] = True
+    some = matcher.weigh(alike, pairs, found, asked)
+    mine = asked[whole.pairs.query]
+    np.testing.assert_array_equal(some.chances[mine], whole.chances[mine])
+    np.testing.assert_array_equal(some.chosen[mine], whole.chosen[mine])
+    assert (some.chances > 0).mean() < 0.1

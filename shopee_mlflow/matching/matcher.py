@@ -69,12 +69,18 @@ class Matcher:
                 f"{_listed(self.signals)}; give both the same."
             )
 
-    def weigh(self, postings: Postings, pairs: Pairs, found: Features) -> Matches:
-        """Matches among candidate pairs, by their similarities."""
+    def weigh(
+        self, postings: Postings, pairs: Pairs, found: Features, asked: np.ndarray | None = None
+    ) -> Matches:
+        """Matches among candidate pairs, by their similarities.
+
+        :param asked: (N,) bool, the postings whose matches are needed; those of others are not
+            computed. None: all are.
+        """
         pairs, found = likely_pairs(pairs, found, self.likely)
         if isinstance(self.model, PairModel):
             features = with_pair_features(postings, pairs, found)
-            chances = self.model.chances(features, pairs)
+            chances = self.model.chances(features, pairs, asked)
         else:
             chances = self.model.chances(found)
         return chosen_matches(self.model, pairs, found, both_directions(chances, pairs))

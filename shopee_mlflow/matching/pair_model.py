@@ -39,13 +39,23 @@ class PairModel:
     first_names: list[str]
     second_names: list[str]
 
-    def chances(self, features: Features, pairs: Pairs) -> np.ndarray:
-        """(P,) float32, the probability that each pair matches."""
-        table = _table(features, self.first_names)
-        first = np.mean([_chances(model, table) for model in self.first], axis=0)
+    def chances(
+        self, features: Features, pairs: Pairs, asked: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(P,) float32, the probability that each pair matches.
+
+        :param asked: (N,) bool, the postings whose pairs are needed; those of others are 0. None:
+            all are.
+        """
+        asked = np.ones(pairs.count, bool) if asked is None else asked
+        needed = asked[pairs.query] | asked[pairs.match]
+        # The second pass also knows the first one's probabilities for the pairs of their matches.
+        near = asked.copy()
+        near[pairs.match[needed]] = True
+        early = near[pairs.query] | near[pairs.match]
+        first = _means(self.first, features, self.first_names, early)
         wide = {**features, **neighbour_features(first, pairs)}
-        table = _table(wide, self.second_names)
-        return np.mean([_chances(model, table) for model in self.second], axis=0)
+        return _means(self.second, wide, self.second_names, needed)
 
     def choose(self, found: Features, chances: np.ndarray, pairs: Pairs) -> np.ndarray:  # noqa: ARG002 - as of a threshold
         """(P,) bool, for each posting the set of matches with the highest expected F1."""
@@ -94,6 +104,17 @@ def _fit_folds(
         result[folds == number] = _chances(model, table[folds == number])
         result[others] += _chances(model, table[others]) / len(numbers)
     return models, result
+
+
+def _means(
+    models: list[Any], features: Features, names: list[str], needed: np.ndarray
+) -> np.ndarray:
+    """(P,) float32, the mean probability over models; 0 for pairs that are not needed."""
+    table = _table(features, names)
+    table = table if needed.all() else table[needed]
+    result = np.zeros(len(needed), np.float32)
+    result[needed] = np.mean([_chances(model, table) for model in models], axis=0)
+    return result
 
 
 def _chances(model: Any, table: np.ndarray) -> np.ndarray:
