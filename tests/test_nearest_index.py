@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.matching import candidates, nearest_index
@@ -82,3 +85,18 @@ def test_long_positive_vectors_are_ranked_by_scalar_product() -> None:
     np.fill_diagonal(products, -1)
     best = np.partition(products, -30, axis=1)[:, -30:].mean()
     assert (products[query, match].mean() - usual) / (best - usual) > 0.85
+
+
+def test_nearest_rows_do_not_keep_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second row has one match; the others have a thousand each."""
+    monkeypatch.setattr(candidates, "_PRODUCTS", 10_000)
+    rows = np.arange(2_000)
+    columns = np.where(rows % 2, 0, 1 + rows // 4)
+    vectors = csr_matrix((np.ones(2_000, np.float32), (rows, columns)), (2_000, 502))
+    tracemalloc.start()
+    query, match = candidates.nearest_rows(vectors, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert np.bincount(query)[::2].tolist() == [1] * 1_000
+    assert (query[query % 2 == 0] // 4 == match[query % 2 == 0] // 4).all()

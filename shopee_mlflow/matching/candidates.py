@@ -143,14 +143,16 @@ def _nearest_columns(
     """The ``nearest`` columns of largest scalar product with each row."""
     queries, matches = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start, stop in _chunks(vectors, columns):
-        products = vectors[start:stop] @ columns
+        products, own = vectors[start:stop] @ columns, []
         for row in range(stop - start):
             part = slice(products.indptr[row], products.indptr[row + 1])
             values, found = products.data[part], products.indices[part]
             if len(found) > nearest:
                 found = found[np.argpartition(values, -nearest)[-nearest:]]
-            queries.append(np.full(len(found), start + row))
-            matches.append(found)
+            own.append(found)
+        # Joined at once: a part of the products would keep all of them in memory.
+        queries.append(np.repeat(np.arange(start, stop), [len(found) for found in own]))
+        matches.append(np.concatenate([np.empty(0, np.int64), *own]))
     return np.concatenate(queries), np.concatenate(matches)
 
 
