@@ -33,14 +33,14 @@ from shopee_mlflow.matching.match_sets import Threshold, best_threshold, expecte
 from shopee_mlflow.matching.matcher import (
     both_directions,
     candidates,
-    fit_weighted_sum,
     likely_pairs,
     matcher_labels,
-    similarity_table,
+    with_pair_features,
 )
 from shopee_mlflow.matching.pair_model import FOLDS, fit_pair_model
 from shopee_mlflow.matching.pairs import Pairs
 from shopee_mlflow.matching.postings import check_postings
+from shopee_mlflow.matching.weighted_sum import fit_weighted_sum, similarity_table
 
 
 class Scorer:
@@ -135,8 +135,9 @@ def main() -> None:
         limits = Threshold(found_best["value"], found_best["value"] - found_best["lower"])
         near.report(title, limits.choose(weigh(found_best), close), started)
 
-    pairs, features = likely_pairs(postings, pairs, found, likely)
-    folds = np.where(side == VALIDATION, draw_folds(sets, FOLDS, config.split_seed), -1)
+    pairs, near_found = likely_pairs(pairs, found, likely)
+    features = with_pair_features(postings, pairs, near_found)
+    folds = draw_folds(sets, side == VALIDATION, FOLDS, config.split_seed)
     same = labels.equal(pairs)
     _, _, second = fit_pair_model(features, same, pairs, folds, config.split_seed)
     chances = both_directions(second, pairs)

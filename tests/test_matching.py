@@ -11,7 +11,13 @@ from scipy.sparse import csr_matrix
 
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.matching.candidates import find_pairs, nearest_photos, nearest_rows
-from shopee_mlflow.matching.group_split import TEST, VALIDATION, split_groups, tied_groups
+from shopee_mlflow.matching.group_split import (
+    TEST,
+    VALIDATION,
+    draw_folds,
+    split_groups,
+    tied_groups,
+)
 from shopee_mlflow.matching.match_scores import Labels, bootstrap_mean, f1_of_postings
 from shopee_mlflow.matching.match_sets import Threshold, best_threshold, expected_f1_sets
 from shopee_mlflow.matching.pair_features import differing_bits, relative_features, similarities
@@ -153,6 +159,19 @@ def test_the_best_match_has_a_threshold_of_its_own() -> None:
     assert Threshold(0.8, 0.45).choose(scores, pairs).tolist() == [1, 0, 1, 0, 1, 0]
 
 
+def test_both_thresholds_are_chosen_together() -> None:
+    """Alone, the first one is best where it costs eight postings a wrong match."""
+    left = np.array([0, 2, 4, 6, 8, 10, 12, 14, 16, 10, 14])
+    right = np.array([1, 3, 5, 7, 9, 11, 13, 15, 17, 12, 16])
+    pairs = Pairs.of(18, left, right)
+    labels = Labels(np.repeat(np.arange(9), 2))
+    wrong = ~labels.equal(pairs)
+    scores = np.where(wrong, 0.5, np.where(pairs.query < 10, 0.4, 0.9))
+    found = best_threshold(scores, pairs, labels, np.ones(18, bool), one_match=True)
+    chosen = found.choose(scores, pairs)
+    assert f1_of_postings(chosen, pairs, labels).min() == 1
+
+
 def test_a_threshold_is_chosen_by_the_rows_that_choose() -> None:
     pairs, labels = all_pairs(4), Labels(np.array([0, 0, 1, 1]))
     scores = np.where(labels.equal(pairs), 0.6, 0.3)
@@ -203,6 +222,29 @@ def test_the_pair_model_has_not_seen_the_labels_of_the_pairs_it_scores() -> None
     folds = np.random.default_rng(1).permutation(np.arange(count) % 3)
     _, first, _ = fit_pair_model(features, same, pairs, folds, 0)
     assert 0.2 < ((first > 0.5) == same).mean() < 0.8
+
+
+def test_nor_in_the_other_direction() -> None:
+    """A feature that names the match tells only what other pairs of it have shown."""
+    count = 40
+    pairs = all_pairs(count)
+    same = np.random.default_rng(0).random(count)[pairs.match] > 0.5
+    features = {"match": pairs.match.astype(np.float32)}
+    folds = np.random.default_rng(1).permutation(np.arange(count) % 3)
+    _, first, _ = fit_pair_model(features, same, pairs, folds, 0)
+    within = folds[pairs.query] == folds[pairs.match]
+    assert 0.2 < ((first > 0.5) == same)[within].mean() < 0.8
+    assert ((first > 0.5) == same)[~within].mean() > 0.9
+
+
+def test_folds_are_equally_large_and_keep_sets_whole() -> None:
+    sets = np.repeat(np.arange(8), 2)
+    chosen = sets < 5
+    for seed in range(5):
+        folds = draw_folds(sets, chosen, 3, seed)
+        assert (folds[~chosen] == -1).all()
+        assert sorted(np.bincount(folds[chosen])) == [2, 4, 4]
+        assert (folds[::2] == folds[1::2]).all()
 
 
 ROWS = {"posting_id": ["a", "b"], "title": ["red rice", "blue shoes"]}

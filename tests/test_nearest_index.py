@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import random as random_sparse
+from scipy.sparse import csr_matrix
 
 from shopee_mlflow.errors import CatalogError
 from shopee_mlflow.matching import candidates, nearest_index
@@ -49,22 +51,25 @@ def test_many_postings_are_searched_by_the_index(monkeypatch: pytest.MonkeyPatch
     assert 7 not in found.query
 
 
-def test_projected_titles_keep_their_cosines() -> None:
-    vectors = random_sparse(50, 4_000, 0.02, "csr", np.float32, np.random.default_rng(0))
-    dense = vectors.toarray()
-    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
-    shorter = nearest_index.shortened(vectors)(np.arange(50))
-    assert shorter.shape == (50, 512)
-    assert shorter.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(shorter, axis=1), 1, atol=1e-5)
-    assert np.abs(shorter @ shorter.T - dense @ dense.T).std() < 0.05
+def test_many_titles_are_searched_by_their_rare_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a time that does not grow with the words that all of them have; without faiss."""
+    monkeypatch.setattr(nearest_index, "find_spec", lambda _: None)
+    titles = [f"brand{row // 2} promo {'original' if row % 2 else 'murah'}" for row in range(800)]
+    monkeypatch.setattr(candidates, "EXACT_MOST", 500)
+    monkeypatch.setattr(candidates, "_PRODUCTS_OF_MANY", 8)
+    vectors = title_vectors(titles)
+    assert vectors is not None
+    query, match = candidates.nearest_titles(vectors)
+    assert sorted(zip(query.tolist(), match.tolist(), strict=True)) == [
+        (row, row + 1 - row % 2 * 2) for row in range(800)
+    ]
 
 
 @pytest.mark.fault
 def test_without_faiss_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest_index, "find_spec", lambda _: None)
     monkeypatch.setattr(candidates, "EXACT_MOST", 500)
-    with pytest.raises(CatalogError, match=r"600 postings .* pip install faiss-cpu"):
+    with pytest.raises(CatalogError, match=r"600 photos .* pip install faiss-cpu"):
         find_pairs(None, None, clusters(600, 16))
 
 
@@ -80,3 +85,18 @@ def test_long_positive_vectors_are_ranked_by_scalar_product() -> None:
     np.fill_diagonal(products, -1)
     best = np.partition(products, -30, axis=1)[:, -30:].mean()
     assert (products[query, match].mean() - usual) / (best - usual) > 0.85
+
+
+def test_nearest_rows_do_not_keep_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second row has one match; the others have a thousand each."""
+    monkeypatch.setattr(candidates, "_PRODUCTS", 10_000)
+    rows = np.arange(2_000)
+    columns = np.where(rows % 2, 0, 1 + rows // 4)
+    vectors = csr_matrix((np.ones(2_000, np.float32), (rows, columns)), (2_000, 502))
+    tracemalloc.start()
+    query, match = candidates.nearest_rows(vectors, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert np.bincount(query)[::2].tolist() == [1] * 1_000
+    assert (query[query % 2 == 0] // 4 == match[query % 2 == 0] // 4).all()

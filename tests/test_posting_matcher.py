@@ -159,6 +159,41 @@ def test_postings_without_an_id_are_called_by_their_rows(
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("no photo", "no base64 text"),
+        (b"no photo", "no JPEG, PNG"),
+        (np.zeros((4, 4), np.float32), "array"),
+    ],
+)
+def test_a_matcher_of_phashes_says_why_it_cannot_read_a_photo(
+    matcher: PostingMatcher, image: object, words: str
+) -> None:
+    rows = {"title": list(matcher.index["title"][:2]), "image": [image, None]}
+    found = matcher.predict(pd.DataFrame(rows))
+    without = matcher.predict(pd.DataFrame({"title": rows["title"]}))
+    assert words in found["error"][0]
+    assert found["error"][1] is None
+    assert found["matches"].tolist() == without["matches"].tolist()
+    with pytest.raises(CatalogError, match=f"image of n1: .*{words}"):
+        matcher.add(pd.DataFrame({"posting_id": ["n1", "n2"], **rows}))
+
+
+@pytest.mark.fault
+def test_a_matcher_of_titles_says_that_it_does_not_use_photos() -> None:
+    postings = check_postings(catalogue().drop(columns="image_phash"))
+    _, chosen, matches = climb(postings, 4, 0.5, 0, lambda _: None)
+    titles = PostingMatcher(chosen, Pool(postings, matches.pairs))
+    photo = np.asarray(draw_photo(0, 0, 64))
+    rows = {"title": list(postings.frame["title"][:3]), "image": [photo, "no photo", None]}
+    found = titles.predict(pd.DataFrame(rows))
+    assert ["not used" in (error or "") for error in found["error"]] == [True, True, False]
+    new = pd.DataFrame({"posting_id": ["n1", "n2", "n3"], **rows})
+    assert titles.add(new).index["posting_id"].tolist()[-3:] == ["n1", "n2", "n3"]
+
+
+@pytest.mark.fault
 def test_only_postings_with_an_id_are_added(matcher: PostingMatcher) -> None:
     new = pd.DataFrame({"posting_id": ["n1", "", None], "title": ["rice", "tea", "oil"]})
     with pytest.raises(CatalogError, match="2 of 3 new postings have no posting_id"):

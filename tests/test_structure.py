@@ -146,6 +146,22 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_matching_imports_no_torch() -> None:
+    """It takes over half a gigabyte, and titles and phashes do not need it."""
+    code = (
+        "import sys; import shopee_mlflow.verbs.match, shopee_mlflow.tracking.matcher_files; "
+        "print(sorted({'torch', 'torchvision', 'optuna'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "config", [DataConfig, ExploreConfig, MatchConfig, TrainConfig, TuneConfig]
 )

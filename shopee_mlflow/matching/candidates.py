@@ -1,7 +1,8 @@
 """Candidate pairs: nearest titles by chunked sparse products, and phashes a few bits apart.
 
 The time of a sparse product grows with the squares of the terms' frequencies. So terms that are in
-many titles are left out of the search; the similarities of the pairs found use all terms.
+many titles are left out of the search; the similarities of the pairs found use all terms. Among
+many titles, only words and pairs of words are searched, so rare that each title takes equal time.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from scipy.sparse import csr_matrix, hstack
 
 from ..data.near_copies import NEAR_BITS, near_phashes
 from ..data.splits import telling_phashes
-from .nearest_index import EXACT_MOST, nearest_by_index, shortened
+from .nearest_index import EXACT_MOST, nearest_by_index
 from .pairs import Pairs
 from .title_vectors import TitleVectors
 
-# Nearest titles and photos of each posting, and those where an index finds them.
+# Nearest titles and photos of each posting, and those of many postings.
 NEAREST, NEAREST_OF_MANY = 60, 30
 # Terms in more than this share of all titles are not searched, within these two counts.
 _COMMON_SHARE, _COMMON_LEAST, _COMMON_MOST = 0.03, 500, 5_000
+# Products for each of many titles.
+_PRODUCTS_OF_MANY = 4_000
 # Weights of words, pairs of words and characters in the search.
 _WEIGHTS = (0.7, 0.3, 0.7)
 # Rows of a phash that are paired with those of another one, or with each other.
@@ -57,23 +60,20 @@ def find_pairs(
 def nearest_titles(titles: TitleVectors, nearest: int = NEAREST) -> tuple[np.ndarray, np.ndarray]:
     """The ``nearest`` most similar titles of each title: rows of both.
 
-    Approximate for more than :data:`.nearest_index.EXACT_MOST` titles.
+    For more than :data:`.nearest_index.EXACT_MOST` titles, those that share a rare word.
     """
     vectors = TitleSearch(titles).vectors
-    if vectors.shape[0] <= EXACT_MOST:
-        return nearest_rows(vectors, nearest)
-    rows = np.flatnonzero(np.diff(vectors.indptr))
-    query, match = nearest_by_index(
-        len(rows), shortened(vectors[rows]), min(nearest, NEAREST_OF_MANY)
-    )
-    return rows[query], rows[match]
+    if vectors.shape[0] > EXACT_MOST:
+        nearest = min(nearest, NEAREST_OF_MANY)
+    return nearest_rows(vectors, nearest)
 
 
 class TitleSearch:
     """Titles of a pool, searched by the terms that are not in too many of them."""
 
     def __init__(self, titles: TitleVectors) -> None:
-        self._kept = [_rare_columns(part) for part in _parts(titles)]
+        many = titles.words.shape[0] > EXACT_MOST
+        self._kept = _rarest_words(titles) if many else [_rare_columns(p) for p in _parts(titles)]
         self.vectors = self._of(titles)
 
     def nearest(self, titles: TitleVectors, nearest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,14 +143,16 @@ def _nearest_columns(
     """The ``nearest`` columns of largest scalar product with each row."""
     queries, matches = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start, stop in _chunks(vectors, columns):
-        products = vectors[start:stop] @ columns
+        products, own = vectors[start:stop] @ columns, []
         for row in range(stop - start):
             part = slice(products.indptr[row], products.indptr[row + 1])
             values, found = products.data[part], products.indices[part]
             if len(found) > nearest:
                 found = found[np.argpartition(values, -nearest)[-nearest:]]
-            queries.append(np.full(len(found), start + row))
-            matches.append(found)
+            own.append(found)
+        # Joined at once: a part of the products would keep all of them in memory.
+        queries.append(np.repeat(np.arange(start, stop), [len(found) for found in own]))
+        matches.append(np.concatenate([np.empty(0, np.int64), *own]))
     return np.concatenate(queries), np.concatenate(matches)
 
 
@@ -173,6 +175,16 @@ def _rare_columns(vectors: csr_matrix) -> np.ndarray:
     frequency = np.bincount(vectors.indices, minlength=vectors.shape[1])
     most = np.clip(_COMMON_SHARE * vectors.shape[0], _COMMON_LEAST, _COMMON_MOST)
     return np.flatnonzero(frequency <= most)
+
+
+def _rarest_words(titles: TitleVectors) -> list[np.ndarray]:
+    """Columns of words and of pairs of words, as rare as limits the products; no characters."""
+    parts = (titles.words, titles.bigrams)
+    counts = [np.bincount(part.indices, minlength=part.shape[1]) for part in parts]
+    rarest = np.sort(np.concatenate(counts))
+    products = np.cumsum(rarest.astype(np.float64) ** 2) / titles.words.shape[0]
+    most = rarest[max(0, int(np.searchsorted(products, _PRODUCTS_OF_MANY)) - 1)]
+    return [*(np.flatnonzero(count <= most) for count in counts), np.empty(0, np.int64)]
 
 
 def _equal_and_near(phashes: pd.Series) -> list[tuple[np.ndarray, np.ndarray]]:

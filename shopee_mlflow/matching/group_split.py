@@ -64,6 +64,14 @@ def split_groups(
     return np.where(labelled, side, UNLABELLED)
 
 
-def draw_folds(sets: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) int64, a fold for each posting, equal for postings of a set."""
-    return np.random.default_rng(seed).integers(folds, size=sets.max(initial=0) + 1)[sets]
+def draw_folds(sets: np.ndarray, chosen: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(N,) int64, the fold of each chosen posting, and -1 for the others.
+
+    Postings of a set are in one fold. The folds have equally many sets, so that none is empty.
+
+    :param chosen: (N,) bool, whole sets.
+    """
+    known, number = np.unique(sets[chosen], return_inverse=True)
+    result = np.full(len(sets), -1)
+    result[chosen] = np.random.default_rng(seed).permutation(len(known))[number] % folds
+    return result

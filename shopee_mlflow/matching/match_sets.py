@@ -9,7 +9,7 @@ import numpy as np
 from .match_scores import Labels
 from .pairs import Pairs
 
-_STEPS = 40
+_STEPS, _ROUNDS = 40, 4
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,14 @@ def best_threshold(
     value = max(values, key=lambda value: mean_f1(scores > value))
     if not one_match:
         return Threshold(float(value))
-    above = scores > value
-    lower = values[values <= value]
-    least = max(lower[::-1], key=lambda least: mean_f1(above | (best & (scores > least))))
+    for _ in range(_ROUNDS):  # each of both for the other, until the first one stays
+        lower, above = values[values <= value], scores > value
+        least = max(lower[::-1], key=lambda least: mean_f1(above | (best & (scores > least))))
+        kept, higher = best & (scores > least), values[values >= least]
+        again = max(higher, key=lambda value: mean_f1((scores > value) | kept))
+        if again == value:
+            break
+        value = again
     return Threshold(float(value), float(least))
 
 

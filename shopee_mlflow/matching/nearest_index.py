@@ -1,4 +1,4 @@
-"""Nearest vectors by an approximate index, where exact products would take too long.
+"""Nearest photos of many by an approximate index, where exact products would take too long.
 
 The index is an inverted file of faiss: vectors are assigned to cells, and a query is compared with
 the vectors of the nearest cells alone.
@@ -11,14 +11,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from ..errors import CatalogError
 
-# More postings than this are searched by the index; up to it, search is exact.
+# More photos than this are searched by the index; up to it, search is exact.
 EXACT_MOST = 100_000
-# Longer vectors are shortened to this length: photos by an uncentred PCA, titles by a random
-# projection.
+# Longer vectors are shortened to this length by an uncentred PCA.
 DIMENSIONS = 512
 # Cells that are searched for each query, of twice the square root of the number of vectors.
 _PROBES = 64
@@ -58,23 +56,6 @@ def nearest_by_index(count: int, take: Take, nearest: int) -> tuple[np.ndarray, 
     return np.concatenate(queries), np.concatenate(matches)
 
 
-def shortened(vectors: csr_matrix) -> Take:
-    """Rows of sparse vectors, projected at random and scaled to length 1: (n, 512) float32.
-
-    Cosines keep their values up to about 0.04 (Johnson and Lindenstrauss).
-    """
-    from sklearn.random_projection import SparseRandomProjection
-
-    projection = SparseRandomProjection(DIMENSIONS, dense_output=True, random_state=0)
-    projection.fit(vectors[:1])
-
-    def take(rows: np.ndarray) -> np.ndarray:
-        values = np.asarray(projection.transform(vectors[rows]), np.float32)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-    return take
-
-
 def _main_directions(faiss: Any, example: np.ndarray, length: int) -> Any:
     """The linear transform to ``length`` features that keeps most of the scalar products.
 
@@ -99,7 +80,7 @@ def _parts(count: int) -> Iterator[np.ndarray]:
 def _faiss(count: int) -> Any:
     if find_spec("faiss") is None:
         raise CatalogError(
-            f"{count:,} postings are more than the {EXACT_MOST:,} that are compared exactly. More "
+            f"{count:,} photos are more than the {EXACT_MOST:,} that are compared exactly. More "
             "need the package faiss-cpu: install it with pip install faiss-cpu, or with this "
             "project's extra: pip install -e '.[index]'."
         )

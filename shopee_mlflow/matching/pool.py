@@ -37,7 +37,7 @@ class Pool:
         """
         matcher.check_signals(postings)
         pairs, found = candidates(postings)
-        return cls(postings, likely_pairs(postings, pairs, found, matcher.likely)[0])
+        return cls(postings, likely_pairs(pairs, found, matcher.likely)[0])
 
     def match(self, matcher: Matcher, new: Postings) -> Matches:
         """Matches of new postings within the pool and among one another.
@@ -45,7 +45,8 @@ class Pool:
         Terms of titles that no posting of the pool has are not compared.
 
         :param new: as :meth:`new_postings` returns them.
-        :returns: matches whose rows are those of :attr:`postings`, followed by those of ``new``.
+        :returns: matches of ``new``, whose rows follow those of :attr:`postings`. Those of the pool
+            are not computed.
         """
         count, own = len(self.postings), np.arange(len(new))
         query, match = self._nearest(new)
@@ -58,7 +59,7 @@ class Pool:
         query, match = np.searchsorted(rows, query), np.searchsorted(rows, match)
         pairs, local = Pairs.of(len(rows), query, match), self._local(reached, new)
         found = similarities(local.titles, local.phashes, pairs, local.photos)
-        matches = matcher.weigh(local, pairs, found)
+        matches = matcher.weigh(local, pairs, found, rows >= count)
         near = matches.pairs
         far = Pairs(count + len(new), rows[near.query], rows[near.match])
         return Matches(far, matches.found, matches.chances, matches.chosen)

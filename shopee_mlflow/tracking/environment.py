@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
-import torch
-import torchvision
 
 from .. import __version__
 
 
 def machine_tags(device: str) -> dict[str, str]:
-    """Tags for the commit, the device, the host and the package versions of a run."""
+    """Tags for the commit, the device, the host and the package versions of a run.
+
+    The versions of torch and torchvision are tags of a run that has imported them. Importing them
+    takes seconds and over half a gigabyte, and a matching of titles does not need them.
+    """
+    networks = {name: sys.modules[name] for name in ("torch", "torchvision") if name in sys.modules}
     return {
         "git_commit": git_commit(),
         "device": device,
         "host": platform.node(),
         "python_version": platform.python_version(),
-        "torch_version": torch.__version__,
-        "torchvision_version": torchvision.__version__,
+        **{f"{name}_version": module.__version__ for name, module in networks.items()},
         "mlflow_version": mlflow.__version__,
         "shopee_mlflow_version": __version__,
     }

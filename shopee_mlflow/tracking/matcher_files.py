@@ -22,6 +22,7 @@ from ..errors import TrackingError
 from ..matching.pairs import Pairs
 from ..matching.pool import Pool
 from ..matching.postings import check_postings
+from .finding import RUN_ID
 from .posting_matcher import INDEX_COLUMNS, PostingMatcher
 from .read_paths import may_read_paths
 from .store import NoModelFolderError, artifact_errors, downloaded, quieten
@@ -70,8 +71,6 @@ def load_matcher(uri: str) -> PostingMatcher:
 
     :raises TrackingError: when there is no such matcher, or its index has changed.
     """
-    from .finding import RUN_ID  # imports torch, which a server of titles lacks
-
     quieten()
     where = f"runs:/{uri}/{MATCHER_NAME}" if RUN_ID.fullmatch(uri) else uri
     try:

@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
-import torch
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from torch import Tensor
 
 from ..console import duration, say
 from ..errors import TrackingError
 from ..masking import mask_passwords
-from ..modeling.models import ProductClassifier
-from . import flavor
 from .metric_queue import MetricQueue
 from .names import MODEL_NAME
 from .signals import defer_stop
@@ -36,6 +32,9 @@ from .store import STORE_ERRORS, artifact_errors, downloaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ..modeling.models import ProductClassifier
 
 _PARAMS_PER_REQUEST = 100
 # How long a training waits at its end for a store that is not available.
@@ -152,6 +151,8 @@ class MlflowRunLog:
 
     def log_weights(self, weights: Mapping[str, Tensor], file: str) -> None:
         """Log a state dict as an artifact; :func:`read_weights` reads it without running code."""
+        import torch
+
         # Given a path, torch does not raise the operating system's error for a full disk.
         with self._artifact(file) as path, path.open("wb") as stream:
             torch.save(weights, stream)
@@ -187,9 +188,11 @@ class MlflowRunLog:
         self,
         model: ProductClassifier,
         metrics: Mapping[str, float],
-        serialization: str = flavor.PICKLE,
+        serialization: str = "pickle",
     ) -> str:
         """Log the classifier as a LoggedModel with its metrics; returns its model id."""
+        from . import flavor  # imports torch
+
         with artifact_errors("the model could not be stored"):
             info = Model.log(
                 artifact_path=None,
@@ -220,6 +223,8 @@ def read_weights(run_id: str, file: str) -> dict[str, Tensor]:
 
     :raises TrackingError: when there is no such file or it is not a state dict.
     """
+    import torch
+
     try:
         with downloaded(f"runs:/{run_id}/{file}") as path:
             weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

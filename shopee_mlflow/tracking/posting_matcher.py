@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..data.photo_forms import is_missing, phash_of_photo
-from ..errors import CatalogError
+from ..data.photo_forms import is_missing, phash_of_photo, read_photo
+from ..errors import CatalogError, ImageError
 from ..matching.matcher import Matcher
 from ..matching.pool import Pool
 from ..matching.postings import check_postings, valid_phashes
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ..modeling.models import ProductClassifier
 
 INDEX_COLUMNS = ("posting_id", "title", "image_phash")
+# A photo is decoded at this size to learn why it cannot be.
+_SIDE = 32
+_UNUSED = "the image is not used: this matcher was chosen with titles alone"
 
 
 class PostingMatcher:
@@ -95,13 +98,16 @@ class PostingMatcher:
             any form that :func:`~shopee_mlflow.data.photo_forms.read_photo` takes; its phash is
             computed where none is given.
         :returns: columns matches and scores, both JSON lists, the best match first, and error, the
-            reason why a photo cannot be read; the posting is then matched without it. A new posting
-            without a posting_id is called new-1, new-2, ... by its row.
+            reason why a photo cannot be read or is not used; the posting is then matched without
+            it. A new posting without a posting_id is called new-1, new-2, ... by its row.
         :raises CatalogError: when a posting_id repeats or is in the index already.
         """
         rows, photos, problems = self._read(model_input)
         numbered = (rows.index + 1).astype(str)
         rows["posting_id"] = rows["posting_id"].mask(rows["posting_id"] == "", "new-" + numbered)
+        if "image" in model_input and self.pool.postings.signals == ["titles"]:
+            unused = ["" if is_missing(image) else _UNUSED for image in model_input["image"]]
+            problems = pd.Series(unused, dtype=object)
         matches, scores = self._answers(rows, photos) if len(rows) else ([], [])
         found = {"matches": matches, "scores": scores, "error": problems.replace("", None)}
         return pd.DataFrame(found, index=rows.index)
@@ -127,13 +133,15 @@ class PostingMatcher:
         for name in INDEX_COLUMNS:
             given = name in postings
             rows[name] = postings[name].fillna("").astype(str).to_numpy() if given else ""
-        problems = pd.Series("", index=rows.index, dtype=object)
+        reasons = [""] * len(rows)
         images = list(postings["image"]) if "image" in postings else [None] * len(rows)
         if self.pool.postings.phashes is not None:
             for row in np.flatnonzero(valid_phashes(rows["image_phash"]) == ""):
                 if not is_missing(images[row]):
-                    rows.loc[row, "image_phash"] = phash_of_photo(images[row], self.read_paths)
-        known = self.pool.postings.photos
+                    phash = phash_of_photo(images[row], self.read_paths)
+                    rows.loc[row, "image_phash"] = phash
+                    reasons[row] = "" if phash else self._why_unreadable(images[row])
+        known, problems = self.pool.postings.photos, pd.Series(reasons, dtype=object)
         if self.embedder is None or known is None:
             return rows, None, problems
         if all(is_missing(image) for image in images):
@@ -142,6 +150,14 @@ class PostingMatcher:
 
         photos, errors = embed_photos(self.embedder, self._predictor, images, self.read_paths)
         return rows, photos, pd.Series(errors, index=rows.index, dtype=object)
+
+    def _why_unreadable(self, photo: Any) -> str:
+        """Why a photo has no phash; empty if it can be read."""
+        try:
+            read_photo(photo, _SIDE, paths=self.read_paths)
+        except ImageError as error:
+            return str(error)
+        return ""
 
 
 def _load_pyfunc(path: str) -> PostingMatcher:

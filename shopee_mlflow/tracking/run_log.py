@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from ..modeling.models import ProductClassifier
-
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from ..modeling.models import ProductClassifier
 
 # The id of a run that is not stored.
 NOT_STORED = "none"

@@ -258,4 +258,5 @@ def _summary(postings: Postings, matches: Matches, ladder: Ladder | None) -> lis
             f"F1 {last.f1:.4f} ({last.low:.4f} to {last.high:.4f}), the mean over the {test:,} "
             "postings of the test groups, whose labels have chosen nothing"
         )
+        lines.append(ladder.choice)
     return lines
