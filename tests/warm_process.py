@@ -7,6 +7,7 @@ start it, with its own environment, folder, signals and exit code, but without t
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -116,17 +117,19 @@ class WarmProcess:
         self.close()
 
 
-# Held: an object that is deleted warns that its process is alive.
-_started: list[subprocess.Popen[bytes]] = []
-
-
 @cache
 def _parent() -> socket.socket:
-    """The connection to the process that forks; it ends when this process ends."""
+    """The connection to the process that forks; it ends when the connection is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Its settings of threads are those of all its children: they are read when torch is imported.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, warm_parent.__file__, str(theirs.fileno())]
     with theirs:
-        _started.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, cwd=ROOT))
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, cwd=ROOT)
+    atexit.register(_end, ours, process)
     return ours
+
+
+def _end(connection: socket.socket, parent: subprocess.Popen[bytes]) -> None:
+    connection.close()
+    parent.wait()
