@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Sequence
 
@@ -77,22 +76,28 @@ class StudyError(ShopeeError):
     """A study or its storage is not available, or does not match the search."""
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# MLflow quotes the operating system's error; torch's writer of files does not name it.
-_FULL_WORDS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "iostream error")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
 def disk_full(error: BaseException | None) -> str:
     """A message if a full disk or quota has caused an error, else ""."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(
-            word in str(error) for word in _FULL_WORDS
-        ):
+        # torch's writer of files does not name the operating system's error.
+        torchs = isinstance(error, RuntimeError) and "iostream error" in str(error)
+        if torchs or getattr(error, "errno", None) in _FULL:
             place = getattr(error, "filename", None)
-            return (
-                f"No space left on the disk{f' of {place}' if place else ''}. Free some space and "
-                f"run the command again. Temporary files are in {tempfile.gettempdir()}; the "
-                "variable TMPDIR names another folder for them."
-            )
-        error = error.__cause__ or error.__context__
+            return _no_space(f"the disk of {place}" if place else "the disk")
+        if any(words in str(error) for words in _FULL_WORDS):
+            # MLflow quotes errors, also those of a server.
+            return _no_space("a disk of this machine or of the server")
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
     return ""
+
+
+def _no_space(where: str) -> str:
+    return (
+        f"No space left on {where}. Free some space and run the command again. Temporary files are "
+        f"in {tempfile.gettempdir()}; the variable TMPDIR names another folder for them."
+    )

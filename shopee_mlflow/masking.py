@@ -35,18 +35,23 @@ _LINE = re.compile(
 # Tokens that are known by their form: Hugging Face, GitHub, GitLab, Databricks, JSON Web Tokens,
 # npm, Slack, Google, OpenAI.
 _TOKEN = re.compile(
-    r"\b(?:(?:hf_|gh[pousr]_|github_pat_|dapi(?=[0-9a-f]{30})|eyJ[\w-]{10,}\.|npm_|AIza)[\w.-]{20,}"
-    r"|(?:glpat-|xox[a-z]-|sk-(?=\S*\d))[\w-]{16,})"
+    r"\b(?:(?:hf_|gh[pousr]_|github_pat_|dapi(?=[0-9a-f]{30})|eyJ[\w-]{10,}\.|AIza)[\w.-]{20,}"
+    # Products have names that begin like these: such a token has a digit, or a capital as well.
+    r"|npm_[A-Za-z0-9]{36}\b|(?:glpat-|xox[abeprs]-(?=\S*\d)|sk-(?=\S*\d)(?=\S*[A-Z]))[\w-]{16,})"
 )
 _PRIVATE_KEY = re.compile(
-    r"(?P<start>-----BEGIN (?:\w+ )*PRIVATE KEY-----)[^-]*(?P<end>-----END|$)", re.S
+    r"(?P<start>-----BEGIN (?:\w+ )*PRIVATE KEY-----).*?(?P<end>-----END|\Z)", re.S
 )
 # Command lines of other programs, whose options for passwords have one letter.
 _COMMAND = re.compile(
     r"(?P<start>\b(?:(?:mysql\w*|mariadb)\b[^\n|;]{0,300}?\s-p"
     r"|sshpass\b[^\n|;]{0,300}?\s-p ?|redis-cli\b[^\n|;]{0,300}?\s-a "
-    r"|(?:curl|wget)\b[^\n|;]{0,300}?\s(?:-u ?|-U ?|--(?:proxy-)?user[ =])['\"]?[^\s:'\"]{1,100}:))"
+    r"|(?:curl|wget)\b[^\n|;]{0,300}?\s(?:-u ?|-U ?|--(?:proxy-)?user[ =])[^\s:'\"]{1,100}:))"
     r"(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+)"
+)
+_QUOTED_PAIR = re.compile(
+    r"(?P<start>\b(?:curl|wget)\b[^\n|;]{0,300}?\s(?:-u ?|-U ?|--(?:proxy-)?user[ =])"
+    r"(?P<quote>['\"])[^\s:'\"]{1,100}:)(?P<value>(?:(?!(?P=quote)).)+)"
 )
 # Tuples of requests and httpx: auth=("ann", "password").
 _PAIR = re.compile(
@@ -62,7 +67,8 @@ _ENCODED_FIELD = re.compile(r"((?:pwd|password)%3D)(?:(?!%3B)[^\s&'\"])+", re.I)
 # A colon without quotes is prose: "wrong password: access denied".
 _FIELD = re.compile(
     r"(?<![\w.%-])(?P<name>[\w.%-]+)(?P<equals>['\"]\]?\s?(?:=>?|:)\s?|\s?=>?\s?)"
-    r"(?P<prefix>(?:[bru]{1,2}(?=['\"]))?)(?P<value>'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^\s&;,'\")}\]]+)"
+    r"(?P<prefix>(?:[bru]{1,2}(?=['\"]))?)(?P<value>"
+    r"'(?:\\.|[^'\\])*'|'[^']*'|\"(?:\\.|[^\"\\])*\"|\"[^\"]*\"|[^\s&;,'\")}\]]+)"
 )
 _SECRET = re.compile(
     r"pass(word|wd|phrase|$)|pwd$|(^|[\W_])ps?w$|token$|secret|credential|signature|(^|\W)sig$"
@@ -89,7 +95,7 @@ def mask_passwords(text: str) -> str:
     and ``Cookie``. Rather too much is masked than too little.
     """
     text = _PRIVATE_KEY.sub(rf"\g<start>{MASK}\g<end>", text)
-    for quoted in (_COMMAND, _PAIR):
+    for quoted in (_QUOTED_PAIR, _COMMAND, _PAIR):
         text = quoted.sub(lambda found: found["start"] + _masked(found["value"]), text)
     text = _ODD_PASSWORD.sub(rf"\g<start>{MASK}", text)
     text = _FIELD.sub(_mask_field, _URL.sub(_mask_url, text))

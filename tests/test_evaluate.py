@@ -286,6 +286,7 @@ def test_exit_codes(run: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
         assert "Traceback" not in error
 
 
+@pytest.mark.drawn
 def test_dollar_signs_in_labels_are_no_mathematics(tmp_path: Path) -> None:
     r"""As mathematics, ``$\no{$`` could not be drawn."""
     labels = [r"$\no{$", "Rp 5$", "plain"]

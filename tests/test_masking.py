@@ -88,6 +88,8 @@ def test_passwords_are_masked(text: str, shown: str) -> None:
         ("redis-cli -h h -a S3CRET ping", "redis-cli -h h -a *** ping"),
         ("curl -u ann:S3CRET https://h/x", "curl -u ann:*** https://h/x"),
         ("curl -s --user 'ann:S3CRET' https://h", "curl -s --user 'ann:***' https://h"),
+        ("curl -u 'ann:my S3CRET' https://h", "curl -u 'ann:***' https://h"),
+        ("password='S3CRET\\'", "password='***'"),
         (
             "environ['MLFLOW_TRACKING_PASSWORD'] = 'S3CRET'",
             "environ['MLFLOW_TRACKING_PASSWORD'] = '***'",
@@ -127,6 +129,9 @@ def test_secrets_without_an_address_are_masked(text: str, shown: str) -> None:
         "curl -u is the option; mysql -p asks for it",
         "auth failed for ('ann', 'host')",
         "sk-learn and risk-adjusted-returns-2024",
+        "train_images/sk-ii-facial-treatment-essence-230ml.jpg: cannot be read",
+        "xoxo-valentine-gift-box-2024.jpg",
+        "npm_product_photos_of_2024_v2.csv",
         "label group 3: sent to ann@example.com",
         "postgresql://user@host/name",
         "sqlite:////home/ann/mlflow.db",

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from shopee_mlflow.config import TrainConfig, read_yaml, resolve
+from shopee_mlflow.config import TrainConfig, resolve
 from shopee_mlflow.data.batches import Batch, Batches
 from shopee_mlflow.data.dataset import load_dataset
 from shopee_mlflow.modeling.device import choose_machine, computes_bf16
@@ -22,7 +22,6 @@ from shopee_mlflow.training.trainer import Trainer
 from ..job import MANIFEST, Job
 
 FROZEN, FULL = "ours_frozen", "ours_full"
-_FAST = Path(__file__).parents[2] / "experiments" / "fast.yaml"
 # Photos times epochs from which compiling saves time on a CPU when all layers are trained.
 _LONG = 45_000
 # Epochs of a scaled job: one that warms up, and one like all later ones.
@@ -50,10 +49,8 @@ def options(job: Job) -> dict[str, Any]:
         given |= {"freeze": "none", "augment": "none"}
         # What auto decides for the whole job; in a scaled job it would see two epochs only.
         given["compile"] = str(job.compile and job.size * job.epochs > _LONG).lower()
-    elif _FAST.is_file():
-        given["config"] = str(_FAST)
     else:
-        given["freeze"] = "features.6"
+        given |= {"freeze": "features.6", "augment": "original", "label_smoothing": 0.1}
     return given
 
 
@@ -97,8 +94,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _flags(job: Job, compiled: bool) -> str:
     given = options(job)
-    found = {**(read_yaml(Path(given["config"])) if "config" in given else {}), **given}
-    words = [f"{name}={found[name]}" for name in ("freeze", "lr", "precision") if name in found]
+    words = [f"{name}={given[name]}" for name in ("freeze", "lr", "precision") if name in given]
     return ", ".join([*words, *(["compile"] if compiled else [])])
 
 

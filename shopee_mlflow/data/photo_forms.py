@@ -34,11 +34,12 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
     """Read one photo as (size, size, 3) uint8.
 
     :param photo: a file path, the file's bytes, its base64 text, a ``data:`` URL, an image
-        of Pillow, or an array (H, W, 3) uint8.
+        of Pillow, an array (H, W, 3) uint8, or a list of one text or of one file's bytes.
     :param paths: whether to read paths. If not, text never causes access to a file, and the error
         does not reveal whether a file exists.
     :raises ImageError: when it is none of these, or does not decode.
     """
+    photo = _only_text(photo)
     if isinstance(photo, (bytes, bytearray, memoryview)):
         return read_pixels(bytes(photo), size, resize)
     if isinstance(photo, (np.ndarray, list)):
@@ -46,9 +47,6 @@ def read_photo(photo: Any, size: int, resize: str = "stretch", *, paths: bool = 
             array = np.asarray(photo)
         except ValueError:
             raise ImageError("an array must have rows of equal length") from None
-        # A column of text, as servers send it: [["..."], ["..."]].
-        if array.size == 1 and isinstance(array.flat[0], (str, bytes)):
-            return read_photo(array.flat[0], size, resize, paths=paths)
         return pixels_from_array(array, size, resize)
     if isinstance(photo, Image.Image):
         return pixels_from_image(photo, size, resize)
@@ -74,6 +72,7 @@ def phash_of_photo(photo: Any, paths: bool = True) -> str:
     """The phash of a photo in any form that :func:`read_photo` takes; "" if it does not decode."""
     from .pixel_cache import phash_of
 
+    photo = _only_text(photo)
     try:
         if isinstance(photo, (np.ndarray, list)):
             return phash_of(image_from_array(np.asarray(photo)))
@@ -86,6 +85,16 @@ def phash_of_photo(photo: Any, paths: bool = True) -> str:
             return phash_of(image)
     except (ImageError, OSError, *DAMAGE):
         return ""
+
+
+def _only_text(photo: Any) -> Any:
+    """The text or bytes in a list or array of one; a server sends a column as [["..."], ...]."""
+    inner = photo
+    while isinstance(inner, (list, np.ndarray)):
+        if getattr(inner, "ndim", 1) == 0 or len(inner) != 1:
+            return photo
+        inner = inner[0]
+    return inner if isinstance(inner, (str, bytes)) else photo
 
 
 def _read_text(photo: str, size: int, resize: str, reason: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -166,15 +167,19 @@ def _from_pattern(place: Path) -> PhotoSource:
     return PhotoSource(_only_photos(named, passed_over), "image", Path.cwd(), passed_over)
 
 
+_ANY_FOLDERS = re.compile(r"(?:(?<=/)|^)\*\*(?=/|$)")
+
+
 def _matches(pattern: str) -> Iterator[str]:
     """Paths that match a pattern; ``**`` is any folder below, each once, linked ones as well.
 
     ``glob`` itself would follow a link to a parent folder again and again.
     """
-    start, recursive, rest = pattern.partition("**")
-    if not recursive or start[-1:] not in ("", "/") or rest[:1] not in ("", "/"):
+    found = _ANY_FOLDERS.search(pattern)
+    if found is None:
         yield from glob(pattern)  # noqa: PTH207 - relative to any folder
         return
+    start, rest = pattern[: found.start()], pattern[found.end() :]
     for top in glob(start) if start else ["."]:  # noqa: PTH207
         for folder in _folders_below(Path(top)):
             name = "" if folder == Path() else f"{escape(str(folder))}/"
@@ -184,12 +189,15 @@ def _matches(pattern: str) -> Iterator[str]:
 def _folders_below(top: Path) -> Iterator[Path]:
     """A folder and all below it, except hidden ones; linked folders are followed, each once."""
     yield top
-    seen = {os.path.realpath(top)}
+    root = os.path.realpath(top)
+    seen = {root}
     for path, folders, _ in os.walk(top, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
             real = os.path.realpath(Path(path, name))
-            if real in seen:
+            # A linked folder that is itself below the top has its own name there.
+            below = Path(path, name).is_symlink() and Path(real).is_relative_to(root)
+            if below or real in seen:
                 folders.remove(name)
             else:
                 seen.add(real)

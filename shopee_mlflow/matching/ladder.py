@@ -132,9 +132,9 @@ def climb(
 ) -> tuple[Ladder, Matcher, Matches]:
     """Choose a matcher on some of the label groups, and score every step of it on the others.
 
-    The pair model is chosen if it surely has a higher F1 on the validation groups than the best
-    threshold on a sum of similarities. It has not seen the labels of the postings it scores there.
-    The threshold was chosen on them, so it is favoured.
+    The pair model is chosen if its F1 on the validation groups is significantly higher than that of
+    the best threshold on a sum of similarities. It has not seen the labels of the postings that it
+    scores there. The threshold was chosen on them, so it is favoured.
 
     :param say: called with a line when a long step begins.
     :returns: the ladder, the matcher, and its matches of all postings. Those of validation
@@ -201,7 +201,7 @@ def _add_weighted_sum(ladder: Ladder, pairs: Pairs, found: Features) -> Weighted
     total = fit_weighted_sum(found, ladder.labels.equal(pairs), own)
     words = "a weighted sum of all similarities"
     ladder.add_sum("weighted_sum", words, total, found, pairs)
-    words = "the same, and the best match at a lower threshold"
+    words = "a weighted sum, and the best match at a lower threshold"
     ladder.add_sum("one_match", words, total, found, pairs, one_match=True)
     return total
 
@@ -241,13 +241,14 @@ def _fitted(
 
 
 def _pair_model_is_better(ladder: Ladder) -> bool:
-    """Whether the F1 of the last rung is surely above that of the best threshold."""
+    """Whether the 95 % interval of what the last rung adds to the best threshold is above 0."""
     simple, last = ladder.best_simple(), ladder.rungs[-1]
     low, high = ladder.gain(last.name, simple.name)
     ladder.choice = (
         f"The pair model is {'' if low > 0 else 'not '}used: on the validation groups, whose "
         f"labels it has not seen, its F1 is {last.validation_f1:.4f}, and the best threshold's is "
-        f"{simple.validation_f1:.4f} ({simple.name}; the difference is {low:+.4f} to {high:+.4f})."
+        f"{simple.validation_f1:.4f} ({simple.words}); 95 % interval of the difference "
+        f"{low:+.4f} to {high:+.4f}."
     )
     return low > 0
 
@@ -257,6 +258,6 @@ def _add_best_simple(ladder: Ladder, pairs: Pairs, found: Features) -> Matches:
     simple = ladder.best_simple()
     model = ladder.simple[simple.name]
     matches = chosen_matches(model, pairs, found, model.chances(found))
-    words = f"used: the row {simple.name}, among the likely pairs"
+    words = f"used: {simple.words}, among the likely pairs"
     ladder.add("used", words, matches.chosen, pairs, simple.choice)
     return matches

@@ -16,6 +16,9 @@ from .state_files import load_file, state_digest, unusable_state, unwrap
 
 _log = logging.getLogger(__name__)
 
+# Other buffers may hold integers, and bounds that are infinite.
+_TRAINED = ("weight", "bias", "running_mean", "running_var")
+
 _LISTED = 12
 _OWN_PREFIXES = ("backbone.", "head.")
 
@@ -70,7 +73,8 @@ def read_weights(path: Path | str) -> InitialWeights:
         if isinstance(state, Mapping) and state:
             found = f" Its keys: {', '.join(str(key) for key in list(state)[:_LISTED])}."
         raise ModelError(
-            f"weights={path}: {problem}.{found} Save one with torch.save(model.state_dict(), path)."
+            f"weights={path}: {problem}.{found} Save a state dict with "
+            "torch.save(model.state_dict(), path)."
         )
     _check_values(state, path)
     if changes:
@@ -79,17 +83,19 @@ def read_weights(path: Path | str) -> InitialWeights:
 
 
 def _check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
-    """Check that weights are finite floating-point numbers.
+    """Check that weights and running statistics are finite floating-point numbers.
 
     :raises ModelError: naming the first one that is not.
     """
     for name, tensor in state.items():
+        if not name.endswith(_TRAINED):
+            continue
         if name.endswith(("weight", "bias")) and not tensor.is_floating_point():
             raise ModelError(
                 f"weights={path}: {name} is {tensor.dtype}, and weights must be floating-point "
                 "numbers. Save the weights of the model before it is quantized."
             )
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise ModelError(
                 f"weights={path}: {name} holds NaN or infinite values. The training that saved the "
                 "file has diverged, or half precision has overflowed. Use an earlier checkpoint."
