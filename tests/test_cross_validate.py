@@ -341,7 +341,7 @@ def test_more_folds_than_photos_of_a_group_are_an_error_of_the_command(
 @pytest.mark.slow
 def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_path: Path) -> None:
     folder = make_catalog(groups=3, each=20)
-    options = {**OPTIONS, "data": folder, "epochs": 12, "batch_size": 4, "experiment": "folds"}
+    options = {**OPTIONS, "data": folder, "epochs": 40, "batch_size": 4, "experiment": "folds"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
     stores = {name: new_store(tmp_path / f"{name}.db") for name in ("whole", "killed")}
@@ -358,7 +358,7 @@ def test_real_sigkills_end_in_the_same_figures(make_catalog: MakeCatalog, tmp_pa
                 starts = "photos of 3 label groups" in line
                 if folds_before_kill is not None and (starts or done) and done >= folds_before_kill:
                     if starts:
-                        time.sleep(1.0)  # until the first fold has begun
+                        time.sleep(0.5)  # until the first fold has begun; all of them take longer
                     process.kill()
                     break
         finally:

@@ -20,7 +20,9 @@ from html_page import read_page
 
 from shopee_mlflow import MatchConfig, cli, match
 from shopee_mlflow.errors import CatalogError, ConfigError, TrackingError
+from shopee_mlflow.matching import matcher
 from shopee_mlflow.matching.postings import check_postings
+from shopee_mlflow.matching.weighted_sum import WeightedSum
 from shopee_mlflow.tracking.matcher_files import load_matcher
 from shopee_mlflow.verbs.match import MatchResult
 
@@ -303,6 +305,8 @@ def test_a_matcher_of_an_earlier_version_is_loaded(matched: Matched, tmp_path: P
     expected = load_matcher(matched.result.run_id).predict(new)
     for loaded in (load_matcher(str(folder)), mlflow.pyfunc.load_model(str(folder))):
         pd.testing.assert_frame_equal(loaded.predict(new), expected)
+    # Pickles of earlier versions name this place.
+    assert vars(matcher)["WeightedSum"] is WeightedSum
 
 
 @pytest.mark.fault

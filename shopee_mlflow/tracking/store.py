@@ -243,7 +243,7 @@ def connect() -> None:
     lock = Path(f"{file}.lock")
     # MLflow would try for minutes, without a word.
     if file.exists() and not (file.is_file() and os.access(file, os.R_OK)):
-        raise PermissionError(f"{file} is no file that can be read")
+        raise PermissionError(f"{file} is not a readable file")
     held: AbstractContextManager[object] = nullcontext()
     try:
         # FileLock would wait for ever for a file that cannot be created.
