@@ -442,7 +442,7 @@ def _problem_of_weights(weights: str) -> list[str]:
     try:
         path.stat()
     except FileNotFoundError:
-        pass
+        pass  # reported below, as a mistyped reference may be
     except (OSError, ValueError) as error:
         return [f"weights={weights}: cannot be read ({getattr(error, 'strerror', None) or error})"]
     if path.is_dir() and not (path / "MLmodel").is_file():

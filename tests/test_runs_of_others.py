@@ -74,8 +74,10 @@ def test_a_run_with_a_trainings_options_or_metrics_is_not_adopted(
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment.experiment_id).info.run_id
     for name, value in values.items():
-        log = client.log_param if isinstance(value, str) else client.log_metric
-        log(run_id, name, value)  # type: ignore[operator]
+        if isinstance(value, str):
+            client.log_param(run_id, name, value)
+        else:
+            client.log_metric(run_id, name, value)
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with pytest.raises(TrackingError, match=said), open_run("second"):
         pass
