@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from ..data.near_copies import NEAR_BITS
 from .group_split import TEST, VALIDATION, draw_folds, split_groups, tied_groups
 from .match_scores import Labels, bootstrap_mean, f1_of_postings
 from .match_sets import Threshold, best_threshold
@@ -29,7 +30,7 @@ from .pair_features import Features
 from .pair_model import FOLDS, PairModel, fit_pair_model
 from .pairs import Pairs
 from .postings import Postings
-from .weighted_sum import NEAR_BITS, ThresholdModel, WeightedSum, fit_weighted_sum, given_sum
+from .weighted_sum import ThresholdModel, WeightedSum, fit_weighted_sum, given_sum
 
 # A pair model is fitted on at least this many sets of validation groups. With less, the interval
 # by which it is compared with a threshold says nothing.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.near_copies import NEAR_BITS
 from ..errors import CatalogError
 from .candidates import find_pairs
 from .match_scores import Labels
@@ -18,7 +19,7 @@ from .pair_features import Features, relative_features, similarities, title_feat
 from .pair_model import PairModel
 from .pairs import Pairs
 from .postings import Postings
-from .weighted_sum import NEAR_BITS, SUM, ThresholdModel, WeightedSum
+from .weighted_sum import SUM, ThresholdModel, WeightedSum
 
 # Likely pairs: the best 15 of a posting, and all whose weighted sum is above this log-odds.
 _LIKELY_RANK, _LIKELY_SUM = 15, -3.0

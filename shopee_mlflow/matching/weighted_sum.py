@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from ..data.near_copies import NEAR_BITS
 from .match_sets import Threshold
 from .pair_features import Features
 from .pairs import Pairs
 
-NEAR_BITS = 6
 # The name of the fitted weighted sum among the similarities of likely pairs.
 SUM = "sum"
 _SUMMED = ("words", "bigrams", "characters", "covered", "phash", "photos")
