@@ -31,6 +31,7 @@ class Task:
     :ivar lr: learning rate; 0 is fastai's default.
     :ivar flips_only: augment by horizontal flips alone instead of the library's policy.
     :ivar backbone_lr_divisor: of fastai: the first layers have this fraction of the learning rate.
+    :ivar device: cpu, in fp32, or cuda, in bf16 (autocast), as this project trains on it.
     """
 
     table: pd.DataFrame
@@ -43,6 +44,7 @@ class Task:
     freeze: str
     flips_only: bool
     backbone_lr_divisor: float
+    device: str
 
     @property
     def classes(self) -> int:
@@ -100,7 +102,7 @@ def with_timm(task: Task) -> list[int]:
             crop_pct=1.0,
             num_workers=task.workers,
             persistent_workers=True,
-            device=torch.device("cpu"),
+            device=torch.device(task.device),
             **(policy if training else {}),
         )
 
@@ -111,8 +113,8 @@ def with_timm(task: Task) -> list[int]:
         optimizer, sched="cosine", num_epochs=task.epochs, warmup_epochs=1, warmup_lr=1e-4
     )
     loss = LabelSmoothingCrossEntropy(_SMOOTHING)
-    _train(network, frozen, loader("train"), optimizer, loss, task.epochs, schedule.step)
-    return _predict(network, loader("test"))
+    _train(task, network, frozen, loader("train"), optimizer, loss, schedule.step)
+    return _predict(task, network, loader("test"))
 
 
 def with_torchvision(task: Task) -> list[int]:
@@ -148,6 +150,7 @@ def with_torchvision(task: Task) -> list[int]:
             shuffle=train,
             num_workers=task.workers,
             persistent_workers=True,
+            pin_memory=task.device == "cuda",
         )
 
     network = task.new_network()
@@ -156,8 +159,8 @@ def with_torchvision(task: Task) -> list[int]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=task.epochs)
     loss = nn.CrossEntropyLoss(label_smoothing=_SMOOTHING)
     after = lambda _: schedule.step()  # noqa: E731
-    _train(network, frozen, loader("train"), optimizer, loss, task.epochs, after)
-    return _predict(network, loader("test"))
+    _train(task, network, frozen, loader("train"), optimizer, loss, after)
+    return _predict(task, network, loader("test"))
 
 
 def with_fastai(task: Task) -> list[int]:
@@ -166,6 +169,7 @@ def with_fastai(task: Task) -> list[int]:
     With frozen layers the first training, of the head, and the second have the same frozen layers.
     """
     import torchvision
+    from fastai.callback.fp16 import AMPMode, MixedPrecision
     from fastai.callback.schedule import Learner  # gives Learner its fine_tune
     from fastai.data.transforms import Normalize
     from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
@@ -192,7 +196,7 @@ def with_fastai(task: Task) -> list[int]:
         bs=task.batch_size,
         num_workers=task.workers,
         persistent_workers=True,
-        device=torch.device("cpu"),
+        device=torch.device(task.device),
     )
     splitter = default_split if last < 0 else groups
     learner: Learner = vision_learner(
@@ -200,6 +204,8 @@ def with_fastai(task: Task) -> list[int]:
     )
     body = {name.removeprefix("features."): tensor for name, tensor in task.state.items()}
     learner.model[0][0].load_state_dict(body)
+    if task.device == "cuda":
+        learner.add_cb(MixedPrecision(amp_mode=AMPMode.BF16))
     rate = task.lr or 2e-3  # the default of fine_tune
     with learner.no_bar(), learner.no_logging():
         if last < 0:
@@ -217,31 +223,43 @@ def with_fastai(task: Task) -> list[int]:
 
 
 def _train(
+    task: Task,
     network: nn.Module,
     frozen: list[nn.Module],
     batches: Any,
     optimizer: torch.optim.Optimizer,
     loss: nn.Module,
-    epochs: int,
     after_epoch: Any,
 ) -> None:
-    network.to(memory_format=torch.channels_last)
-    for number in range(1, epochs + 1):
+    network.to(task.device).to(memory_format=torch.channels_last)
+    for number in range(1, task.epochs + 1):
         network.train()
         for module in frozen:
             module.eval()
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            images = images.to(memory_format=torch.channels_last)
-            loss(network(images), labels).backward()
+            images = _on_device(images, task)
+            with _precision(task):
+                error = loss(network(images), labels.to(task.device, non_blocking=True))
+            error.backward()
             optimizer.step()
         after_epoch(number)
 
 
 @torch.no_grad()
-def _predict(network: nn.Module, batches: Any) -> list[int]:
+def _predict(task: Task, network: nn.Module, batches: Any) -> list[int]:
     network.eval()
-    return torch.cat([network(images).argmax(1) for images, _ in batches]).tolist()
+    with _precision(task):
+        answers = [network(_on_device(images, task)).argmax(1) for images, _ in batches]
+    return torch.cat(answers).tolist()
+
+
+def _on_device(images: Tensor, task: Task) -> Tensor:
+    return images.to(task.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def _precision(task: Task) -> torch.autocast:
+    return torch.autocast(task.device, torch.bfloat16, enabled=task.device == "cuda")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,6 +45,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=75)
     parser.add_argument("--workers", type=int, default=2, help="loader processes of the others")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at a time; their seconds are no measure"
+    )
     options = parser.parse_args()
     options.out = options.out.resolve()
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
@@ -52,12 +57,17 @@ def main() -> None:
         parser.error(f"no such rows in {ROWS.name}: {', '.join(unknown)}")
     folds = write_folds(options.data, options.image_size, options.out / "folds")
     chosen = [folds[int(number) - 1] for number in options.only.split(",") if number] or folds
-    for name in names:
-        for fold in chosen:
-            file = options.out / f"{name}-{fold.name}.json"
-            if not file.exists():
-                measure(dict(rows[name]), fold, file, options)
+
+    def run(training: tuple[str, Path]) -> bool:
+        name, fold = training
+        file = options.out / f"{name}-{fold.name}.json"
+        return file.exists() or measure(dict(rows[name]), fold, file, options)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        done = list(pool.map(run, [(name, fold) for name in names for fold in chosen]))
     print_table(rows, folds, options.out)
+    if not all(done):
+        sys.exit(f"some trainings failed; their output is in {options.out}")
 
 
 def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
@@ -86,8 +96,11 @@ def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
     return written
 
 
-def measure(row: dict[str, Any], fold: Path, file: Path, options: argparse.Namespace) -> None:
-    """Train one row on one fold; write its seconds and its prediction of each test photo."""
+def measure(row: dict[str, Any], fold: Path, file: Path, options: argparse.Namespace) -> bool:
+    """Train one row on one fold; write its seconds and its prediction of each test photo.
+
+    :return: whether it succeeded; if not, its output is beside the file, with the suffix .log.
+    """
     system = row.pop("system")
     with TemporaryDirectory() as scratch:
         kept = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
@@ -108,13 +121,14 @@ def measure(row: dict[str, Any], fold: Path, file: Path, options: argparse.Names
             )
         seconds = time.perf_counter() - began
         if done.returncode:
-            sys.exit(f"{file.stem}: failed; see {file.with_suffix('.log')}")
+            return False
         predicted = (
             our_predictions(env["MLFLOW_TRACKING_URI"])
             if system == "ours"
             else json.loads(answer.read_text(encoding="utf-8"))
         )
     file.write_text(json.dumps({"seconds": seconds, "predicted": predicted}), encoding="utf-8")
+    return True
 
 
 def our_command(
@@ -129,6 +143,7 @@ def our_command(
         "image-size": options.image_size,
         "epochs": options.epochs,
         "batch-size": options.batch_size,
+        "device": options.device,
         **row,
     }
     words = [f"--{name}={value}" for name, value in given.items()]
@@ -141,9 +156,11 @@ def our_predictions(store: str) -> dict[str, str]:
 
     from shopee_mlflow.tracking.names import PREDICTIONS_FILE
 
-    mlflow.set_tracking_uri(store)
-    [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{PREDICTIONS_FILE}")
+    client = mlflow.MlflowClient(store)
+    [run] = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    path = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path=PREDICTIONS_FILE, tracking_uri=store
+    )
     table = pd.read_csv(path, dtype=str)
     return dict(zip(table["image"], table["predicted"], strict=True))
 
@@ -157,6 +174,7 @@ def peer_command(
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "workers": options.workers,
+        "device": options.device,
         "lr": 0.0,
         "freeze": "none",
         "flips_only": False,
