@@ -131,7 +131,8 @@ def measure(folder: Path, image_size: int) -> dict[str, dict[str, float]]:
 def measure_rows(folder: Path) -> dict[str, dict[str, float]]:
     """:func:`measure` for the steps that need no photos."""
     from shopee_mlflow.data.catalog_csv import read_catalog
-    from shopee_mlflow.data.cleaning import Cleaning, select_rows
+    from shopee_mlflow.data.cleaning import select_rows
+    from shopee_mlflow.data.cleaning_record import Cleaning
     from shopee_mlflow.data.splits import assign_splits, tie_copies
 
     measured: dict[str, dict[str, float]] = {}

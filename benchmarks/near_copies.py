@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from shopee_mlflow.data.catalog_csv import read_catalog
-from shopee_mlflow.data.cleaning import Cleaning, drop_small_groups, select_rows
+from shopee_mlflow.data.cleaning import drop_small_groups, select_rows
+from shopee_mlflow.data.cleaning_record import Cleaning
 from shopee_mlflow.data.near_copies import connected, parse_phashes
 from shopee_mlflow.data.splits import TEST, TRAIN, assign_splits, count_mixed, telling_phashes
 

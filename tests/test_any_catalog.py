@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from shopee_mlflow.data.catalog_csv import read_catalog
-from shopee_mlflow.data.cleaning import Cleaning, drop_small_groups, select_rows
+from shopee_mlflow.data.cleaning import drop_small_groups, select_rows
+from shopee_mlflow.data.cleaning_record import Cleaning
 from shopee_mlflow.data.columns import COLUMNS, OPTIONAL
 from shopee_mlflow.data.splits import SPLITS, assign_splits, count_leaks, digest, manifest
 from shopee_mlflow.errors import CatalogError

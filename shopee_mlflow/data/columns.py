@@ -1,4 +1,4 @@
-"""Find the columns of a table that hold file names, labels, titles and splits."""
+"""Find the columns of a table that hold file names, labels, titles and splits; name the others."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ KNOWN = frozenset(
 )
 _WHAT = {"image": "file names of the photos", "label_group": "labels"}
 _FILE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+# Common names of columns whose purpose is served by options here.
+_SPLIT_COLUMNS = (
+    *("split", "fold", "folds", "kfold", "subset", "set", "partition", "usage"),
+    *("dataset_split", "data_split", "is_train", "is_test", "is_valid", "is_val"),
+)
+_WEIGHT_COLUMNS = ("weight", "weights", "sample_weight", "sample_weights", "class_weight")
 _MOST_COLUMNS = 1000
 # Characters that show an encoding other than UTF-8. UTF-16 has zeros in every other byte.
 _NOT_UTF8 = ("\ufffd", "\0")
@@ -170,6 +176,25 @@ def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
         return f"The header is missing: the first line must name the columns; {wanted()}"
     options = " and ".join(f"the {_WHAT[name]} with the option {OPTIONS[name]}" for name in missing)
     return f"Name the column of {options}."
+
+
+def unused_columns(unused: Sequence[str]) -> list[str]:
+    """Remarks about columns of the table that are not used.
+
+    :param unused: their names.
+    """
+    lines = []
+    for names, words in (
+        (_SPLIT_COLUMNS, "photos are split by it if split_column names it"),
+        (_WEIGHT_COLUMNS, "all photos have the same weight unless class_weights is set"),
+    ):
+        if found := [name for name in unused if name.lower() in names]:
+            lines.append(f"column {', '.join(found)} of the table is not used: {words}")
+            unused = [name for name in unused if name not in found]
+    if unused:
+        few = ", ".join(unused[:10]) + (", ..." if len(unused) > 10 else "")
+        lines.append(f"columns of the table that are not used: {few}")
+    return lines
 
 
 def wanted() -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from ..data_config import NONE
 from ..errors import CatalogError
 from ..options import expand_path, nearest
-from .cleaning import Cleaning
+from .cleaning_record import Cleaning
 from .label_checks import shown_label
 from .photo_files import file_problem
 from .tables import Table, open_table

@@ -18,7 +18,6 @@ from ..data_config import SAMPLE, DataConfig
 from . import splits
 from .catalog_forms import Watch, load_catalog
 from .cleaning import (
-    Cleaning,
     drop_bad_images,
     drop_conflicting_contents,
     drop_excluded,
@@ -28,6 +27,7 @@ from .cleaning import (
     locate_files,
     select_rows,
 )
+from .cleaning_record import Cleaning
 from .corrections import apply_corrections
 from .fold_splits import assign_folds, check_group_sizes, copy_sets
 from .left_out_photos import find_left_out

@@ -16,6 +16,7 @@ photos apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,6 +24,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+# A phash as text.
+PHASH = re.compile(r"[0-9a-f]{16}")
 # Two photos whose phashes differ in at most this many bits are near copies.
 NEAR_BITS = 6
 # The most pairs that are returned.

@@ -19,8 +19,7 @@ import pandas as pd
 
 from ..data_config import DataConfig
 from ..errors import CatalogError
-from .cleaning import PHASH
-from .near_copies import connected, near_phashes, telling
+from .near_copies import PHASH, connected, near_phashes, telling
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 MODES = ("leak_free", "random")

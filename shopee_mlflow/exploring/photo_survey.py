@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.cleaning import PHASH
 from ..data.images import open_photo, upright_rgb, upright_size
+from ..data.near_copies import PHASH
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import Progress, hash_file, phash_of
 from ..data.plain_photos import detail_of

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from ..data.cleaning import (
-    Cleaning,
     drop_bad_images,
     drop_conflicting_contents,
     drop_excluded,
@@ -21,6 +20,7 @@ from ..data.cleaning import (
     locate_files,
     select_rows,
 )
+from ..data.cleaning_record import Cleaning
 from ..data.near_copies import NearPairs, connected, near_phashes
 from ..data.plain_photos import LEAST_DETAIL
 from ..data.splits import (

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.cleaning import PHASH
 from ..data.columns import COLUMNS
 from ..data.label_checks import label_remarks, lookalike_labels, missing_value_labels, shown_label
-from ..data.near_copies import NearPairs, connected, near_phashes
+from ..data.near_copies import PHASH, NearPairs, connected, near_phashes
 from ..data.titles import count_bytes_literals, escaped_titles
 
 IMAGE, PHASHES, TITLE, GROUP = "image", "image_phash", "title", "label_group"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..data.cleaning import PHASH
+from ..data.near_copies import PHASH
 from ..errors import CatalogError
 from .title_vectors import TitleVectors, title_vectors
 

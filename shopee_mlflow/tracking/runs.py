@@ -11,16 +11,15 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.tracking._tracking_service.utils import _get_store
 
 from ..errors import ReadOnlyStoreError, ShopeeError, TrackingError, disk_full
 from ..masking import mask_passwords
+from .experiment_choice import choose_experiment, enter_experiment
 from .finding import find_run
 from .mlflow_run_log import MlflowRunLog
 from .names import (
-    ANALYSIS_EXPERIMENT,
     CONTINUES_TAG,
     DEFAULT_EXPERIMENT,
     FAILURE_TAG,
@@ -36,8 +35,6 @@ from .views import save_view
 
 _log = logging.getLogger(__name__)
 
-_EXPERIMENT_ID = "MLFLOW_EXPERIMENT_ID"
-_DEFAULTS = (DEFAULT_EXPERIMENT, ANALYSIS_EXPERIMENT)
 _END_PAUSES = (0.0, 0.5, 2.0)
 # Names that MLflow generates for unnamed runs, such as "amazing-shrike-12".
 _UNNAMED = re.compile(r"[a-z]+-[a-z]+-\d+")
@@ -140,7 +137,7 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
     try:
         mark_adopted_as_continued(run_id)
         # Without an active run MLflow would log models to another experiment.
-        _enter_experiment(experiment_id=log.experiment_id)
+        enter_experiment(experiment_id=log.experiment_id)
         yield log
         log.flush()
         if not is_held():
@@ -193,7 +190,7 @@ def _start(
         _forget_failure(resume)
         # MLflow refuses to resume a run while another experiment is active, as in a notebook.
         where = MlflowClient().get_run(resume).info.experiment_id
-        _enter_experiment(experiment_id=where)
+        enter_experiment(experiment_id=where)
         run = mlflow.start_run(run_id=resume)
         mlflow.set_tags(tags)
         return run
@@ -201,7 +198,7 @@ def _start(
     if not adopted:
         outer = mlflow.active_run()
         if outer is None:
-            _choose_experiment(experiment)
+            choose_experiment(experiment)
         # If the caller has opened a run, the new run is its child.
         return mlflow.start_run(run_name=name, tags=tags, nested=outer is not None)
     _check_adoptable(adopted)
@@ -254,69 +251,6 @@ def _forget_failure(run_id: str) -> None:
     client = MlflowClient()
     if FAILURE_TAG in client.get_run(run_id).data.tags:
         client.delete_tag(run_id, FAILURE_TAG)
-
-
-def _choose_experiment(experiment: str) -> None:
-    """Set the experiment; MLflow's environment variables override our default only."""
-    chosen = {"MLFLOW_EXPERIMENT_NAME", _EXPERIMENT_ID} & os.environ.keys()
-    if experiment not in _DEFAULTS or not chosen:
-        found = _enter_experiment(experiment)
-        # If another client creates the experiment at the same time, MLflow returns it, but the
-        # experiment Default stays active.
-        _enter_experiment(experiment_id=found.experiment_id)
-
-
-def _enter_experiment(name: str | None = None, experiment_id: str | None = None) -> Experiment:
-    """Make an experiment active, but not set the variable that MLflow sets for subprocesses.
-
-    A later command in this process would mistake the variable for the user's choice.
-    """
-    before = os.environ.get(_EXPERIMENT_ID)
-    try:
-        return mlflow.set_experiment(name, experiment_id)
-    finally:
-        os.environ.pop(_EXPERIMENT_ID, None)
-        if before is not None:
-            os.environ[_EXPERIMENT_ID] = before
-
-
-def check_experiment(experiment: str) -> None:
-    """Check that a run can be opened and store its artifacts, before work that takes long.
-
-    :raises TrackingError: when the tracking store does not answer, the experiment was deleted, or
-        its artifacts cannot be stored.
-    """
-    try:
-        connect()
-        location = _artifact_location(experiment)
-    except STORE_ERRORS as error:
-        raise store_error(error) from error
-    if location:
-        check_artifacts(location)
-
-
-def _artifact_location(experiment: str) -> str | None:
-    """The folder of artifacts of a new run, or the one above it; None if only a server knows it."""
-    outer = mlflow.active_run()
-    if outer is not None:
-        return str(outer.info.artifact_uri)
-    name = experiment_in_use(experiment)
-    if MlflowClient().get_experiment_by_name(name):
-        return str(_enter_experiment(name).artifact_location)
-    # Creating the experiment would tell its folder, but a mistake of the user should leave none.
-    return getattr(_get_store(), "artifact_root_uri", None)
-
-
-def experiment_in_use(experiment: str) -> str:
-    """The name of the experiment in which a new run would be opened."""
-    adopted, number = os.environ.get("MLFLOW_RUN_ID"), os.environ.get(_EXPERIMENT_ID)
-    if adopted:
-        number = MlflowClient().get_run(adopted).info.experiment_id
-    elif experiment not in _DEFAULTS:
-        return experiment
-    if number:
-        return str(MlflowClient().get_experiment(number).name)
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
 
 
 def _end(

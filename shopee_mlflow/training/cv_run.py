@@ -12,11 +12,12 @@ from ..console import say
 from ..data_config import NONE
 from ..errors import ConfigError, TrainingError
 from ..options import Role, with_role
+from ..tracking.experiment_choice import experiment_in_use
 from ..tracking.finding import experiment_id_of, find_run, runs_with_tag, unquoted
 from ..tracking.names import CROSS_VALIDATE, CROSS_VALIDATION_TAG, KIND_TAG, PROCESS_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import Run, experiment_in_use, open_run
+from ..tracking.runs import Run, open_run
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import checkpoints_of, training_facts
 from .context import TrainingContext

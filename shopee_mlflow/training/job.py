@@ -27,11 +27,12 @@ from ..modeling.initial_weights import InitialWeights
 from ..modeling.metrics import FINAL_METRICS
 from ..options import Role, with_role
 from ..tracking.environment import machine_tags
+from ..tracking.experiment_choice import check_experiment
 from ..tracking.follow import follow_run
 from ..tracking.names import PROCESS_TAG, SEEN_TEST_TAG, TRAIN, WEIGHTS_RUN_TAG
 from ..tracking.processes import process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import check_experiment, open_run
+from ..tracking.runs import open_run
 from ..tracking.signals import stop_on_signals
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .context import TrainingContext, check_model

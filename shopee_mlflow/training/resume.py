@@ -18,6 +18,7 @@ from ..errors import CheckpointError, ConfigError, TrackingError
 from ..modeling.checkpoint import BEST, LAST
 from ..modeling.epochs import Epoch
 from ..options import Role, with_role
+from ..tracking.experiment_choice import experiment_in_use
 from ..tracking.finding import RUN_ID, find_run, running_runs
 from ..tracking.flavor import save_in_folder
 from ..tracking.names import (
@@ -33,7 +34,7 @@ from ..tracking.names import (
     TRIAL_TAG,
 )
 from ..tracking.processes import is_gone, process_name
-from ..tracking.runs import Run, close_run, experiment_in_use
+from ..tracking.runs import Run, close_run
 from ..tracking.store import STORE_ERRORS, connect, quieten, store_error
 from .checkpoints import ResumeState, checkpoint_folder, checkpoints_of
 from .session import TrainingSession

@@ -18,11 +18,11 @@ from ..data.dataset import Dataset, load_dataset
 from ..modeling.device import choose_machine
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
+from ..tracking.experiment_choice import check_experiment
 from ..tracking.finding import find_run
 from ..tracking.links import report_link, view_lines
 from ..tracking.names import DESCRIPTION_TAG, DIGEST_TAG, REPORT_FILE
 from ..tracking.run_log import RunLog
-from ..tracking.runs import check_experiment
 from ..tracking.signals import stop_on_signals
 from ..training.context import TrainingContext, check_model
 from ..training.cv_run import cross_validation_run, result_key, resumed_options

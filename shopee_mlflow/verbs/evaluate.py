@@ -15,7 +15,8 @@ import pandas as pd
 from ..config import resolve
 from ..console import say, watch
 from ..data.catalog_forms import folder_name, load_catalog
-from ..data.cleaning import Cleaning, drop_bad_images, fill_phashes, locate_files, select_rows
+from ..data.cleaning import drop_bad_images, fill_phashes, locate_files, select_rows
+from ..data.cleaning_record import Cleaning
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes, hash_files, load_pixels
 from ..data.plain_photos import clear_plain

@@ -15,7 +15,7 @@ from ..config import as_params
 from ..console import duration, say, watch
 from ..data.catalog_csv import IMAGES_NAME
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
-from ..data.cleaning import Cleaning
+from ..data.cleaning_record import Cleaning
 from ..data.columns import REQUIRED
 from ..data.corrections import apply_corrections
 from ..data.titles import without_formulas

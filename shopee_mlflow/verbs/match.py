@@ -15,7 +15,8 @@ from ..analysis_config import MatchConfig
 from ..config import as_params
 from ..console import duration, say, watch
 from ..data.catalog_forms import Catalog, folder_name, load_catalog
-from ..data.cleaning import Cleaning, drop_excluded
+from ..data.cleaning import drop_excluded
+from ..data.cleaning_record import Cleaning
 from ..data.photo_files import find_photo_files
 from ..data.pixel_cache import compute_phashes
 from ..data.splits import TEST

@@ -20,11 +20,11 @@ from ..modeling.device import choose_machine
 from ..modeling.initial_weights import InitialWeights
 from ..modeling.models import ProductClassifier
 from ..tracking.environment import machine_tags
+from ..tracking.experiment_choice import check_experiment
 from ..tracking.finding import find_run
 from ..tracking.links import view_lines
 from ..tracking.names import BEST_FILE, DESCRIPTION_TAG, STUDY_TAG
 from ..tracking.run_log import RunLog
-from ..tracking.runs import check_experiment
 from ..tracking.signals import stop_on_signals
 from ..tracking.store import local_folder
 from ..training.context import TrainingContext, check_model
