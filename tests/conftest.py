@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blank_figures import save_blank
 from new_store import new_store
 from PIL import Image
 
@@ -88,11 +89,6 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """
     if request.node.get_closest_marker("drawn") is None:
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
-
-
-def save_blank(figure: object, target: Any, **options: Any) -> None:
-    """Save a small picture instead of a figure."""
-    Image.new("RGBA", (4, 3)).save(target, "PNG")
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 Importing torch and MLflow takes four seconds of a core. One process for each worker of pytest
 imports the package once and forks for each command: a process of its own as ``python -m`` would
-start it, with its own environment, folder, signals and exit code, but without the imports.
+start it, with its own environment, folder, signals and exit code, but without the imports. Its
+figures are saved blank, as those of most tests are.
 """
 
 from __future__ import annotations
