@@ -77,6 +77,7 @@ class Task:
 def with_timm(task: Task) -> list[int]:
     """timm's loader, augmentation, loss, optimizer and schedule.
 
+    Its loader leaves out the last, smaller batch of each epoch.
     Its training script recommends RandAugment, random erasing and label smoothing for this network.
     """
     from timm.data import ImageDataset, create_loader
@@ -103,6 +104,7 @@ def with_timm(task: Task) -> list[int]:
             num_workers=task.workers,
             persistent_workers=True,
             device=torch.device(task.device),
+            pin_memory=task.device == "cuda",
             **(policy if training else {}),
         )
 

@@ -4,11 +4,13 @@
 
 Every row of benchmarks/time_to_accuracy.yaml trains five times, each time on other folds of the
 catalogue, so that each photo is tested once. All rows have the same photos in the same folds, the
-same weights, image size, epochs and batch size; the recipe is each library's own. A training is a
-process of its own with empty caches. Its seconds run from the command to its exit: they include
-imports, decoding and the test, and for this project MLflow, the report and the logged model, too.
+same weights and image size, and unless the row sets them, the same epochs and batch size; the
+recipe is each library's own. A training is a process of its own with empty caches. Its seconds run
+from the command to its exit: they include imports, decoding and the test, and for this project
+MLflow, the report and the logged model, too.
 
-The folder ``out`` gets a file for each training; those that are there are not run again.
+The folder ``out`` gets a file for each training; those that are there are not run again. It holds
+the results of one device, image size and so on.
 """
 
 from __future__ import annotations
@@ -55,19 +57,37 @@ def main() -> None:
     names = options.rows.split(",") if options.rows else list(rows)
     if unknown := [name for name in names if name not in rows]:
         parser.error(f"no such rows in {ROWS.name}: {', '.join(unknown)}")
+    if other := options_of(options):
+        parser.error(f"{options.out} has results of {other}; name another folder")
     folds = write_folds(options.data, options.image_size, options.out / "folds")
     chosen = [folds[int(number) - 1] for number in options.only.split(",") if number] or folds
 
-    def run(training: tuple[str, Path]) -> bool:
+    def run(training: tuple[str, Path]) -> str | None:
+        """Train if there is no result yet; returns the training's name if it fails."""
         name, fold = training
         file = options.out / f"{name}-{fold.name}.json"
-        return file.exists() or measure(dict(rows[name]), fold, file, options)
+        if file.exists() or measure(dict(rows[name]), fold, file, options):
+            return None
+        print(f"{file.stem}: failed; see {file.with_suffix('.log')}", file=sys.stderr)
+        return file.stem
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(run, [(name, fold) for name in names for fold in chosen]))
-    print_table(rows, folds, options.out)
-    if not all(done):
-        sys.exit(f"some trainings failed; their output is in {options.out}")
+        ended = list(pool.map(run, [(name, fold) for name in names for fold in chosen]))
+    print_table(rows, chosen, options.out, timed=options.jobs == 1)
+    if failed := [name for name in ended if name]:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def options_of(options: argparse.Namespace) -> str:
+    """What the folder's results were measured with, if that differs; else it is noted there."""
+    names = ("device", "jobs", "workers", "image_size", "epochs", "batch_size")
+    mine = {name: getattr(options, name) for name in names}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "options.json"
+    if not file.exists():
+        file.write_text(json.dumps(mine), encoding="utf-8")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return ", ".join(f"{name}={value}" for name, value in found.items() if value != mine[name])
 
 
 def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
@@ -99,7 +119,7 @@ def write_folds(data: str, image_size: int, folder: Path) -> list[Path]:
 def measure(row: dict[str, Any], fold: Path, file: Path, options: argparse.Namespace) -> bool:
     """Train one row on one fold; write its seconds and its prediction of each test photo.
 
-    :return: whether it succeeded; if not, its output is beside the file, with the suffix .log.
+    :return: whether it succeeded. Its output is in the file with the suffix .log.
     """
     system = row.pop("system")
     with TemporaryDirectory() as scratch:
@@ -186,8 +206,11 @@ def peer_command(
     return [sys.executable, "-m", "benchmarks.peer_recipes", *words]
 
 
-def print_table(rows: dict[str, Any], folds: list[Path], out: Path) -> None:
-    """Print each row's pooled accuracy, its seconds for a training, and McNemar's test."""
+def print_table(rows: dict[str, Any], folds: list[Path], out: Path, timed: bool) -> None:
+    """Print each row's accuracy over the folds, its seconds for a training, and McNemar's test.
+
+    :param timed: whether trainings ran one at a time, so that their seconds mean something.
+    """
     from shopee_mlflow.modeling.metrics import mcnemar, wilson_interval
 
     tables = [pd.read_csv(fold / "train.csv", dtype=str) for fold in folds]
@@ -210,8 +233,8 @@ def print_table(rows: dict[str, Any], folds: list[Path], out: Path) -> None:
         cells = [
             name,
             " ".join(f"{key}={value}" for key, value in rows[name].items()),
-            f"{right / len(truth):.1%} ({low:.1%} to {high:.1%})",
-            f"{statistics.median(seconds):.0f}",
+            f"{right} of {len(truth)}, {right / len(truth):.1%} ({low:.1%} to {high:.1%})",
+            f"{statistics.median(seconds):.0f}" if timed else "-",
         ]
         against = ["", ""]
         if name != _REFERENCE and _REFERENCE in found:

@@ -20,7 +20,7 @@ from shopee_mlflow.data.cleaning import (
     select_rows,
 )
 from shopee_mlflow.data.cleaning_record import Cleaning
-from shopee_mlflow.data.columns import unused_columns
+from shopee_mlflow.data.columns import unused_column_remarks
 from shopee_mlflow.errors import CatalogError
 
 Write = Callable[[str | bytes], Path]
@@ -490,14 +490,14 @@ def test_labels_that_look_alike_are_kept_apart_and_told() -> None:
 
 
 def test_columns_that_people_expect_to_matter_are_named() -> None:
-    assert unused_columns(["Split", "price", "sample_weight", "fold"]) == [
+    assert unused_column_remarks(["Split", "price", "sample_weight", "fold"]) == [
         "column Split, fold of the table is not used: photos are split by it if split_column names "
         "it",
         "column sample_weight of the table is not used: all photos have the same weight "
         "unless class_weights is set",
         "columns of the table that are not used: price",
     ]
-    assert unused_columns([]) == []
+    assert unused_column_remarks([]) == []
 
 
 def test_bad_images_may_be_an_error(three: pd.DataFrame) -> None:

@@ -223,7 +223,7 @@ def _become(request: Request, files: list[int]) -> None:
         os.setsid()
     if request.group != -1:
         os.setpgid(0, request.group)
-    # Drawing is half of a small training.
+    # Drawing is half of a small training. Tests marked ``drawn`` start no such process.
     Figure.savefig = save_blank
     if request.warm_children:
         _warm_children()

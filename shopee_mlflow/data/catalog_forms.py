@@ -23,7 +23,7 @@ from .catalog_csv import (
     tables_in,
 )
 from .class_folders import may_have_class_folders, read_class_folders
-from .columns import OPTIONS, REQUIRED, ColumnChoice, unused_columns
+from .columns import OPTIONS, REQUIRED, ColumnChoice, unused_column_remarks
 from .corrections import check_corrections_file
 from .folder_kinds import check_catalog_folder
 from .photo_files import inside_folder
@@ -159,7 +159,7 @@ def _read(
     rows, remarks = _with_split(table, choice)
     # With split_column=none, the user knows that the column split is not used.
     unused = [n for n in table.unused if choice.split != NONE or n.lower() != "split"]
-    remarks = [*_guess_remarks(table), *remarks, *unused_columns(unused)]
+    remarks = [*_guess_remarks(table), *remarks, *unused_column_remarks(unused)]
     return Catalog(rows, folder, path, remarks)
 
 

@@ -178,7 +178,7 @@ def _advice(names: Sequence[str], missing: Sequence[str]) -> str:
     return f"Name the column of {options}."
 
 
-def unused_columns(unused: Sequence[str]) -> list[str]:
+def unused_column_remarks(unused: Sequence[str]) -> list[str]:
     """Remarks about columns of the table that are not used.
 
     :param unused: their names.

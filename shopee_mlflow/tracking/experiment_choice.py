@@ -43,6 +43,8 @@ def enter_experiment(name: str | None = None, experiment_id: str | None = None) 
 def check_experiment(experiment: str) -> None:
     """Check that a run can be opened and store its artifacts, before work that takes long.
 
+    An experiment that exists becomes active; one that does not is not created.
+
     :raises TrackingError: when the tracking store does not answer, the experiment was deleted, or
         its artifacts cannot be stored.
     """
