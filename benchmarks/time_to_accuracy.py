@@ -10,7 +10,7 @@ from the command to its exit: they include imports, decoding and the test, and f
 MLflow, the report and the logged model, too.
 
 The folder ``out`` gets a file for each training; those that are there are not run again. It holds
-the results of one device, image size and so on.
+the results of one catalogue, device, image size and so on.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     names = options.rows.split(",") if options.rows else list(rows)
     if unknown := [name for name in names if name not in rows]:
         parser.error(f"no such rows in {ROWS.name}: {', '.join(unknown)}")
-    if other := options_of(options):
+    if other := other_options(options):
         parser.error(f"{options.out} has results of {other}; name another folder")
     folds = write_folds(options.data, options.image_size, options.out / "folds")
     chosen = [folds[int(number) - 1] for number in options.only.split(",") if number] or folds
@@ -78,9 +78,9 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def options_of(options: argparse.Namespace) -> str:
-    """What the folder's results were measured with, if that differs; else it is noted there."""
-    names = ("device", "jobs", "workers", "image_size", "epochs", "batch_size")
+def other_options(options: argparse.Namespace) -> str:
+    """The options of the folder's results that differ from these; a new folder notes these."""
+    names = ("data", "weights", "device", "jobs", "workers", "image_size", "epochs", "batch_size")
     mine = {name: getattr(options, name) for name in names}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "options.json"
@@ -154,17 +154,18 @@ def measure(row: dict[str, Any], fold: Path, file: Path, options: argparse.Names
 def our_command(
     _system: str, row: dict[str, Any], fold: Path, _answer: Path, options: argparse.Namespace
 ) -> list[str]:
-    """The train command."""
+    """The train command, with the options of the row or of the experiment file that it names."""
+    recipe = {"epochs": options.epochs, "batch-size": options.batch_size, **row}
+    if "config" in row:
+        recipe = {"config": ROOT / row["config"]}
     given = {
         "model": "effnet_pretrained",
         "data": str(fold),
         "largest-groups": "0",
         "weights": str(Path(options.weights).resolve()),
         "image-size": options.image_size,
-        "epochs": options.epochs,
-        "batch-size": options.batch_size,
         "device": options.device,
-        **row,
+        **recipe,
     }
     words = [f"--{name}={value}" for name, value in given.items()]
     return [sys.executable, "-m", "shopee_mlflow", "train", *words]
