@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,35 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         build_model(CONVOLUTIONAL, CLASSES, 96, tmp_path / "other.pth")
 
 
+@pytest.mark.fault
+def test_weights_of_a_deeper_network_are_refused(tmp_path: Path) -> None:
+    deeper = timm.create_model("test_vit3", depth=10)
+    torch.save(deeper.state_dict(), tmp_path / "deeper.pth")
+    with pytest.raises(ModelError, match=r"does not fit model=.*it has more layers, such as block"):
+        build_model(TRANSFORMER, CLASSES, 96, tmp_path / "deeper.pth")
+
+
+@pytest.mark.fault
+def test_weights_without_statistics_of_batch_norm_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_efficientnet").state_dict()
+    torch.save({k: v for k, v in state.items() if "running" not in k}, tmp_path / "part.pth")
+    with pytest.raises(ModelError, match=r"weights are missing, such as bn1\.running_mean"):
+        build_model(CONVOLUTIONAL, CLASSES, 96, tmp_path / "part.pth")
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "inception_next_atto", "test_efficientnet"])
+def test_layers_with_two_names_and_parts_of_heads_are_no_other_network(
+    tmp_path: Path, name: str
+) -> None:
+    torch.manual_seed(5)
+    state = timm.create_model(name).state_dict()
+    torch.save(state, tmp_path / "timm.pth")
+    loaded = build_model(f"timm/{name}", CLASSES, 224, tmp_path / "timm.pth").backbone.state_dict()
+    common = loaded.keys() & state.keys()
+    assert len(common) > 0.9 * len(loaded)
+    torch.testing.assert_close({k: loaded[k] for k in common}, {k: state[k] for k in common})
+
+
 def test_weights_of_our_own_classifier(tmp_path: Path) -> None:
     trained = build_model(CONVOLUTIONAL, CLASSES, 96)
     torch.save(trained.state_dict(), tmp_path / "own.pth")
@@ -110,6 +140,8 @@ def test_weights_of_our_own_classifier(tmp_path: Path) -> None:
     [
         ("timm/efficientnt_b0", "no such architecture. Did you mean timm/efficientnet_b0"),
         ("timm/test_vit3.wrong_tag", r"no weights .wrong_tag. for test_vit3. Available: r160_in1k"),
+        ("timm/resnet18.ra2_in1k", "no weights .ra2_in1k. for resnet18. Available: a1_in1k"),
+        ("timm/nest_base_pretrained", "no pretrained weights for nest_base; omit _pretrained"),
         ("timm/resnet14t_pretrained", None),
         ("timm/", "no such architecture"),
     ],
@@ -127,6 +159,20 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("shopee_mlflow.modeling.timm_models.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs the package timm.*pip install"):
         build_model(CONVOLUTIONAL, CLASSES, 96)
+
+
+@pytest.mark.fault
+def test_a_timm_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm.py").write_text("import package_of_another_version")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm")
+    with pytest.raises(ModelError, match=r"timm cannot be imported \(No module named 'package_of_"):
+        build_model(CONVOLUTIONAL, CLASSES, 96)
+
+
+def test_photos_too_small_for_a_network() -> None:
+    with pytest.raises(ModelError, match="timm/inception_v3: cannot be built for image_size=32"):
+        build_model("timm/inception_v3", CLASSES, 32)
 
 
 def test_without_a_network_the_error_names_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:

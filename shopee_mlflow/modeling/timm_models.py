@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import PRETRAINED
 from ..errors import ModelError
 from .initial_weights import InitialWeights
 
 PREFIX = "timm/"
+_STATISTICS = ("running_mean", "running_var")
+# Weights are never that large, and new networks have none above a hundredth of it.
+_FIRST_MARKER = 1000
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ def check_timm_name(name: str) -> None:
         near = difflib.get_close_matches(base, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(PREFIX + each for each in near)}?" if near else ""
         raise ModelError(f"model={name}: timm has no such architecture.{hint}")
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}*")]
-    tags = [each for each in tags if each] if timm.list_pretrained(base) or tags else []
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise ModelError(
             f"model={name}: timm has no weights {tag!r} for {base}. "
@@ -86,8 +89,11 @@ def timm_backbone(
     except Exception as error:
         raise _build_error(name, image_size, weights, pretrained, error) from error
     network.eval()
-    with torch.no_grad():
-        features = network(torch.zeros(1, 3, image_size, image_size)).shape[1]
+    try:
+        with torch.no_grad():
+            features = network(torch.zeros(1, 3, image_size, image_size)).shape[1]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _build_error(name, image_size, None, False, error) from error
     about = network.pretrained_cfg
     return TimmBackbone(network.train(), features, about["mean"], about["std"])
 
@@ -95,27 +101,64 @@ def timm_backbone(
 def _with_weights(
     timm: Any, architecture: str, settings: Mapping[str, Any], weights: InitialWeights
 ) -> Any:
-    """Build a network with weights, and check that all layers were loaded.
+    """Build a network with weights, and check that they are those of this architecture.
 
     timm's own loader resizes position embeddings and renames layers of old versions. It ignores
-    missing names, and their layers keep random values. So the layers are compared with those of
-    another network that has the same random values.
+    names that are missing or not needed. So the check loads markers in place of the weights: each
+    weight of the file is a number of its own, which is found again in the network.
     """
-    given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.state)}}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network: nn.Module = timm.create_model(architecture, **{**settings, **given})
-        torch.manual_seed(0)
-        new = timm.create_model(architecture, **{**settings, "pretrained": False})
-    loaded = network.state_dict()
-    drawn = {name: value for name, value in new.state_dict().items() if value.min() < value.max()}
-    missing = [name for name, value in drawn.items() if torch.equal(value, loaded[name])]
-    if missing:
-        raise ModelError(
-            f"weights={weights.source}: does not fit model={PREFIX}{architecture}: "
-            f"{len(missing)} of {len(drawn)} weights are missing, such as {missing[0]}."
+
+    def loaded(state: Mapping[str, Tensor]) -> Any:
+        given = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(architecture, **{**settings, **given})
+
+    names = [name for name, value in weights.state.items() if value.is_floating_point()]
+    markers = {
+        name: torch.full(weights.state[name].shape, float(number))
+        for number, name in enumerate(names, start=_FIRST_MARKER)
+    }
+    marked = loaded({**weights.state, **markers})
+    learned = _learned(marked)
+    missing = [name for name, value in learned.items() if value.max() < _FIRST_MARKER / 100]
+    heads = marked.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    unused = _unused_layers(names, learned.values()) - marked.state_dict().keys()
+    unused = {name for name in unused if not name.startswith(heads)}
+    if missing or unused:
+        why = (
+            f"{len(missing)} of {len(learned)} weights are missing, such as {missing[0]}"
+            if missing
+            else f"it has more layers, such as {min(unused)}"
         )
-    return network
+        raise ModelError(
+            f"weights={weights.source}: does not fit model={PREFIX}{architecture}: {why}."
+        )
+    return loaded(weights.state)
+
+
+def _learned(network: nn.Module) -> dict[str, Tensor]:
+    """The values that training determines: parameters, and statistics of batch norm."""
+    buffers = {name: b for name, b in network.named_buffers() if name.endswith(_STATISTICS)}
+    return {**{name: p.detach() for name, p in network.named_parameters()}, **buffers}
+
+
+def _unused_layers(names: Sequence[str], loaded: Iterable[Tensor]) -> set[str]:
+    """Names in a file whose markers are in no layer, although those of layers like them are.
+
+    Layers are alike if their names differ in numbers only. Others that are not used, such as heads,
+    are no sign of another architecture.
+    """
+    found: set[int] = set()
+    for value in loaded:
+        found |= set(value.round().long().flatten().unique_consecutive().tolist())
+    numbers = dict(zip(names, range(_FIRST_MARKER, _FIRST_MARKER + len(names)), strict=True))
+    kinds = {re.sub(r"\d+", "#", name) for name, number in numbers.items() if number in found}
+    return {
+        name
+        for name, number in numbers.items()
+        if number not in found and re.sub(r"\d+", "#", name) in kinds
+    }
 
 
 def _parse(name: str) -> tuple[str, bool]:
@@ -129,8 +172,10 @@ def _timm(name: str) -> Any:
             f"model={name}: needs the package timm. Install it with pip install timm, or with this "
             "project's extra: pip install -e '.[timm]'."
         )
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"model={name}: the package timm cannot be imported ({error}).") from error
     return timm
 
 
