@@ -253,6 +253,16 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
             lambda: {"state_dict": prefixed("model."), "hyper_parameters": {"lr": 0.1}},
             "read from 'state_dict'; prefix 'model.' removed",
         ),
+        (
+            lambda: {
+                "state_dict": {
+                    **prefixed("model."),
+                    "criterion.weight": torch.ones(3),
+                    "val_f1.tp": torch.zeros(3, dtype=torch.int64),
+                }
+            },
+            "prefix 'model.' removed from the names; left out criterion.weight, val_f1.tp",
+        ),
         (lambda: {"model_state_dict": small_state(), "epoch": 1}, "read from 'model_state_dict'"),
         (
             lambda: {
@@ -283,13 +293,24 @@ def test_checkpoints_of_common_tools_are_unwrapped(
     assert len([r for r in caplog.records if said in r.getMessage()]) == 1
 
 
+def test_layers_beside_a_prefix_are_never_left_out(tmp_path: Path) -> None:
+    state = prefixed("model.")
+    for name, value in {"weight": torch.ones(3, 4), "bias": torch.ones(3)}.items():
+        torch.save({**state, f"head.{name}": value}, tmp_path / "w.pth")
+        with pytest.raises(ModelError, match="the file has names like model"):
+            build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("classes", [CLASSES, CLASSES[:3]])
-def test_weights_of_our_own_classifier(tmp_path: Path, classes: list[str]) -> None:
+def test_weights_of_our_own_classifier(
+    tmp_path: Path, classes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(4)
     trained = build_model(SMALL, CLASSES, 64)
     torch.save(trained.state_dict(), tmp_path / "own.pth")
     again = build_model(SMALL, classes, 64, tmp_path / "own.pth")
     torch.testing.assert_close(again.backbone.state_dict(), trained.backbone.state_dict())
+    assert ("has no names of label groups" in caplog.text) == (classes == CLASSES)
     if classes == CLASSES:
         torch.testing.assert_close(again.state_dict(), trained.state_dict())
 

@@ -119,6 +119,13 @@ def load_whole_model(model: ProductClassifier, weights: InitialWeights) -> None:
     if weights.classes and list(weights.classes) != model.classes and _same_head(state, model):
         _reorder_head(state, model, weights)
     load_state(model, state, weights.source)
+    rows = len(state.get(f"{last_layer(model)[0]}.weight", ()))
+    if not weights.classes and rows == len(model.classes) and _same_head(state, model):
+        _log.warning(
+            "weights=%s: has no names of label groups; the rows of its head are used for those of "
+            "the catalogue, in their order. To match them by name, give the run or its model.",
+            weights.source,
+        )
 
 
 def _base(architecture: str) -> str:

@@ -85,9 +85,11 @@ def unwrap(content: Any) -> tuple[Any, list[str]]:
     if not isinstance(content, Mapping):
         return content, changes
     state = {key: value for key, value in content.items() if key not in _NO_WEIGHTS}
-    while state and (prefix := next((p for p in _PREFIXES if _all_begin(state, p)), None)):
+    while state and (prefix := next((p for p in _PREFIXES if _network_begins(state, p)), None)):
         changes.append(f"prefix {prefix!r} removed from the names")
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if others := [str(key) for key in state if not str(key).startswith(prefix)]:
+            changes.append(f"left out {', '.join(others)}")
+        state = {k.removeprefix(prefix): v for k, v in state.items() if str(k) not in others}
     if any("._orig_mod." in str(key) for key in state):
         changes.append("'_orig_mod.' removed from the names")
         state = {str(key).replace("._orig_mod.", "."): value for key, value in state.items()}
@@ -133,8 +135,20 @@ def _holds_mapping(content: Any, key: str) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
 
 
-def _all_begin(state: Mapping[Any, Any], prefix: str) -> bool:
-    return all(isinstance(key, str) and key.startswith(prefix) for key in state)
+def _network_begins(state: Mapping[Any, Any], prefix: str) -> bool:
+    """Whether all names of a network begin with a prefix.
+
+    Lightning modules also hold the weights of classes in their loss, and counts of their metrics.
+    """
+    begins = [isinstance(key, str) and key.startswith(prefix) for key in state]
+    others = [item for item, begin in zip(state.items(), begins, strict=True) if not begin]
+    return any(begins) and all(
+        isinstance(name, str)
+        and not name.endswith("bias")
+        and isinstance(value, Tensor)
+        and value.ndim < 2
+        for name, value in others
+    )
 
 
 def _is_safetensors(head: bytes) -> bool:
