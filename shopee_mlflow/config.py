@@ -103,7 +103,7 @@ class TrainConfig(DataConfig):
     )
     optimizer: str = option("sgd", "optimization algorithm", choices=("sgd", "adamw"))
     lr: float | str = option(
-        0.02, "learning rate; auto: 0.02 for sgd, 0.001 for adamw", above=0, maximum=100
+        AUTO, "learning rate; auto: 0.02 for sgd, 0.001 for adamw", above=0, maximum=100
     )
     backbone_lr_factor: float = option(
         1.0, "learning rate of the backbone, as a factor of lr", above=0, maximum=1

@@ -66,7 +66,7 @@ def test_trained_runs_side_by_side(
     assert table["run"].tolist() == ["A", "B", "C"]
     assert table["run_id"].tolist() == list(ids)
     assert [name.split()[0] for name in table["name"]] == ["cnn", "fast", "cnn"]
-    assert table["lr"].tolist() == [0.02, 0.05, 0.02]
+    assert table["lr"].tolist() == ["auto", "0.05", "auto"]
     assert table["epochs"].tolist() == [4, 2, 1]
     assert table["split_seed"].tolist() == [0, 0, 1]
     assert not {"model", "seed", "run_name"} & set(table.columns)

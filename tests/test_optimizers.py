@@ -49,6 +49,8 @@ def numbers(epochs: list[Epoch]) -> list[tuple[float, ...]]:
 
 
 def test_auto_is_a_rate_for_each_optimizer() -> None:
+    assert learning_rate(resolve(TrainConfig, {})) == 0.02
+    assert learning_rate(resolve(TrainConfig, {"optimizer": "adamw"})) == 0.001
     assert learning_rate(resolve(TrainConfig, {"lr": "auto"})) == 0.02
     assert learning_rate(resolve(TrainConfig, {"lr": "auto", "optimizer": "adamw"})) == 0.001
     assert learning_rate(resolve(TrainConfig, {"lr": "1e-3"})) == 0.001
@@ -95,6 +97,12 @@ def test_rates_fall_layer_by_layer() -> None:
     assert {rate for name, rate in found.items() if name.startswith("head.")} == {0.01}
     # Equal rates are one group, as without these options.
     assert len(make_optimizer(model, CONFIG, model.backbone).param_groups) == 1
+
+
+def test_layerwise_rates_that_are_all_equal_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    make_optimizer(module, TrainConfig(layerwise_lr=True), module[0])
+    assert "layerwise_lr=true: has no effect with backbone_lr_factor=1" in caplog.text
 
 
 def test_the_schedule_applies_to_all_rates_and_the_heads_is_logged() -> None:

@@ -120,6 +120,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
         "monitor",
         "data",
         "image_size",
+        "resize",
         "device",
         "register",
         "n_trials",
@@ -128,7 +129,8 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
 )
 def test_an_option_that_shapes_the_comparison_is_not_searched(tmp_path: Path, name: str) -> None:
     (found,) = problems_of(tmp_path, name, [1, 2])
-    assert found.startswith(f"{name}: no option that can be searched.")
+    said = f"{name}: no option that can be searched. It is the same in all trials; set it outside"
+    assert found.startswith(said)
 
 
 def test_a_bad_baseline_is_refused(tmp_path: Path) -> None:

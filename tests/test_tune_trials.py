@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(
     assert "- Trial 1 failed: RuntimeError: CUDA out of memory\n" in summary
     assert not any(name.endswith("mcnemar_p") for name in parent.data.metrics)
     assert (parent.data.tags["trials_failed"], parent.data.tags["trials_complete"]) == ("2", "2")
+
+
+@pytest.mark.slow
+def test_a_trial_with_options_that_contradict_each_other_says_which(
+    call: Call, tmp_path: Path
+) -> None:
+    space = {"mix": ["none", "mixup"], "freeze": ["none", "features.0"]}
+    call(space=space, baseline={}, epochs=1, sampler="random", n_trials=8)
+    parent, _ = runs(tmp_path)
+    said = r"- Trial \d failed: mix=mixup: mixes the pixels of two photos, so activations of"
+    assert re.search(said, text(parent, "tune/summary.md"))
 
 
 @pytest.mark.slow

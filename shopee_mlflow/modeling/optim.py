@@ -79,6 +79,8 @@ def _backbone_factors(backbone: nn.Module | None, config: TrainConfig) -> dict[n
 
     With ``layerwise_lr`` they decrease geometrically, in steps, from the last layer to the first.
     """
+    if config.layerwise_lr and config.backbone_lr_factor == 1:
+        _log.warning("layerwise_lr=true: has no effect with backbone_lr_factor=1; set it below 1.")
     if backbone is None:
         return {}
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]

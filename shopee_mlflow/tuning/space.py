@@ -18,6 +18,7 @@ from typing import Any
 from ..config import PRETRAINED, TrainConfig, TuneConfig, resolve
 from ..data_config import AUTO, NONE
 from ..errors import ConfigError
+from ..modeling.optim import AUTO_LR
 from ..options import Role, as_text, parse_option, unknown_option, value_kind, with_role
 from ..training.weights_source import initial_weights
 from ..yaml_file import read_yaml
@@ -121,7 +122,9 @@ class SearchPlan:
 
     def defaults(self) -> dict[str, Any]:
         """The trial after the baselines: the package's defaults, for one architecture."""
-        return self._start({name: getattr(TrainConfig, name) for name in ORIGINAL})
+        values = {name: getattr(TrainConfig, name) for name in ORIGINAL}
+        # A range has numbers only.
+        return self._start({**values, "lr": AUTO_LR[self.config.optimizer]})
 
     def identity(self) -> dict[str, str]:
         """The settings, other than data, that must be the same in all calls of a study."""
@@ -257,6 +260,11 @@ def _read_value(name: str, value: Any) -> Any:
 
 def _read_where(name: str, where: Any) -> Range | Choice:
     if name not in _searchable():
+        if name in {f.name for f in dataclasses.fields(TuneConfig)}:
+            raise ValueError(
+                f"{name}: no option that can be searched. It is the same in all trials; set it "
+                "outside of space"
+            )
         known = unknown_option(name, _searchable())
         raise ValueError(known.replace("no such option", "no option that can be searched"))
     if isinstance(where, list):

@@ -10,7 +10,7 @@ from optuna.trial import Trial, TrialState
 
 from ..config import TrainConfig, as_params
 from ..console import EpochBar, duration, say
-from ..errors import ShopeeError, StudyError, TrackingError
+from ..errors import ConfigError, ShopeeError, StudyError, TrackingError
 from ..modeling.epochs import Epoch
 from ..options import as_text
 from ..tracking.names import (
@@ -154,7 +154,8 @@ def _record(
 def _record_failure(
     search: Search, run: RunLog, trial: Trial, values: dict[str, Any], error: Exception
 ) -> None:
-    reason = str(error)
+    # Messages show the first line alone.
+    reason = "; ".join(error.problems) if isinstance(error, ConfigError) else str(error)
     if not isinstance(error, ShopeeError):
         reason = f"{type(error).__name__}: {reason}"
     if not search.queue.end(trial, None, {FAILURE: reason}, TrialState.FAIL):
