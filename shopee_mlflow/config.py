@@ -90,7 +90,7 @@ class TrainConfig(DataConfig):
         0.2, "parameter of mix's beta distribution; larger values mix more", above=0, maximum=100
     )
     epochs: int = option(20, "passes over the training photos", minimum=1, maximum=100_000)
-    batch_size: int = option(75, "photos in a batch", minimum=1, maximum=65_536)
+    batch_size: int = option(32, "photos in a batch", minimum=1, maximum=65_536)
     accumulate: int = option(
         1, "batches in a training step, whose gradients are accumulated", minimum=1, maximum=65_536
     )

@@ -28,7 +28,7 @@ def test_the_command_line_goes_before_the_file_and_that_before_the_defaults(tmp_
     file = tmp_path / "mine.yaml"
     file.write_text("lr: 0.5\nepochs: 7\nmodel: cnn\n")
     config = resolve(TrainConfig, {"config": str(file), "epochs": "9"})
-    assert (config.lr, config.epochs, config.model, config.batch_size) == (0.5, 9, "cnn", 75)
+    assert (config.lr, config.epochs, config.model, config.batch_size) == (0.5, 9, "cnn", 32)
     assert config.config == str(file)
 
 

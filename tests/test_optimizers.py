@@ -99,10 +99,23 @@ def test_rates_fall_layer_by_layer() -> None:
     assert len(make_optimizer(model, CONFIG, model.backbone).param_groups) == 1
 
 
-def test_layerwise_rates_that_are_all_equal_are_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("options", "frozen", "said"),
+    [
+        ({"layerwise_lr": True}, False, "layerwise_lr=true: has no effect with backbone_lr_factor"),
+        ({"nesterov": True, "optimizer": "adamw"}, False, "nesterov=true: has no effect with opti"),
+        ({"backbone_lr_factor": 0.1}, True, "backbone_lr_factor=0.1: has no effect, as the backb"),
+        ({"backbone_lr_factor": 0.1, "layerwise_lr": True, "nesterov": True}, False, ""),
+    ],
+)
+def test_options_without_effect_are_told(
+    options: dict[str, Any], frozen: bool, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    make_optimizer(module, TrainConfig(layerwise_lr=True), module[0])
-    assert "layerwise_lr=true: has no effect with backbone_lr_factor=1" in caplog.text
+    module[0].requires_grad_(not frozen)
+    make_optimizer(module, TrainConfig(**options), module[0])
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 def test_the_schedule_applies_to_all_rates_and_the_heads_is_logged() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shopee_mlflow import score, wilson_interval
+from shopee_mlflow.config import TrainConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.scoring import predict_logits
@@ -26,7 +27,21 @@ WRONG = [40, 76, 80]
 LABELS = np.arange(PHOTOS) % CLASSES
 ANSWERS = np.where(np.isin(np.arange(PHOTOS), WRONG), (LABELS + 1) % CLASSES, LABELS)
 CPU = Machine(torch.device("cpu"), "fp32")
-STORY = Path(__file__).parents[1] / "docs" / "original.md"
+ROOT = Path(__file__).parents[1]
+STORY = ROOT / "docs" / "original.md"
+# The settings of all its runs.
+SETTINGS = {
+    "epochs": 50,
+    "optimizer": "sgd",
+    "lr": 0.001,
+    "momentum": 0.9,
+    "nesterov": False,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "label_smoothing": 0,
+    "freeze": "none",
+    "resize": "stretch",
+}
 
 
 class ReadsTheAnswer(nn.Module):
@@ -114,3 +129,23 @@ def test_the_intervals_in_the_story_are_wilsons() -> None:
         right, of = int(correct), int(total)
         expected = [f"{100 * value:.1f}" for value in (right / of, *wilson_interval(right, of))]
         assert figures == expected, f"{correct} of {total}"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "augment", "weight_decay", "batch_size"),
+    [
+        ("cnn", "cnn", "none", 1e-4, 32),
+        ("cnn_augmented", "cnn", "original", 1e-3, 32),
+        ("effnet", "effnet", "none", 1e-4, 32),
+        ("effnet_pretrained", "effnet_pretrained", "none", 1e-4, 32),
+        ("effnet_pretrained_batch75", "effnet_pretrained", "none", 1e-4, 75),
+    ],
+)
+def test_the_experiments_have_the_originals_settings_whatever_the_defaults_are(
+    name: str, model: str, augment: str, weight_decay: float, batch_size: int
+) -> None:
+    config = resolve(TrainConfig, {"config": str(ROOT / "experiments" / f"{name}.yaml")})
+    found = {option: getattr(config, option) for option in SETTINGS}
+    assert found == SETTINGS
+    varied = (config.model, config.augment, config.weight_decay, config.batch_size)
+    assert varied == (model, augment, weight_decay, batch_size)

@@ -143,7 +143,7 @@ def test_the_first_trials_have_the_originals_and_default_settings_though_outside
     assert (first["lr"], first["batch_size"], first["momentum"]) == ("0.001", "75", "0.8")
     table = whole.result.trials
     second = whole.nested[1].data.params
-    assert (second["lr"], second["batch_size"], second["momentum"]) == ("0.02", "75", "0.8")
+    assert (second["lr"], second["batch_size"], second["momentum"]) == ("0.02", "32", "0.8")
     assert list(table["baseline"]) == [True, False, False, False]
     assert list(table["default"]) == [False, True, False, False]
     others = table[2:]

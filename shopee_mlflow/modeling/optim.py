@@ -39,6 +39,8 @@ def make_optimizer(
     :param backbone: the part of the module to which ``backbone_lr_factor`` applies.
     """
     kind, options = OPTIMIZERS[config.optimizer]
+    if config.nesterov and "nesterov" not in options:
+        _log.warning("nesterov=true: has no effect with optimizer=%s.", config.optimizer)
     rate, factors = learning_rate(config), _backbone_factors(backbone, config)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
@@ -85,6 +87,8 @@ def _backbone_factors(backbone: nn.Module | None, config: TrainConfig) -> dict[n
         return {}
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     count, factor = len(parameters), config.backbone_lr_factor
+    if not parameters and factor < 1:
+        _log.warning("backbone_lr_factor=%g: has no effect, as the backbone is frozen.", factor)
     if not config.layerwise_lr:
         return dict.fromkeys(parameters, factor)
     return {
