@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS
 
 from shopee_mlflow.errors import TrainingError
 from shopee_mlflow.tracking.runs import open_run
@@ -33,6 +35,27 @@ def test_a_run_is_in_its_experiment_though_another_client_makes_it_now(
         pass
     where = mlflow.get_run(run.run_id).info.experiment_id
     assert mlflow.get_experiment(where).name == "made by two"
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("code", "logged"), [(BAD_REQUEST, 1), (INTERNAL_ERROR, 0)])
+def test_a_dataset_is_logged_though_another_client_logs_it_now(
+    code: int, logged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = MlflowClient.log_inputs, []
+
+    def be_late(client: MlflowClient, *arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MlflowException('duplicate key violates unique constraint "dataset_pk"', code)
+        real(client, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", be_late)
+    table = pd.DataFrame({"image": ["a.jpg"], "label_group": ["a"]})
+    with open_run("late", "same data") as run, suppress(MlflowException):
+        run.log_dataset(table, "shop/train.csv", "shop", "0123", {"photos": 1})
+    inputs = mlflow.get_run(run.run_id).inputs.dataset_inputs
+    assert [found.dataset.digest for found in inputs] == ["0123"] * logged
 
 
 @pytest.mark.fault

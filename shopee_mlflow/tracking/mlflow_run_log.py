@@ -175,7 +175,15 @@ class MlflowRunLog:
         entity = dataset.to_dict()
         entity["profile"] = json.dumps({**json.loads(entity["profile"]), **counts})
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
-        self._client.log_inputs(self.run_id, [DatasetInput(Dataset(**entity), tags)])
+        inputs = [DatasetInput(Dataset(**entity), tags)]
+        try:
+            self._client.log_inputs(self.run_id, inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # If two clients log a new dataset at the same time, the database refuses one of them.
+            # The second time, MLflow finds the dataset there.
+            self._client.log_inputs(self.run_id, inputs)
 
     def delete_logged_models(self) -> None:
         """Delete models that an earlier attempt has logged, complete or not."""
