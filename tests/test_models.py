@@ -295,8 +295,9 @@ def test_checkpoints_of_common_tools_are_unwrapped(
 
 def test_layers_beside_a_prefix_are_never_left_out(tmp_path: Path) -> None:
     state = prefixed("model.")
-    for name, value in {"weight": torch.ones(3, 4), "bias": torch.ones(3)}.items():
-        torch.save({**state, f"head.{name}": value}, tmp_path / "w.pth")
+    others = {"head.weight": torch.ones(3, 4), "head.bias": torch.ones(3), "gamma": torch.ones(3)}
+    for name, value in others.items():
+        torch.save({**state, name: value}, tmp_path / "w.pth")
         with pytest.raises(ModelError, match="the file has names like model"):
             build_model(SMALL, CLASSES, 64, tmp_path / "w.pth")
 

@@ -151,6 +151,17 @@ def test_the_baseline_is_the_original(tmp_path: Path) -> None:
     assert [start[n] for n in names] == [0.001, 0.9, 1e-4, 75, "constant", 0.0]
 
 
+def test_the_default_rate_is_that_of_the_optimizer(tmp_path: Path) -> None:
+    rates = {"low": 0.0001, "high": 0.1, "log": True}
+    for optimizers, lr, start in [
+        (["adamw"], rates, ("adamw", 0.001)),
+        (["adamw", "sgd"], rates, ("sgd", 0.02)),
+        (["adamw"], [0.05, "auto"], ("adamw", "auto")),
+    ]:
+        found = plan_of(tmp_path, {"space": {"optimizer": optimizers, "lr": lr}}).defaults()
+        assert (found["optimizer"], found["lr"]) == start
+
+
 def test_the_baseline_need_not_lie_in_the_space(tmp_path: Path) -> None:
     found = plan_of(tmp_path, {"space": {"lr": {"low": 0.01, "high": 0.1}}})
     assert found.baselines() == [{"lr": 0.001}]

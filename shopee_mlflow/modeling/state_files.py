@@ -87,9 +87,9 @@ def unwrap(content: Any) -> tuple[Any, list[str]]:
     state = {key: value for key, value in content.items() if key not in _NO_WEIGHTS}
     while state and (prefix := next((p for p in _PREFIXES if _network_begins(state, p)), None)):
         changes.append(f"prefix {prefix!r} removed from the names")
-        if others := [str(key) for key in state if not str(key).startswith(prefix)]:
+        if others := [key for key in state if not key.startswith(prefix)]:
             changes.append(f"left out {', '.join(others)}")
-        state = {k.removeprefix(prefix): v for k, v in state.items() if str(k) not in others}
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if any("._orig_mod." in str(key) for key in state):
         changes.append("'_orig_mod.' removed from the names")
         state = {str(key).replace("._orig_mod.", "."): value for key, value in state.items()}
@@ -136,19 +136,19 @@ def _holds_mapping(content: Any, key: str) -> bool:
 
 
 def _network_begins(state: Mapping[Any, Any], prefix: str) -> bool:
-    """Whether all names of a network begin with a prefix.
+    """Whether all names of a network begin with a prefix."""
+    if not all(isinstance(name, str) for name in state):
+        return False
+    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    return len(others) < len(state) and all(_of_loss_or_metric(*item) for item in others.items())
 
-    Lightning modules also hold the weights of classes in their loss, and counts of their metrics.
-    """
-    begins = [isinstance(key, str) and key.startswith(prefix) for key in state]
-    others = [item for item, begin in zip(state.items(), begins, strict=True) if not begin]
-    return any(begins) and all(
-        isinstance(name, str)
-        and not name.endswith("bias")
-        and isinstance(value, Tensor)
-        and value.ndim < 2
-        for name, value in others
-    )
+
+def _of_loss_or_metric(name: str, value: Any) -> bool:
+    """Whether Lightning stores it for a loss (weights of classes) or a metric (counts, sums)."""
+    if not isinstance(value, Tensor) or value.ndim > 1:
+        return False
+    in_loss = any(word in name.partition(".")[0].lower() for word in ("loss", "criterion"))
+    return in_loss or value.ndim == 0 or not value.is_floating_point()
 
 
 def _is_safetensors(head: bytes) -> bool:

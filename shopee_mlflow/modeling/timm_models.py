@@ -18,7 +18,7 @@ from .initial_weights import InitialWeights
 
 PREFIX = "timm/"
 _STATISTICS = ("running_mean", "running_var")
-# Weights are never that large, and new networks have none above a hundredth of it.
+# New networks have no value above a hundredth of it.
 _FIRST_MARKER = 1000
 
 

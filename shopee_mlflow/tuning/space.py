@@ -122,9 +122,10 @@ class SearchPlan:
 
     def defaults(self) -> dict[str, Any]:
         """The trial after the baselines: the package's defaults, for one architecture."""
-        values = {name: getattr(TrainConfig, name) for name in ORIGINAL}
-        # A range has numbers only.
-        return self._start({**values, "lr": AUTO_LR[self.config.optimizer]})
+        values = self._start({name: getattr(TrainConfig, name) for name in ORIGINAL})
+        if "lr" in values and AUTO not in self.space["lr"]:
+            values["lr"] = AUTO_LR[values.get("optimizer", self.config.optimizer)]
+        return values
 
     def identity(self) -> dict[str, str]:
         """The settings, other than data, that must be the same in all calls of a study."""
