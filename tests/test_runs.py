@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import nullcontext
 from typing import Any
 
 import mlflow
@@ -52,7 +52,8 @@ def test_a_dataset_is_logged_though_another_client_logs_it_now(
 
     monkeypatch.setattr(MlflowClient, "log_inputs", be_late)
     table = pd.DataFrame({"image": ["a.jpg"], "label_group": ["a"]})
-    with open_run("late", "same data") as run, suppress(MlflowException):
+    expected = nullcontext() if logged else pytest.raises(MlflowException, match="dataset_pk")
+    with open_run("late", "same data") as run, expected:
         run.log_dataset(table, "shop/train.csv", "shop", "0123", {"photos": 1})
     inputs = mlflow.get_run(run.run_id).inputs.dataset_inputs
     assert [found.dataset.digest for found in inputs] == ["0123"] * logged
