@@ -79,7 +79,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         patch.setenv("SHOPEE_MLFLOW_CACHE", str(base / "cache"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{base}/mlflow.db")
         patch.chdir(place)
-        name = "found-by-a-search"
+        # A worker may set this up twice in the one store, and a champion has to be beaten.
+        name = f"found-by-{place.name}"
         patch.setattr("shopee_mlflow.verbs.tune.register", partial(register, name=name))
         # The page is every training's, and has its own tests.
         patch.setattr("shopee_mlflow.training.results.training_page", lambda *_: "")
