@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import mmap
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,26 @@ def test_photos_left_out_are_passed_over_not_copied_away(shop: Path) -> None:
     assert len(dataset.decoded) == len(dataset.frame) + 1
     rows = np.array([5, 0])
     np.testing.assert_array_equal(dataset.photos(rows), dataset.pixels[rows])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_photos_made_square_in_another_way_keep_their_splits(shop: Path, cache: bool) -> None:
+    dataset = load_dataset(str(shop), image_size=32, cache=cache)
+    padded = load_dataset(str(shop), image_size=32, cache=cache, resize="pad")
+    again = dataset.with_resize("pad")
+    np.testing.assert_array_equal(again.pixels, padded.pixels)
+    assert (again.digest, again.config) == (padded.digest, padded.config)
+    pd.testing.assert_frame_equal(again.frame, padded.frame)
+
+
+@pytest.mark.fault
+def test_a_photo_that_has_changed_is_not_made_square_in_another_way(shop: Path) -> None:
+    dataset = load_dataset(str(shop), image_size=32)
+    file = dataset.frame["file"][3]
+    file.write_bytes(file.read_bytes() + b"more")
+    said = f"{file.name}: it changed while the catalogue was read. Photos are decoded again for "
+    with pytest.raises(CatalogError, match=re.escape(said)):
+        dataset.with_resize("crop")
 
 
 def test_only_the_largest_groups_are_loaded(make_catalog: MakeCatalog) -> None:

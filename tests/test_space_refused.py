@@ -120,7 +120,6 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path: Path) -> None:
         "monitor",
         "data",
         "image_size",
-        "resize",
         "device",
         "register",
         "n_trials",

@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import MakeCatalog
 from optuna.trial import Trial
+from PIL import Image
 from small_search import (
     Call,
     artifacts,
@@ -177,6 +178,32 @@ def test_the_weights_of_the_best_epoch_are_kept_not_the_last(
     for name, tensor in first.items():
         assert torch.equal(kept[name], tensor), name
         assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("other", "folds"), [("crop", 0), ("pad", 0), ("pad", 2)])
+def test_each_trial_sees_photos_as_its_resize_makes_them(
+    call: Call, make_catalog: MakeCatalog, tmp_path: Path, other: str, folds: int
+) -> None:
+    shop = make_catalog(name="wide", each=12)
+    for file in (shop / "train_images").iterdir():
+        with Image.open(file) as photo:
+            photo.resize((80, 40)).save(file)
+    space, fixed = {"resize": ["stretch", other]}, {"data": str(shop), "lr": 0.02}
+    options = {**fixed, "model": "cnn", "image_size": 32, "epochs": 2}
+    alone = {way: train(TrainConfig(**options, resize=way)) for way in (other, "stretch")}
+    for trials in (1, 2):
+        given = {**fixed, "study": f"{tmp_path.name}-{trials}", "n_trials": trials}
+        result = call(given, space=space, baseline={"resize": other}, folds=folds)
+        assert result is not None
+        assert list(result.trials["resize"]) == [other, "stretch"][:trials]
+        best = alone[result.best["resize"]]
+        assert result.model.resize == best.model.resize == result.best["resize"]
+        assert result.scores["test_loss"] == pytest.approx(best.scores["test_loss"])
+    assert result.trials["val_loss"].nunique() == 2
+    for row in result.trials.to_dict("records") if not folds else ():
+        epochs = alone[row["resize"]].history.set_index("epoch")
+        assert row["val_loss"] == pytest.approx(epochs["val_loss"][row["best_epoch"]])
 
 
 # --- what trials share, and what they may not see ---

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..config import CrossValidateConfig, check_epoch, resolve
 from ..data_config import SAMPLE, DataConfig
+from ..errors import CatalogError
 from . import splits
 from .catalog_forms import Watch, load_catalog
 from .cleaning import (
@@ -31,7 +32,7 @@ from .cleaning_record import Cleaning
 from .corrections import apply_corrections
 from .fold_splits import assign_folds, check_group_sizes, copy_sets
 from .left_out_photos import find_left_out
-from .pixel_cache import compute_phashes, hash_files, load_pixels
+from .pixel_cache import Pixels, compute_phashes, hash_files, load_pixels
 from .plain_photos import clear_plain
 
 
@@ -133,6 +134,23 @@ class Dataset:
             leaks=int(sets[frame["split"] == splits.TEST].isin(train).sum()),
         )
 
+    def with_resize(self, resize: str, watch: Watch | None = None) -> Dataset:
+        """The same photos and splits, with the photos made square in another way.
+
+        :param resize: ``stretch``, ``pad`` or ``crop``.
+        :param watch: as in :func:`load_dataset`.
+        :raises CatalogError: when a file has changed since the dataset was loaded.
+        """
+        config = dataclasses.replace(self.config, resize=resize)
+        decoded = _decode(self.frame, config, watch or _unwatched)
+        for row, reason in decoded.bad.items():
+            raise CatalogError(
+                f"{self.frame['file'].iloc[row]}: {reason}. Photos are decoded again for "
+                f"resize={resize}, so they must not change meanwhile"
+            )
+        rows = np.arange(len(self.frame), dtype=np.int64)
+        return dataclasses.replace(self, decoded=decoded.values, cache_rows=rows, config=config)
+
     def lines(self) -> list[str]:
         """A summary of cleaning and splits, as lines of text."""
         sizes = " / ".join(f"{count:,} {name}" for name, count in self.split_sizes().items())
@@ -175,17 +193,8 @@ def load_dataset(
     drop_small_groups(frame, config.min_group, copy.deepcopy(cleaning))
     check_epoch(config, len(frame))
     check_group_sizes(frame["label_group"], config)
-    files = list(frame["file"])
-    frame = frame.assign(content=hash_files(files, config.workers))
-    decoded = load_pixels(
-        files,
-        list(frame["content"]),
-        config.image_size,
-        resize=config.resize,
-        cache=config.cache,
-        workers=config.workers,
-        progress=watch("decoding photos"),
-    )
+    frame = frame.assign(content=hash_files(list(frame["file"]), config.workers))
+    decoded = _decode(frame, config, watch)
     frame = drop_bad_images(frame, decoded.bad, config.bad_images, cleaning)
     frame = drop_conflicting_contents(frame, cleaning)
     frame = drop_small_groups(frame, config.min_group, cleaning)
@@ -200,6 +209,18 @@ def load_dataset(
     dataset = _assemble(frame, decoded.values, cleaning, catalog.source, config)
     left_out = find_left_out(rows, dataset.frame, catalog.folder, config)
     return dataclasses.replace(dataset, left_out=left_out)
+
+
+def _decode(frame: pd.DataFrame, config: DataConfig, watch: Watch) -> Pixels:
+    return load_pixels(
+        list(frame["file"]),
+        list(frame["content"]),
+        config.image_size,
+        resize=config.resize,
+        cache=config.cache,
+        workers=config.workers,
+        progress=watch("decoding photos"),
+    )
 
 
 def _with_options(config: DataConfig | str | Path, options: dict[str, Any]) -> DataConfig:

@@ -110,6 +110,7 @@ class TrainingContext:
     weights: dict[str, InitialWeights | None] = field(default_factory=dict)
     augment_all: bool = False
     _pixels: PixelSource | None = None
+    _resized: dict[str, TrainingContext] = field(default_factory=dict)
     _activations: dict[str, ActivationSource] = field(default_factory=dict)
     _models: dict[tuple[object, ...], ProductClassifier] = field(default_factory=dict)
 
@@ -124,6 +125,19 @@ class TrainingContext:
         """
         self.pixels()
         return dataclasses.replace(self, dataset=dataset)
+
+    def with_resize(self, resize: str) -> TrainingContext:
+        """A context that shares this one's state, for photos made square in another way.
+
+        :raises CatalogError: when a file has changed since the dataset was loaded.
+        """
+        if resize == self.dataset.config.resize:
+            return self
+        if resize not in self._resized:
+            self._resized[resize] = dataclasses.replace(
+                self, dataset=self.dataset.with_resize(resize, watch), _pixels=None
+            )
+        return self._resized[resize]
 
     @cached_property
     def label_names(self) -> list[str]:

@@ -101,6 +101,7 @@ def score_trial(
     :param final: whether the model will be logged; it then gets a detector of strangers.
     """
     config = plan.trial_config(trial.values)
+    context = context.with_resize(config.resize)
     if plan.config.folds:
         return _train_and_test(config, context, trial)
     assert trial.run_id is not None

@@ -70,7 +70,7 @@ def run_trial(
             config = search.plan.trial_config(values)
             run.log_params(as_params(config))
             train = _train_folds if search.plan.config.folds else _train
-            outcome = train(search, context, run, trial, config)
+            outcome = train(search, context.with_resize(config.resize), run, trial, config)
             _record(search, run, trial, values, outcome, time.monotonic() - started)
         except (StudyError, TrackingError, *REQUEST_ERRORS):
             _give_back(search, run, trial)

@@ -140,7 +140,7 @@ def _finish(search: Search, context: TrainingContext, run: RunLog) -> TuneResult
     assert found is not None
     best = score_trial(plan, context, found, final=True)
     references = score_references(search, context, best)
-    data = context.dataset
+    data = context.with_resize(best.config.resize).dataset
     if (start := context.initial_weights(best.config)) and start.run_id:
         log_weights_run(run, data.frame.loc[data.rows(TEST)], start.run_id)
     log_results(run, data, best.model, best.config, best.history, best.test)
