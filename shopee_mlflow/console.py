@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -113,6 +114,9 @@ def guard_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, _LastingStream(stream))
+    # The default lock is a semaphore for several processes, which share no bar here. When a process
+    # ends without cleanup, Python would warn that it is leaked.
+    tqdm.set_lock(threading.RLock())
 
 
 def show_log_messages() -> None:

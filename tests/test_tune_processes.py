@@ -93,10 +93,11 @@ def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> 
     wait_for_orphans(tuner)
     ended = [t for t in searches.trials() if t.state.is_finished() and t.value is not None]
     assert len(ended) < TOTAL, f"they have done all the work first{tuner.output()}"
-    finisher = searches.tune()
+    finisher = searches.tune(jobs="2")
     assert finisher.end() == 0, searches.output()
     wait_for_orphans(finisher)
     searches.check_finished()
+    assert "leaked" not in finisher.output()
     assert len({process_of(r) for r in searches.trial_runs()}) > 2, searches.output()
 
 
