@@ -31,6 +31,8 @@ class Task:
     :ivar lr: learning rate; 0 is fastai's default.
     :ivar flips_only: augment by horizontal flips alone instead of the library's policy.
     :ivar backbone_lr_divisor: of fastai: the first layers have this fraction of the learning rate.
+    :ivar freeze_norms: of fastai: batch norms of frozen layers are frozen, too, which is not its
+        default.
     :ivar device: cpu, in fp32, or cuda, in bf16 (autocast), as this project trains on it.
     """
 
@@ -44,6 +46,7 @@ class Task:
     freeze: str
     flips_only: bool
     backbone_lr_divisor: float
+    freeze_norms: bool
     device: str
 
     @property
@@ -173,6 +176,7 @@ def with_fastai(task: Task) -> list[int]:
     import torchvision
     from fastai.callback.fp16 import AMPMode, MixedPrecision
     from fastai.callback.schedule import Learner  # gives Learner its fine_tune
+    from fastai.callback.training import BnFreeze
     from fastai.data.transforms import Normalize
     from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
     from fastai.vision.core import imagenet_stats
@@ -202,7 +206,12 @@ def with_fastai(task: Task) -> list[int]:
     )
     splitter = default_split if last < 0 else groups
     learner: Learner = vision_learner(
-        loaders, torchvision.models.efficientnet_b0, pretrained=False, splitter=splitter
+        loaders,
+        torchvision.models.efficientnet_b0,
+        pretrained=False,
+        splitter=splitter,
+        train_bn=not task.freeze_norms,
+        cbs=[BnFreeze()] if task.freeze_norms else None,
     )
     body = {name.removeprefix("features."): tensor for name, tensor in task.state.items()}
     learner.model[0][0].load_state_dict(body)

@@ -32,7 +32,6 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 ROWS = Path(__file__).with_suffix(".yaml")
-_REFERENCE = "ours"
 
 
 def main() -> None:
@@ -42,6 +41,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="state-dict file in torchvision's layout")
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--rows", default="", help="names, separated by commas; default: all")
+    parser.add_argument("--reference", default="ours", help="row that the others are compared with")
     parser.add_argument("--only", default="", help="folds to train, such as 1,2; default: all")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=20)
@@ -73,7 +73,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         ended = list(pool.map(run, [(name, fold) for name in names for fold in chosen]))
-    print_table(rows, chosen, options.out, timed=options.jobs == 1)
+    print_table(rows, options.reference, chosen, options.out, timed=options.jobs == 1)
     if failed := [name for name in ended if name]:
         sys.exit(f"failed: {', '.join(failed)}")
 
@@ -200,6 +200,7 @@ def peer_command(
         "freeze": "none",
         "flips_only": False,
         "backbone_lr_divisor": 100.0,
+        "freeze_norms": False,
         **row,
     }
     weights = str(Path(options.weights).resolve())
@@ -207,9 +208,12 @@ def peer_command(
     return [sys.executable, "-m", "benchmarks.peer_recipes", *words]
 
 
-def print_table(rows: dict[str, Any], folds: list[Path], out: Path, timed: bool) -> None:
+def print_table(
+    rows: dict[str, Any], reference: str, folds: list[Path], out: Path, timed: bool
+) -> None:
     """Print each row's accuracy over the folds, its seconds for a training, and McNemar's test.
 
+    :param reference: the row that the others are compared with.
     :param timed: whether trainings ran one at a time, so that their seconds mean something.
     """
     from shopee_mlflow.modeling.metrics import mcnemar, wilson_interval
@@ -238,8 +242,8 @@ def print_table(rows: dict[str, Any], folds: list[Path], out: Path, timed: bool)
             f"{statistics.median(seconds):.0f}" if timed else "-",
         ]
         against = ["", ""]
-        if name != _REFERENCE and _REFERENCE in found:
-            theirs = found[_REFERENCE][0].to_numpy()
+        if name != reference and reference in found:
+            theirs = found[reference][0].to_numpy()
             gained, lost, p = mcnemar(truth.to_numpy(), predicted, theirs, sets)
             against = [f"+{gained}, -{lost}", f"{p:.2g}"]
         print(f"| {' | '.join([*cells, *against])} |")
