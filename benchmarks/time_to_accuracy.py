@@ -55,7 +55,7 @@ def main() -> None:
     options.out = options.out.resolve()
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
     names = options.rows.split(",") if options.rows else list(rows)
-    if unknown := [name for name in names if name not in rows]:
+    if unknown := [name for name in [*names, options.reference] if name not in rows]:
         parser.error(f"no such rows in {ROWS.name}: {', '.join(unknown)}")
     if other := other_options(options):
         parser.error(f"{options.out} has results of {other}; name another folder")

@@ -104,7 +104,10 @@ class _LastingStream:
 
 
 def guard_output() -> None:
-    """Keep running when the output is closed, and escape characters it cannot encode."""
+    """Keep running when the output is closed, and escape characters it cannot encode.
+
+    Bars get a lock of this process alone.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent process

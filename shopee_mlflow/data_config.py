@@ -129,6 +129,7 @@ class DataConfig:
     resize: str = option(
         "stretch",
         "how photos become squares: stretch, pad (white), crop (centre)",
+        Role.LEARNING,
         choices=("stretch", "pad", "crop"),
         details="stretch changes the proportions of what a photo shows; pad keeps them and adds "
         "white margins; crop keeps them and cuts off what is beside the centre.",

@@ -34,7 +34,9 @@ def config(make_catalog: MakeCatalog) -> TrainConfig:
 
 
 def sources(context: TrainingContext, *configs: TrainConfig) -> list[ActivationSource]:
-    found = [context.prepare(context.new_model(c), c).train.source for c in configs]
+    contexts = [context.with_resize(c.resize) for c in configs]
+    inputs = [made.prepare(made.new_model(c), c) for made, c in zip(contexts, configs, strict=True)]
+    found = [one.train.source for one in inputs]
     assert all(isinstance(source, ActivationSource) for source in found)
     return cast(list[ActivationSource], found)
 
@@ -45,7 +47,21 @@ def test_trainings_with_the_same_frozen_layers_share_activations(config: TrainCo
     assert first is second
 
 
-@pytest.mark.parametrize("change", [{"freeze": "layers.9"}, {"augment": "none"}, {"seed": 1}])
+def test_contexts_of_other_splits_and_other_squares_do_not_mix(config: TrainConfig) -> None:
+    context = context_for(config)
+    moved = context.dataset.frame["split"].replace({"test": "train"})
+    fold = context.with_dataset(context.dataset.with_splits(moved))
+    padded = fold.with_resize("pad")
+    assert padded.dataset.digest == fold.dataset.digest != context.dataset.digest
+    assert context.with_resize("pad").dataset.digest == context.dataset.digest
+    assert padded.with_resize("stretch") is fold
+    with pytest.raises(ValueError, match="resize=stretch: the photos have pad; use with_resize"):
+        padded.prepare(padded.new_model(config), config)
+
+
+@pytest.mark.parametrize(
+    "change", [{"freeze": "layers.9"}, {"augment": "none"}, {"seed": 1}, {"resize": "pad"}]
+)
 def test_whatever_shapes_activations_makes_others(
     config: TrainConfig, change: dict[str, object]
 ) -> None:

@@ -158,13 +158,19 @@ def test_photos_left_out_are_passed_over_not_copied_away(shop: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_photos_made_square_in_another_way_keep_their_splits(shop: Path, cache: bool) -> None:
+@pytest.mark.parametrize("resize", ["pad", "crop"])
+def test_photos_made_square_in_another_way_keep_their_splits(
+    shop: Path, resize: str, cache: bool
+) -> None:
+    for number in range(1, 8):
+        draw_photo(0, number).resize((80, 40)).save(shop / "train_images" / f"g0n{number}.png")
     dataset = load_dataset(str(shop), image_size=32, cache=cache)
-    padded = load_dataset(str(shop), image_size=32, cache=cache, resize="pad")
-    again = dataset.with_resize("pad")
-    np.testing.assert_array_equal(again.pixels, padded.pixels)
-    assert (again.digest, again.config) == (padded.digest, padded.config)
-    pd.testing.assert_frame_equal(again.frame, padded.frame)
+    other = load_dataset(str(shop), image_size=32, cache=cache, resize=resize)
+    again = dataset.with_resize(resize)
+    np.testing.assert_array_equal(again.pixels, other.pixels)
+    assert (again.pixels != dataset.pixels).any()
+    assert (again.digest, again.config) == (other.digest, other.config)
+    pd.testing.assert_frame_equal(again.frame, other.frame)
 
 
 @pytest.mark.fault
@@ -172,7 +178,7 @@ def test_a_photo_that_has_changed_is_not_made_square_in_another_way(shop: Path) 
     dataset = load_dataset(str(shop), image_size=32)
     file = dataset.frame["file"][3]
     file.write_bytes(file.read_bytes() + b"more")
-    said = f"{file.name}: it changed while the catalogue was read. Photos are decoded again for "
+    said = f"1 of {len(dataset)} photos cannot be read again for resize=crop, such as {file}"
     with pytest.raises(CatalogError, match=re.escape(said)):
         dataset.with_resize("crop")
 

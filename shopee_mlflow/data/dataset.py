@@ -137,16 +137,22 @@ class Dataset:
     def with_resize(self, resize: str, watch: Watch | None = None) -> Dataset:
         """The same photos and splits, with the photos made square in another way.
 
+        They are decoded again, or read from the cache folder.
+
         :param resize: ``stretch``, ``pad`` or ``crop``.
         :param watch: as in :func:`load_dataset`.
-        :raises CatalogError: when a file has changed since the dataset was loaded.
+        :raises CatalogError: when photos have changed since the dataset was loaded, or cannot be
+            read, or when the disk of the cache folder is too small.
+        :raises ConfigError: when there is no such way.
         """
         config = dataclasses.replace(self.config, resize=resize)
         decoded = _decode(self.frame, config, watch or _unwatched)
-        for row, reason in decoded.bad.items():
+        if decoded.bad:
+            row, reason = next(iter(decoded.bad.items()))
             raise CatalogError(
-                f"{self.frame['file'].iloc[row]}: {reason}. Photos are decoded again for "
-                f"resize={resize}, so they must not change meanwhile"
+                f"{len(decoded.bad):,} of {len(self):,} photos cannot be read again for "
+                f"resize={resize}, such as {self.frame['file'].iloc[row]} ({reason}). Repeat the "
+                "command when nothing changes them"
             )
         rows = np.arange(len(self.frame), dtype=np.int64)
         return dataclasses.replace(self, decoded=decoded.values, cache_rows=rows, config=config)

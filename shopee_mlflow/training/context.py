@@ -124,20 +124,22 @@ class TrainingContext:
         :param dataset: as :meth:`.Dataset.with_splits` returns it.
         """
         self.pixels()
-        return dataclasses.replace(self, dataset=dataset)
+        return dataclasses.replace(self, dataset=dataset, _resized={})
 
     def with_resize(self, resize: str) -> TrainingContext:
         """A context that shares this one's state, for photos made square in another way.
 
-        :raises CatalogError: when a file has changed since the dataset was loaded.
+        :raises ShopeeError: as :meth:`.Dataset.with_resize`.
         """
-        if resize == self.dataset.config.resize:
-            return self
-        if resize not in self._resized:
-            self._resized[resize] = dataclasses.replace(
-                self, dataset=self.dataset.with_resize(resize, watch), _pixels=None
-            )
-        return self._resized[resize]
+        contexts = self._resized
+        contexts.setdefault(self.dataset.config.resize, self)
+        if resize not in contexts:
+            dataset = self.dataset.with_resize(resize, watch)
+            contexts[resize] = dataclasses.replace(self, dataset=dataset, _pixels=None)
+        for other in contexts.keys() - {resize}:
+            # Pixels may be on the GPU, which may have no room for those of several ways.
+            contexts[other]._pixels = None
+        return contexts[resize]
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -171,7 +173,12 @@ class TrainingContext:
         return self.weights[config.weights]
 
     def prepare(self, model: ProductClassifier, config: TrainConfig) -> TrainingInputs:
-        """Split the model at ``freeze`` and make the batches of each split."""
+        """Split the model at ``freeze`` and make the batches of each split.
+
+        :raises ValueError: when the photos are not resized as ``config`` says.
+        """
+        if config.resize != (resize := self.dataset.config.resize):
+            raise ValueError(f"resize={config.resize}: the photos have {resize}; use with_resize")
         parts = split_model(model, config.freeze)
         source: Source = self.pixels()
         if parts.frozen is not None:

@@ -87,12 +87,14 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
         say(*dataset.lines())
         if config.folds:
             validation_folds(dataset.frame, config)  # folds that are impossible are an error here
+        augment_all = config.folds > 0
+        context = TrainingContext(dataset, machine, weights=weights, augment_all=augment_all)
+        for way in _ways_to_resize(plan):
+            context.with_resize(way)
         search = Search(plan, local_folder())
         search.check_data(dataset.digest)
         with parent_run(search) as run:
             _log_search(search, run, dataset, str(machine))
-            augment_all = config.folds > 0
-            context = TrainingContext(dataset, machine, weights=weights, augment_all=augment_all)
             say(*_opening(search, run))
             with lost_runs_closed(search, run):
                 if config.jobs == 1:
@@ -202,6 +204,11 @@ def _opening(search: Search, run: RunLog) -> list[str]:
 def _architectures(plan: SearchPlan) -> list[str]:
     models = plan.space.get("model")
     return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
+
+
+def _ways_to_resize(plan: SearchPlan) -> list[str]:
+    ways = plan.space.get("resize")
+    return [str(way) for way in ways.values] if isinstance(ways, Choice) else []
 
 
 def _check_models(plan: SearchPlan) -> dict[str, InitialWeights | None]:
