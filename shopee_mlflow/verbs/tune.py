@@ -77,7 +77,7 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
     machine = choose_machine(config.device, config.precision)
     check_paths(config)
     check_experiment(config.experiment)
-    say(f"checking {', '.join(_architectures(plan))} and the weights")
+    say(f"checking {', '.join(_values(plan, 'model'))} and the weights")
     weights = _check_models(plan)
     with stop_on_signals():
         # The data are read before a run is opened or resumed, so that a mistake leaves no failed
@@ -89,8 +89,8 @@ def tune(cli_options: Mapping[str, Any]) -> TuneResult | None:
             validation_folds(dataset.frame, config)  # folds that are impossible are an error here
         augment_all = config.folds > 0
         context = TrainingContext(dataset, machine, weights=weights, augment_all=augment_all)
-        for way in _ways_to_resize(plan):
-            context.with_resize(way)
+        for resize in _values(plan, "resize"):
+            context.with_resize(resize)
         search = Search(plan, local_folder())
         search.check_data(dataset.digest)
         with parent_run(search) as run:
@@ -201,14 +201,11 @@ def _opening(search: Search, run: RunLog) -> list[str]:
     return lines
 
 
-def _architectures(plan: SearchPlan) -> list[str]:
-    models = plan.space.get("model")
-    return [str(m) for m in models.values] if isinstance(models, Choice) else [plan.config.model]
-
-
-def _ways_to_resize(plan: SearchPlan) -> list[str]:
-    ways = plan.space.get("resize")
-    return [str(way) for way in ways.values] if isinstance(ways, Choice) else []
+def _values(plan: SearchPlan, name: str) -> list[str]:
+    """The values of an option, words or names, in the trials of a search."""
+    choice = plan.space.get(name)
+    values = choice.values if isinstance(choice, Choice) else [getattr(plan.config, name)]
+    return [str(value) for value in values]
 
 
 def _check_models(plan: SearchPlan) -> dict[str, InitialWeights | None]:
@@ -217,10 +214,9 @@ def _check_models(plan: SearchPlan) -> dict[str, InitialWeights | None]:
     :returns: the initial weights, by the option ``weights``.
     :raises ModelError: if weights do not fit, or a stage does not exist.
     """
-    freeze = plan.space.get("freeze")
-    stages = [str(s) for s in freeze.values] if isinstance(freeze, Choice) else [plan.config.freeze]
+    stages = _values(plan, "freeze")
     weights: dict[str, InitialWeights | None] = {}
-    for name in _architectures(plan):
+    for name in _values(plan, "model"):
         config = plan.trial_config({**plan.baselines()[0], "model": name})
         if config.weights not in weights:
             weights[config.weights] = initial_weights(config.weights)
