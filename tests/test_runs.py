@@ -78,6 +78,43 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
     ]
 
 
+@pytest.mark.fault
+def test_a_stop_while_a_finished_run_is_closed_does_not_leave_it_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = MlflowClient.set_terminated
+
+    def stop_and_end(client: MlflowClient, *arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(client, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", stop_and_end)
+    with stop_on_signals(), pytest.raises(Stopped), open_run("ends", "closing well"):
+        pass
+    (found,) = mlflow.search_runs(experiment_names=["closing well"], output_format="list")
+    assert (found.info.status, found.data.tags.get("failure")) == ("FINISHED", None)
+
+
+@pytest.mark.fault
+def test_a_run_that_is_closed_at_the_second_attempt_leaves_its_parent_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, attempts = MlflowClient.set_terminated, []
+
+    def fail_once(client: MlflowClient, *arguments: Any, **options: Any) -> None:
+        attempts.append(arguments)
+        if len(attempts) == 2:  # within mlflow.end_run, which is told of the end first
+            raise MlflowException("gone away")
+        real(client, *arguments, **options)
+
+    with open_run("parent", "nested") as parent:
+        monkeypatch.setattr(MlflowClient, "set_terminated", fail_once)
+        with pytest.raises(TrainingError), open_run("child", "nested", parent=parent) as child:
+            raise TrainingError("diverged")
+        assert mlflow.get_run(child.run_id).info.status == "FAILED"
+        assert mlflow.get_run(parent.run_id).info.status == "RUNNING"
+
+
 def test_an_adopted_run_forgets_why_an_attempt_before_it_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Repeated calls of a search: resumed, interrupted, out of time, or refused."""
+"""Repeated calls of a search: resumed, out of time, or refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import mlflow
 import pytest
 import yaml
 from conftest import MakeCatalog
-from mlflow.exceptions import MlflowException
-from optuna.trial import TrialState
 from small_search import (
     CLIENT,
     SPACE,
@@ -20,14 +18,11 @@ from small_search import (
     runs,
     states,
     text,
-    wrap_fit,
 )
 
 from shopee_mlflow.errors import ConfigError, ModelError, StudyError, TrackingError, TrainingError
-from shopee_mlflow.tracking.mlflow_run_log import MlflowRunLog
 from shopee_mlflow.tuning import queue as queue_module
 from shopee_mlflow.tuning import study as study_module
-from shopee_mlflow.tuning.study import Search
 from shopee_mlflow.tuning.trials import run_trial
 
 
@@ -111,114 +106,6 @@ def test_the_run_that_mlflow_has_made_is_the_parent_or_points_to_it(
     assert parent.data.tags["study"].startswith("cnn-")
     assert aside.data.tags["continues"] == parent.info.run_id
     assert "study" not in aside.data.tags
-
-
-# --- interrupted ---
-
-
-@pytest.mark.slow
-def test_an_interrupted_search_repeats_the_trial_and_goes_on(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(training: int, epoch: int) -> None:
-        if (training, epoch) == (1, 2):
-            raise KeyboardInterrupt("Ctrl-C")
-
-    with monkeypatch.context() as patch:
-        wrap_fit(patch, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            call()
-    parent, nested = runs(tmp_path)
-    assert (parent.info.status, parent.data.tags["failure"]) == ("KILLED", "Ctrl-C")
-    assert states(nested) == [("FINISHED", "complete"), ("KILLED", "interrupted")]
-
-    result = call()
-    assert result is not None
-    assert result.run_id == parent.info.run_id
-    parent, nested = runs(tmp_path)
-    assert parent.info.status == "FINISHED"
-    assert "failure" not in parent.data.tags
-    complete = ("FINISHED", "complete")
-    assert states(nested) == [complete, ("KILLED", "interrupted"), complete, complete]
-    cut, again = nested[1], nested[2]
-    assert again.data.tags["repeats"] == "1"
-    assert again.data.params == cut.data.params
-    assert list(result.trials["trial"]) == [0, 2, 3]
-    assert parent.data.tags["trials_complete"] == "3"
-
-
-@pytest.mark.slow
-def test_the_originals_and_default_settings_are_repeated_as_such(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(training: int, epoch: int) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        wrap_fit(patch, interrupt)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                call(n_trials=2)
-    result = call(n_trials=2)
-    assert result is not None
-    assert list(result.trials["baseline"]) == [True, False]
-    assert list(result.trials["default"]) == [False, True]
-    assert list(result.trials["lr"]) == [0.001, 0.02]
-    names = [r.info.run_name for r in runs(tmp_path)[1]]
-    kinds = ("original", "defaults", "original", "defaults")
-    assert names == [f"trial {number} ({kind})" for number, kind in enumerate(kinds)]
-
-
-@pytest.mark.slow
-def test_a_store_that_does_not_answer_ends_the_search_not_the_trial(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = MlflowRunLog.log_metrics
-    calls: list[int] = []
-
-    def log_metrics(self: MlflowRunLog, *given: Any, **named: Any) -> None:
-        calls.append(1)
-        if "step" in named and len(calls) > 3:
-            raise MlflowException("gone away")
-        log(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowRunLog, "log_metrics", log_metrics)
-        with pytest.raises(TrackingError, match="failed: gone away"):
-            call()
-    parent, nested = runs(tmp_path)
-    assert parent.info.status == "FAILED"
-    assert states(nested)[-1] == ("FAILED", "interrupted")
-    result = call()
-    assert result is not None
-    assert list(result.trials["state"]) == ["complete"] * 3
-
-
-@pytest.mark.slow
-def test_a_trial_that_was_given_to_another_is_not_told_twice(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As to a machine that was asleep, whose heart had stopped for the others."""
-    searches: list[Search] = []
-    trials = Search.trials
-
-    def noted(self: Search, deadline: float | None = None) -> Any:
-        searches.append(self)
-        return trials(self, deadline)
-
-    def take_away(training: int, epoch: int) -> None:
-        if (training, epoch) == (1, 2):
-            searches[0].study.tell(1, state=TrialState.FAIL)
-
-    monkeypatch.setattr(Search, "trials", noted)
-    wrap_fit(monkeypatch, take_away)
-    result = call()
-    assert result is not None
-    _, nested = runs(tmp_path)
-    assert states(nested)[1] == ("KILLED", "interrupted")
-    assert nested[1].data.tags["failure"] == "presumed dead and repeated by another process"
-    assert nested[2].data.tags["repeats"] == "1"
-    assert list(result.trials["trial"]) == [0, 2, 3]
 
 
 # --- time ---

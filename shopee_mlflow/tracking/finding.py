@@ -12,8 +12,7 @@ from mlflow.entities import Run
 
 from ..errors import TrackingError
 from .mlflow_run_log import read_table
-from .names import MANIFEST_FILE, PARENT_TAG
-from .run_log import RunLog
+from .names import MANIFEST_FILE
 from .store import STORE_ERRORS
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -50,11 +49,6 @@ def unquoted(value: str) -> str:
         return "".join(shlex.split(value))
     except ValueError:  # an apostrophe: logged by another tool, and not quoted
         return value
-
-
-def child_runs(parent: RunLog) -> list[Run]:
-    """Child runs of a run with the status RUNNING."""
-    return _running_runs(parent.experiment_id, PARENT_TAG, parent.run_id)
 
 
 def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:

@@ -51,8 +51,8 @@ class MlflowRunLog:
     def __init__(self, run_id: str, experiment_id: str) -> None:
         self.run_id = run_id
         self.experiment_id = experiment_id
-        # The final status of the run, and the reason for it.
-        self.status, self.reason = "FINISHED", ""
+        # The final status of the run and the reason for it, if they are known before the end.
+        self.ending: tuple[str, str] | None = None
         self._client = MlflowClient()
         self._metric_queue = MetricQueue(self._send)
         # Name and step of metrics that are already in the store.
@@ -132,8 +132,8 @@ class MlflowRunLog:
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def end_as(self, status: str, reason: str) -> None:
-        """Set the final status to FAILED or KILLED, for a run that ends without an exception."""
-        self.status, self.reason = status, reason
+        """Set the final status and the reason; a later error or stop does not change them."""
+        self.ending = (status, reason)
 
     def log_figure(self, figure: Figure, file: str) -> None:
         """Log a figure as an image."""

@@ -80,7 +80,7 @@ class RunLog(Protocol):
         """Send buffered metrics. Retry for some minutes while the store is not available."""
 
     def end_as(self, status: str, reason: str) -> None:
-        """Set the final status to FAILED or KILLED, for a run that ends without an exception."""
+        """Set the final status and the reason; a later error or stop does not change them."""
 
 
 class NullRunLog:

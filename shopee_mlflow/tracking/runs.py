@@ -89,7 +89,7 @@ def open_run(
             unavailable = isinstance(error, (TrackingError, *STORE_ERRORS))
             # If a stop interrupted this block, MLflow would mark the run as FINISHED.
             with defer_stop():
-                status, reason = end_status(error)
+                status, reason = log.ending or end_status(error)
                 # The first process that fails has stored its reason. The others are only stopped,
                 # or lose the connection to it.
                 if shared and (stored := _failure_of(log.run_id)):
@@ -100,10 +100,12 @@ def open_run(
                 raise store_error(error) from error
             raise
         else:
-            if log.reason:
-                _end(log, log.status, log.reason)
-            else:
-                mlflow.end_run(log.status)
+            # A stop in between would leave the run of finished work as RUNNING.
+            with defer_stop():
+                if log.ending:
+                    _end(log, *log.ending)
+                else:
+                    mlflow.end_run("FINISHED")
         finally:
             log.close()
 
@@ -141,7 +143,6 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
         yield log
         log.flush()
         if not is_held():
-            _forget_failure(run_id)
             close_run(run_id, "FINISHED", {})
     except BaseException as error:
         if not is_held():
@@ -264,23 +265,34 @@ def _end(
     for pause in pauses:
         time.sleep(pause)
         try:
-            client.set_tag(log.run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
+            if reason:
+                client.set_tag(log.run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
             log.flush()
             client.set_terminated(log.run_id, status)
-            mlflow.end_run(status)
+            _leave(log, status)
             return
         except STORE_ERRORS as error:
             failure = error
     with suppress(*STORE_ERRORS):
         # Otherwise the run would stay active and could not be resumed in this process.
-        mlflow.end_run(status)
+        _leave(log, status)
     reason = str(failure).split("\n")[0]
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
+def _leave(log: MlflowRunLog, status: str) -> None:
+    """Make the run no longer MLflow's active run; an earlier attempt may have done so."""
+    active = mlflow.active_run()
+    if active is not None and active.info.run_id == log.run_id:
+        mlflow.end_run(status)
+
+
 def close_run(run_id: str, status: str, tags: Mapping[str, str]) -> None:
-    """End a run whose process is gone."""
+    """End a run whose process is gone, or correct the status of one that has ended."""
     client = MlflowClient()
+    ended = client.get_run(run_id).info
+    if status == "FINISHED":
+        _forget_failure(run_id)
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
-    client.set_terminated(run_id, status)
+    client.set_terminated(run_id, status, None if ended.status == "RUNNING" else ended.end_time)

@@ -8,15 +8,22 @@ from contextlib import contextmanager, suppress
 from ..console import say
 from ..data_config import AUTO
 from ..errors import ShopeeError, TrackingError
-from ..tracking.finding import child_runs, find_run, running_runs
-from ..tracking.names import FAILURE_TAG, PROCESS_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG, TUNE
+from ..tracking.finding import find_run, running_runs, runs_with_tag
+from ..tracking.names import (
+    FAILURE_TAG,
+    PARENT_TAG,
+    PROCESS_TAG,
+    STATE_TAG,
+    STUDY_TAG,
+    TRIAL_TAG,
+    TUNE,
+)
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
 from ..tracking.runs import close_run, join_run, open_run
 from ..tracking.store import STORE_ERRORS
 from .study import Search
-
-_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+from .trial_results import RUN_STATUS
 
 
 @contextmanager
@@ -87,12 +94,16 @@ def _orphaned_run(search: Search) -> str | None:
 
 
 def _close_lost_runs(search: Search, run: RunLog) -> None:
-    """End the runs of ended trials with the state of their trial."""
+    """Give the runs of ended trials the state of their trial, wherever they differ."""
     search.queue.requeue_lost()
-    for child in child_runs(run):
-        number = child.data.tags.get(TRIAL_TAG)
-        state, why = search.state_of(int(number or -1))
-        if state == "running":
+    for child in runs_with_tag(run.experiment_id, PARENT_TAG, run.run_id):
+        number, told = child.data.tags.get(TRIAL_TAG), child.data.tags.get(STATE_TAG)
+        if number is None or RUN_STATUS.get(told or "") == child.info.status:
+            continue
+        state, why = search.state_of(int(number))
+        # Its process has given the reason.
+        closed = state == told == "interrupted" and child.info.status != "RUNNING"
+        if closed or state == "running":
             continue
         tags = {STATE_TAG: state, **({FAILURE_TAG: why} if why else {})}
-        close_run(child.info.run_id, _STATUS.get(state, "KILLED"), tags)
+        close_run(child.info.run_id, RUN_STATUS.get(state, "KILLED"), tags)

@@ -24,6 +24,8 @@ NAMES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+# The status of a trial's run, by the trial's final state.
+RUN_STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from .trial_results import (
     DEFAULT,
     EPOCHS,
     RUN_ID,
+    RUN_STATUS,
     SECONDS,
     VAL_ACCURACY,
     VAL_LOSS,
@@ -65,18 +66,18 @@ def run_trial(
     name = f"trial {trial.number}" + (f" ({', '.join(kinds)})" if kinds else "")
     with open_run(name, parent=parent, kind=TRIAL, tags=tags) as run:
         try:
-            with reachable(search.study):
-                trial.set_user_attr(RUN_ID, run.run_id)
-            config = search.plan.trial_config(values)
-            run.log_params(as_params(config))
-            train = _train_folds if search.plan.config.folds else _train
-            outcome = train(search, context.with_resize(config.resize), run, trial, config)
-            _record(search, run, trial, values, outcome, time.monotonic() - started)
-        except (StudyError, TrackingError, *REQUEST_ERRORS):
-            _give_back(search, run, trial)
-            raise
-        except Exception as error:  # noqa: BLE001 - any error of the training fails the trial
-            _record_failure(search, run, trial, values, error)
+            try:
+                with reachable(search.study):
+                    trial.set_user_attr(RUN_ID, run.run_id)
+                config = search.plan.trial_config(values)
+                run.log_params(as_params(config))
+                train = _train_folds if search.plan.config.folds else _train
+                outcome = train(search, context.with_resize(config.resize), run, trial, config)
+                _record(search, run, trial, values, outcome, time.monotonic() - started)
+            except (StudyError, TrackingError, *REQUEST_ERRORS):
+                raise
+            except Exception as error:  # noqa: BLE001 - any error of the training fails the trial
+                _record_failure(search, run, trial, values, error)
         except BaseException:
             _give_back(search, run, trial)
             raise
@@ -168,11 +169,14 @@ def _record_failure(
 
 
 def _give_back(search: Search, run: RunLog, trial: Trial) -> None:
+    """Interrupt the trial, unless the study already has its result."""
     state = "interrupted"
     # If the storage is unreachable, the next call finds the trial lost.
     with suppress(StudyError):
         search.queue.interrupt(trial)
-        state, _ = search.state_of(trial.number)
+        state, why = search.state_of(trial.number)
+        if state in RUN_STATUS:
+            run.end_as(RUN_STATUS[state], why)
     with suppress(*REQUEST_ERRORS):
         run.log_tags({STATE_TAG: state})
 
