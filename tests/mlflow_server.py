@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -79,9 +78,11 @@ class MlflowServer:
     def stop(self) -> None:
         """Take it away at once, its workers included, as a power cut would."""
         if self._process is not None:
-            with suppress(ProcessLookupError):  # it has not even begun
+            try:
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            except ProcessLookupError:  # it has not even begun, and has no group
+                self._process.kill()
+            self._process.wait(_PATIENCE_SECONDS)
             self._process = None
 
     def _answers(self) -> bool:

@@ -311,7 +311,7 @@ def test_a_build_whose_process_was_killed_is_resumed_by_one_that_waits(folder: P
     queue: Queue[int] = context.Queue()
     process = context.Process(target=build_slowly, args=(queue, STARTS[2]))
     process.start()
-    assert [queue.get(timeout=60) for _ in range(3)] == STARTS[:3]
+    assert [queue.get(timeout=300) for _ in range(3)] == STARTS[:3]
     starts: list[int] = []
     results: list[np.ndarray] = []
     waiting = threading.Thread(target=lambda: results.append(build(filler(starts))[0]))

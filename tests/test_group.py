@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -31,7 +32,7 @@ from warm_process import WarmProcess
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.data.transforms import transform_named
-from shopee_mlflow.errors import ConfigError, TrackingError, TrainingError
+from shopee_mlflow.errors import ConfigError, TrainingError
 from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.distributed import (
     ALONE,
@@ -43,7 +44,7 @@ from shopee_mlflow.modeling.distributed import (
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.job import (
     check_group,
-    cleanup,
+    delete_checkpoints,
     remember_run,
     resumed_after_restart,
 )
@@ -230,8 +231,12 @@ def wait_for_checkpoint(place: Place, process: WarmProcess) -> None:
 
 def trainers(process: WarmProcess) -> list[psutil.Process]:
     """What torchrun has started: processes with a session of their own."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in below if os.getsid(one.pid) == one.pid]
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with suppress(ProcessLookupError):  # it has just ended
+            if os.getsid(one.pid) == one.pid:
+                found.append(one)
+    return found
 
 
 def kill_rank(process: WarmProcess, rank: int, run: Any) -> None:
@@ -465,17 +470,9 @@ def test_what_a_group_leaves_is_kept_until_all_is_done(
     config, checkpoints = resolve(TrainConfig, {}), checkpoints_of(run_id)
     remember_run(run_id, group)
     (checkpoints.folder / "last.pt").write_bytes(b"")
-    with pytest.raises(TrackingError), cleanup(run_id, group):
-        raise TrackingError("the registry does not answer")
     assert resumed_after_restart(config, group).resume == run_id
-    with cleanup(run_id, group):
-        pass
+    delete_checkpoints(run_id)
     assert resumed_after_restart(config, group) == config
-    assert not checkpoints.folder.parent.exists()
-    # What one process ends of it leaves nothing either.
-    remember_run(run_id, group)
-    with cleanup(run_id, ALONE):
-        pass
     assert not checkpoints.folder.parent.exists()
     # A process alone has nobody who would start it again.
     remember_run(run_id, ALONE)

@@ -15,6 +15,7 @@ from shopee_mlflow.tracking import metric_queue as outbox
 from shopee_mlflow.tracking.metric_queue import MetricQueue
 
 PATIENCE = 20
+ALWAYS = 10**6
 
 
 class Store:
@@ -111,11 +112,12 @@ def just_sent(store: Store) -> MetricQueue:
 
 @pytest.mark.usefixtures("long_pauses")
 def test_flush_sends_at_once_and_says_when_that_fails() -> None:
-    store = Store(silent=1)
+    store = Store(silent=ALWAYS)
     box = just_sent(store)
     box.put(metrics(0, 1))
     with pytest.raises(MlflowException, match="connection refused"):
         box.flush()
+    store.silent = 0
     box.flush()
     assert store.steps == [0, 1]
     box.put(metrics(2))
@@ -123,17 +125,21 @@ def test_flush_sends_at_once_and_says_when_that_fails() -> None:
     assert store.steps == [0, 1, 2]
 
 
-def test_what_is_given_up_is_not_sent_when_the_store_is_back() -> None:
-    store = Store(silent=2)
+def test_what_is_given_up_is_not_sent_when_the_store_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Store(silent=ALWAYS)
     box = MetricQueue(store.send)
-    box.put(metrics(0))
-    store.wait_for_requests(1)
-    box.close()
-    store.silent = 0
-    for thread in [t for t in threading.enumerate() if t.name == "metrics"]:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    with caplog.at_level(logging.WARNING):
+        box.put(metrics(0))
+        store.wait_for_requests(1)
+        box.close()
+        store.silent = 0
+        for thread in [t for t in threading.enumerate() if t.name == "metrics"]:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
     assert store.steps == []
+    assert "is available again" not in caplog.text
     # Whoever goes on with it all the same is heard.
     box.put(metrics(1))
     box.flush()

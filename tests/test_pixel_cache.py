@@ -358,14 +358,14 @@ def test_two_processes_at_once_decode_once_and_both_get_the_right_pixels(
 ) -> None:
     right = load(photos, cache=False)
     context = multiprocessing.get_context("spawn")
-    both_ready = context.Barrier(2, timeout=60)
+    both_ready = context.Barrier(2, timeout=300)
     queue = context.Queue()
     processes = [
         context.Process(target=build_and_send, args=(photos, both_ready, queue)) for _ in range(2)
     ]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     queue.close()

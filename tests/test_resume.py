@@ -26,6 +26,7 @@ from shopee_mlflow.modeling import scoring
 from shopee_mlflow.tracking.names import PROCESS_TAG
 from shopee_mlflow.tracking.registry import register_model
 from shopee_mlflow.tracking.signals import Stopped
+from shopee_mlflow.training import resume
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.trainer import Trainer
 from shopee_mlflow.verbs.train import TrainResult
@@ -352,6 +353,26 @@ def test_runs_of_processes_that_are_gone_are_ended(
     assert f"run {stale} belonged to a process that is gone; it is marked as KILLED" in said
     assert f"train --resume {stale}" in said
     assert [client.get_run(run_id).info.status for run_id in others] == ["RUNNING"] * 3
+
+
+@pytest.mark.fault
+def test_a_run_that_ends_while_stale_runs_are_listed_keeps_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another training ends it and exits, after this one has found it as RUNNING."""
+    client = mlflow.MlflowClient()
+    tags = {"host": platform.node(), PROCESS_TAG: f"{platform.node()}:999999999:1"}
+    run_id = client.create_run(client.create_experiment("ends now"), tags=tags).info.run_id
+
+    def end(owner: str) -> bool:
+        client.set_terminated(run_id, "FINISHED")
+        return True
+
+    monkeypatch.setattr(resume, "is_gone", end)
+    resume.close_stale_runs("ends now")
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags.get("failure")) == ("FINISHED", None)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.fault

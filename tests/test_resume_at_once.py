@@ -16,6 +16,7 @@ from shopee_mlflow import TrainConfig, train
 from shopee_mlflow.config import resolve
 from shopee_mlflow.errors import ConfigError
 from shopee_mlflow.tracking.signals import Stopped
+from shopee_mlflow.training import job
 from shopee_mlflow.training.checkpoints import checkpoints_of
 from shopee_mlflow.training.trainer import Trainer
 
@@ -65,6 +66,25 @@ def test_a_run_that_is_being_resumed_is_left_alone(
         f"resume={interrupted}: another process is resuming it" in words for words in refused
     )
     assert not checkpoints_of(interrupted).folder.exists()
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_a_run_is_held_until_its_checkpoint_is_deleted(
+    interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has finished, and the checkpoint is still there."""
+    delete, statuses = job.delete_checkpoints, []
+
+    def resume_and_delete(run_id: str) -> None:
+        statuses.append(mlflow.get_run(run_id).info.status)
+        with pytest.raises(ConfigError, match="another process is resuming it"):
+            train(TrainConfig(resume=run_id))
+        delete(run_id)
+
+    monkeypatch.setattr(job, "delete_checkpoints", resume_and_delete)
+    train(TrainConfig(resume=interrupted))
+    assert statuses == ["FINISHED"]
 
 
 @pytest.mark.slow

@@ -96,6 +96,24 @@ def test_a_stop_while_a_finished_run_is_closed_does_not_leave_it_open(
 
 
 @pytest.mark.fault
+def test_a_stop_while_a_run_is_opened_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, entered = MlflowClient.create_run, []
+
+    def create_and_stop(client: MlflowClient, *arguments: Any, **options: Any) -> Any:
+        run = real(client, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_and_stop)
+    with stop_on_signals(), pytest.raises(Stopped), open_run("begins", "opening") as run:
+        entered.append(run)
+    assert entered == []
+    (found,) = mlflow.search_runs(experiment_names=["opening"], output_format="list")
+    assert (found.info.status, found.data.tags["failure"]) == ("KILLED", "SIGTERM received")
+    assert mlflow.active_run() is None
+
+
+@pytest.mark.fault
 def test_a_run_that_is_closed_at_the_second_attempt_leaves_its_parent_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

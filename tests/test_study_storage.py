@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from optuna.trial import Trial, TrialState
 from small_queue import ELSEWHERE, OpenQueue, queue_of, run_all, start
 
 from shopee_mlflow.errors import ConfigError, StudyError
+from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 from shopee_mlflow.tuning.storage import open_storage, reachable, study_file
 
 # --- the file ---
@@ -152,6 +154,27 @@ def test_the_first_heartbeat_comes_before_the_owner(
 
 
 @pytest.mark.fault
+def test_a_stop_while_a_trial_is_claimed_leaves_it_with_an_owner(
+    database: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others can tell that its process is gone, and need not wait a minute."""
+    ask = optuna.Study.ask
+
+    def ask_and_stop(study: optuna.Study) -> Trial:
+        trial = ask(study)
+        signal.raise_signal(signal.SIGTERM)
+        return trial
+
+    queue = queue_of(database, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", ask_and_stop)
+        with stop_on_signals(), pytest.raises(Stopped):
+            queue.claim()
+    (trial,) = queue.all_trials()
+    assert (trial.state, trial.user_attrs["owner"]) == (TrialState.RUNNING, queue.owner)
+
+
+@pytest.mark.fault
 def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
     database: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,4 +196,6 @@ def test_heartbeats_continue_after_a_failed_write_until_the_trial_ends(
     queue.end(trial, 0.1)
     assert next(trials, None) is None
     assert beating[0] is beating[1]
+    # The queue waits for it for a heartbeat at most, a hundredth of a second here.
+    beating[0].join(60)
     assert not beating[0].is_alive()

@@ -15,7 +15,7 @@ from postgres_server import PostgresServer, postgres_server
 from tuners import Searches, Tuner, process_of, searching
 
 from shopee_mlflow.tuning import storage as storage_module
-from shopee_mlflow.tuning.queue import OWNER, TrialQueue
+from shopee_mlflow.tuning.queue import OWNER, REPEATS, TrialQueue
 from shopee_mlflow.tuning.storage import open_storage
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def searches(
     make_catalog: MakeCatalog,
     tmp_path: Path,
 ) -> Iterator[Searches]:
-    with searching(tmp_path, make_catalog(each=12), server.new_database(), epochs=80) as searches:
+    with searching(tmp_path, make_catalog(each=12), server.new_database()) as searches:
         yield searches
 
 
@@ -57,7 +57,11 @@ def test_who_joined_goes_on_when_who_began_is_killed_and_after_the_server_stoppe
     began.wait_at_work(searches)
     began.killed()
     joined.wait_for(
-        lambda: [r for r in searches.trial_runs("RUNNING") if "repeats" in r.data.tags],
+        lambda: [
+            trial
+            for trial in searches.trials()
+            if trial.state == TrialState.RUNNING and REPEATS in trial.user_attrs
+        ],
         "the trial taken up again",
     )
     server.stop()
@@ -85,7 +89,7 @@ def test_processes_that_make_the_tables_at_once_all_go_on(server: PostgresServer
 def test_a_trial_of_a_machine_that_went_off_is_taken_up_when_its_heart_has_stopped(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(storage_module, "DEAD_SECONDS", 2)
     storage = open_storage(server.new_database(), Path())
     study = optuna.create_study(storage=storage, direction="maximize")

@@ -12,7 +12,7 @@ import mlflow
 import psutil
 import pytest
 from conftest import MakeCatalog
-from tuners import EPOCHS, TOTAL, Searches, Tuner, in_session, process_of, searching
+from tuners import TOTAL, Searches, Tuner, in_session, process_of, searching
 
 from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 
@@ -23,10 +23,8 @@ pytestmark = pytest.mark.slow
 def searches(
     make_catalog: MakeCatalog,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
 ) -> Iterator[Searches]:
-    epochs = getattr(request, "param", EPOCHS)
-    with searching(tmp_path, make_catalog(each=12), epochs=epochs) as searches:
+    with searching(tmp_path, make_catalog(each=12)) as searches:
         yield searches
 
 
@@ -74,7 +72,6 @@ def test_a_stopped_search_says_so_and_goes_on_in_the_same_run(searches: Searches
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("searches", [80], indirect=True)
 def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> None:
     tuner = searches.tune(jobs="2")
     tuner.wait_for(lambda: len(searches.at_work()) == 2, "trials of two workers")
@@ -82,7 +79,7 @@ def test_two_worker_processes_share_a_search_and_may_die(searches: Searches) -> 
     assert tuner.pid not in workers
     assert {psutil.Process(pid).ppid() for pid in workers} == {tuner.pid}
     victim = min(workers)
-    tuner.wait_for(lambda: victim in searches.at_work(0.6), "a trial that has just begun")
+    tuner.wait_for(lambda: victim in searches.at_work(0.25), "a trial that has just begun")
     psutil.Process(victim).kill()
     tuner.wait_for(lambda: "starting a replacement" in tuner.output(), "the replacement")
     assert "ended with signal SIGKILL" in tuner.output()

@@ -39,11 +39,13 @@ class MetricQueue:
         self._state, self._sending = threading.Lock(), threading.Lock()
         self._hurry = threading.Event()
         self._sent = -math.inf
+        self._closed = False
 
     def put(self, metrics: Sequence[Metric]) -> None:
         """Queue metrics."""
         with self._state:
             self._waiting += metrics
+            self._closed = False
             if self._waiting and self._thread is None:
                 self._hurry.clear()
                 self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
@@ -64,6 +66,7 @@ class MetricQueue:
         # Waits for a request in progress.
         with self._sending, self._state:
             self._waiting.clear()
+            self._closed = True
 
     def _work(self) -> None:
         # Send immediately, unless something was sent within the last second.
@@ -79,7 +82,7 @@ class MetricQueue:
                     unavailable = True
                     pause = min(max(2 * pause, _SEND_SECONDS), _LONGEST_PAUSE_SECONDS)
                 else:
-                    if unavailable:
+                    if unavailable and not self._closed:
                         _log.warning("The tracking store is available again and has all metrics.")
                     unavailable, pause = False, _SEND_SECONDS
             with self._state:

@@ -68,15 +68,18 @@ def open_run(
     :raises TrackingError: when the tracking store cannot be used.
     """
     quieten()
-    with stop_on_signals():
+    with stop_on_signals(), ExitStack() as opening:
         try:
             connect()
+            # A stop waits for the block that ends the run.
+            opening.enter_context(defer_stop())
             named = {KIND_TAG: kind} if kind else {}
             run = _start(experiment, name, parent, resume, {**named, **(tags or {})})
         except STORE_ERRORS as error:
             raise store_error(error) from error
         log = MlflowRunLog(run.info.run_id, run.info.experiment_id)
         try:
+            opening.close()
             if parent is None:
                 check_artifacts(run.info.artifact_uri)
                 delete_unopened_runs(run.info.experiment_id)

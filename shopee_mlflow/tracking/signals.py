@@ -128,7 +128,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         yield
         return
     orphaned = threading.Event()
-    _state.stopping = False
+    _state.stopping, _state.after_write = False, None
 
     def reason(number: int) -> str:
         if orphaned.is_set():

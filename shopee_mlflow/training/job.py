@@ -176,6 +176,9 @@ def training_job(
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
             yield TrainingJob(config, run, machine, group, dataset, state, custom, weights)
+        if group.size == 1:
+            # While the lock is held: no other process may resume a finished training.
+            delete_checkpoints(run.run_id)
 
 
 @contextmanager
@@ -294,19 +297,14 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
     return config
 
 
-@contextmanager
-def cleanup(run_id: str, group: Group) -> Iterator[None]:
-    """Delete the checkpoints of a finished run. The block holds the last steps of the job.
+def delete_checkpoints(run_id: str) -> None:
+    """Delete what a finished training has left for its resumption.
 
-    A single process deletes them before the block. Several processes delete them after it, so that
-    a restart after a failure repeats these steps but not the training.
+    A single process does it at the end of the training. A group does it as its last step, so that a
+    restart after a failure repeats the later steps but not the training.
     """
-    if group.size > 1:
-        yield
     for file in checkpoint_folder().glob(f"{_GROUP_PREFIX}*"):
         with suppress(OSError):
             if file.read_text().strip() == run_id:
                 file.unlink()
     checkpoints_of(run_id).delete()
-    if group.size == 1:
-        yield

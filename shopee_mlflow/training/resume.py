@@ -241,6 +241,9 @@ def close_stale_runs(experiment: str) -> None:
             if not owner or _SEARCH_TAGS & run.data.tags.keys() or not is_gone(owner):
                 continue
             run_id = run.info.run_id
+            # Its process may have ended it since it was found.
+            if find_run(run_id).info.status != "RUNNING":
+                continue
             close_run(run_id, "KILLED", {FAILURE_TAG: f"its process {owner} is gone"})
             say(f"run {run_id} belonged to a process that is gone; it is marked as KILLED")
             if checkpoints_of(run_id).is_there():

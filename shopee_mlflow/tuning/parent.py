@@ -101,9 +101,11 @@ def _close_lost_runs(search: Search, run: RunLog) -> None:
         if number is None or RUN_STATUS.get(told or "") == child.info.status:
             continue
         state, why = search.state_of(int(number))
-        # Its process has given the reason.
         closed = state == told == "interrupted" and child.info.status != "RUNNING"
         if closed or state == "running":
             continue
-        tags = {STATE_TAG: state, **({FAILURE_TAG: why} if why else {})}
+        tags = {STATE_TAG: state}
+        # The process of an interrupted trial may have given the reason.
+        if why and (state in RUN_STATUS or FAILURE_TAG not in child.data.tags):
+            tags[FAILURE_TAG] = why
         close_run(child.info.run_id, RUN_STATUS.get(state, "KILLED"), tags)

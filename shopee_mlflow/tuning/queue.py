@@ -41,6 +41,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..console import say
 from ..tracking.processes import is_gone, process_name
+from ..tracking.signals import defer_stop
 from .storage import FAULTS, reachable
 
 _log = logging.getLogger(__name__)
@@ -204,14 +205,9 @@ class TrialQueue:
     def claim(self) -> Trial | None:
         """Start a trial, or return None if other workers have taken the last one."""
         with reachable(self.study), suppress(UpdateFinishedTrialError):
-            with warnings.catch_warnings():
-                # "Heartbeat is supposed to be used with Study.optimize"; see _heartbeat.
-                warnings.simplefilter("ignore", UserWarning)
-                trial = self.study.ask()
-            if isinstance(self.storage, RDBStorage):
-                # Recorded before the owner, since the machine may go down in between.
-                self.storage.record_heartbeat(trial._trial_id)
-            trial.set_user_attr(OWNER, self.owner)
+            # A stop waits: others would wait for a trial without an owner.
+            with defer_stop():
+                trial = self._ask()
             trials = self.all_trials()
             if REPEATS in trial.user_attrs:
                 within = trial.number in (t.number for t in _unique(trials))
@@ -224,6 +220,18 @@ class TrialQueue:
             if PLANNED in trial.user_attrs and REPEATS not in trial.user_attrs:
                 self._queue_again(trial)
         return None
+
+    def _ask(self) -> Trial:
+        """Start a trial, and record its owner."""
+        with warnings.catch_warnings():
+            # "Heartbeat is supposed to be used with Study.optimize"; see _heartbeat.
+            warnings.simplefilter("ignore", UserWarning)
+            trial = self.study.ask()
+        if isinstance(self.storage, RDBStorage):
+            # Recorded before the owner, since the machine may go down in between.
+            self.storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(OWNER, self.owner)
+        return trial
 
     def _has_work(self) -> bool:
         """Whether a trial may start; trials queued beyond the total wait until it is increased."""

@@ -24,7 +24,7 @@ from ..training.custom import (
     check_parts,
     options_of,
 )
-from ..training.job import cleanup, training_job
+from ..training.job import delete_checkpoints, training_job
 from ..training.results import log_training
 from ..training.resume import saved_on_disk
 from .register import register
@@ -120,9 +120,10 @@ def train(
             say(*summary(test.scores, len(test.labels)), test.temperature.words)
             say(*test.strangers.words)
     if job.leads:
-        with cleanup(job.run.run_id, job.group):
-            if job.config.register:
-                register(job.run.run_id, promote=job.config.promote)
+        if job.config.register:
+            register(job.run.run_id, promote=job.config.promote)
+        if job.group.size > 1:
+            delete_checkpoints(job.run.run_id)
         say(*view_lines(job.run, f"{duration(time.monotonic() - started)} in all", beside=True))
     return TrainResult(
         job.run.run_id,
