@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -32,7 +32,7 @@ from warm_process import WarmProcess
 from shopee_mlflow.config import TrainConfig, TuneConfig, resolve
 from shopee_mlflow.data.batches import Batches, PixelSource
 from shopee_mlflow.data.transforms import transform_named
-from shopee_mlflow.errors import ConfigError, TrainingError
+from shopee_mlflow.errors import ConfigError, TrackingError, TrainingError
 from shopee_mlflow.modeling.device import Machine
 from shopee_mlflow.modeling.distributed import (
     ALONE,
@@ -47,6 +47,7 @@ from shopee_mlflow.training.job import (
     delete_checkpoints,
     remember_run,
     resumed_after_restart,
+    training_job,
 )
 from shopee_mlflow.training.launch import start_group
 from shopee_mlflow.verbs.train import TrainResult, train
@@ -461,7 +462,38 @@ def test_half_a_group_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch
         joined_group("gloo").__enter__()
 
 
-def test_what_a_group_leaves_is_kept_until_all_is_done(
+@pytest.mark.slow
+def test_a_group_registers_its_model_before_it_deletes_its_checkpoints(
+    make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart after a registration that failed repeats the registration alone."""
+    steps: list[str] = []
+
+    @contextmanager
+    def job_of_two(*given: Any) -> Iterator[Any]:
+        with training_job(*given) as job:
+            yield job
+        object.__setattr__(job, "group", Group(0, 2))
+
+    def register(*_: object, **__: object) -> None:
+        steps.append("register")
+        if len(steps) == 1:
+            raise TrackingError("the registry does not answer")
+
+    monkeypatch.setattr("shopee_mlflow.verbs.train.training_job", job_of_two)
+    monkeypatch.setattr("shopee_mlflow.verbs.train.register", register)
+    monkeypatch.setattr(
+        "shopee_mlflow.verbs.train.delete_checkpoints", lambda run_id: steps.append("delete")
+    )
+    folder = make_catalog()
+    with pytest.raises(TrackingError, match="the registry does not answer"):
+        trained_alone(folder, register="true")
+    assert steps == ["register"]
+    trained_alone(folder, register="true")
+    assert steps == ["register", "register", "delete"]
+
+
+def test_what_a_group_leaves_for_a_restart_can_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A folder without the checkpoints of other tests.

@@ -36,13 +36,21 @@ def stop_in_first_batch(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) ->
             train(config)
 
 
+def small(make_catalog: MakeCatalog) -> TrainConfig:
+    given = {"data": str(make_catalog()), "model": "cnn", "image_size": 32, "batch_size": 6}
+    return resolve(TrainConfig, {**given, "epochs": 3, "device": "cpu"})
+
+
+def latest_run() -> str:
+    (run,) = mlflow.search_runs(experiment_names=["shopee"], max_results=1, output_format="list")
+    return str(run.info.run_id)
+
+
 @pytest.fixture
 def interrupted(make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch) -> str:
     """The id of a run that was interrupted in its first batch."""
-    given = {"data": str(make_catalog()), "model": "cnn", "image_size": 32, "batch_size": 6}
-    stop_in_first_batch(monkeypatch, resolve(TrainConfig, {**given, "epochs": 3, "device": "cpu"}))
-    (run,) = mlflow.search_runs(experiment_names=["shopee"], max_results=1, output_format="list")
-    return str(run.info.run_id)
+    stop_in_first_batch(monkeypatch, small(make_catalog))
+    return latest_run()
 
 
 @pytest.mark.fault
@@ -70,10 +78,15 @@ def test_a_run_that_is_being_resumed_is_left_alone(
 
 @pytest.mark.fault
 @pytest.mark.slow
+@pytest.mark.parametrize("resumed", [True, False])
 def test_a_run_is_held_until_its_checkpoint_is_deleted(
-    interrupted: str, monkeypatch: pytest.MonkeyPatch
+    resumed: bool, make_catalog: MakeCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run has finished, and the checkpoint is still there."""
+    config = small(make_catalog)
+    if resumed:
+        stop_in_first_batch(monkeypatch, config)
+        config = TrainConfig(resume=latest_run())
     delete, statuses = job.delete_checkpoints, []
 
     def resume_and_delete(run_id: str) -> None:
@@ -83,7 +96,7 @@ def test_a_run_is_held_until_its_checkpoint_is_deleted(
         delete(run_id)
 
     monkeypatch.setattr(job, "delete_checkpoints", resume_and_delete)
-    train(TrainConfig(resume=interrupted))
+    train(config)
     assert statuses == ["FINISHED"]
 
 

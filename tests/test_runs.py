@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS
 
 from shopee_mlflow.errors import TrainingError
-from shopee_mlflow.tracking.runs import open_run
+from shopee_mlflow.tracking.runs import join_run, open_run
 from shopee_mlflow.tracking.signals import Stopped, stop_on_signals
 
 
@@ -59,10 +59,8 @@ def test_a_dataset_is_logged_though_another_client_logs_it_now(
     assert [found.dataset.digest for found in inputs] == ["0123"] * logged
 
 
-@pytest.mark.fault
-def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def stop_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a SIGTERM arrive whenever a run is about to be ended."""
     real = MlflowClient.set_terminated
 
     def stop_and_end(client: MlflowClient, *arguments: Any, **options: Any) -> None:
@@ -70,6 +68,13 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
         real(client, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "set_terminated", stop_and_end)
+
+
+@pytest.mark.fault
+def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop_at_the_end(monkeypatch)
     with stop_on_signals(), pytest.raises(Stopped), open_run("fails", "closing"):
         raise TrainingError("diverged")
     found = mlflow.search_runs(experiment_names=["closing"], max_results=1, output_format="list")
@@ -82,13 +87,7 @@ def test_a_stop_while_a_failed_run_is_closed_does_not_hide_it(
 def test_a_stop_while_a_finished_run_is_closed_does_not_leave_it_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = MlflowClient.set_terminated
-
-    def stop_and_end(client: MlflowClient, *arguments: Any, **options: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        real(client, *arguments, **options)
-
-    monkeypatch.setattr(MlflowClient, "set_terminated", stop_and_end)
+    stop_at_the_end(monkeypatch)
     with stop_on_signals(), pytest.raises(Stopped), open_run("ends", "closing well"):
         pass
     (found,) = mlflow.search_runs(experiment_names=["closing well"], output_format="list")
@@ -114,6 +113,20 @@ def test_a_stop_while_a_run_is_opened_ends_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.fault
+def test_a_stop_while_a_joined_run_is_closed_does_not_change_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first process is gone, so that it is ended by the one that joined."""
+    client = MlflowClient()
+    run_id = client.create_run(client.create_experiment("joined")).info.run_id
+    stop_at_the_end(monkeypatch)
+    with stop_on_signals(), pytest.raises(Stopped), join_run(run_id, lambda: False):
+        pass
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags.get("failure")) == ("FINISHED", None)
+
+
+@pytest.mark.fault
 def test_a_run_that_is_closed_at_the_second_attempt_leaves_its_parent_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,7 +134,7 @@ def test_a_run_that_is_closed_at_the_second_attempt_leaves_its_parent_open(
 
     def fail_once(client: MlflowClient, *arguments: Any, **options: Any) -> None:
         attempts.append(arguments)
-        if len(attempts) == 2:  # within mlflow.end_run, which is told of the end first
+        if len(attempts) == 1:  # within mlflow.end_run, for which the run is no longer active
             raise MlflowException("gone away")
         real(client, *arguments, **options)
 

@@ -34,6 +34,19 @@ def test_a_stop_waits_for_the_end_of_a_write() -> None:
 
 
 @pytest.mark.fault
+def test_a_stop_that_waits_is_not_lost_by_an_error() -> None:
+    def stop_and_fail() -> None:
+        with defer_stop():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise OSError("the disk is full")
+
+    with stop_on_signals(), pytest.raises(Stopped, match="SIGTERM received"):
+        stop_and_fail()
+    with stop_on_signals(), defer_stop():
+        pass  # nothing of it is left
+
+
+@pytest.mark.fault
 def test_a_stop_that_comes_within_a_destructor_is_not_lost() -> None:
     class Stopping:
         def __del__(self) -> None:

@@ -51,15 +51,17 @@ def unquoted(value: str) -> str:
         return value
 
 
-def runs_with_tag(experiment_id: str, tag: str, value: str) -> list[Run]:
+def runs_with_tag(experiment_id: str, tag: str, value: str, also: str = "") -> list[Run]:
     """Runs of an experiment that are not deleted and have this tag, the latest first.
 
     :param value: without quotes, such as a run id.
+    :param also: a further condition, in MLflow's language of filters.
     """
     client, found, token = MlflowClient(), list[Run](), None
+    condition = f"tags.`{tag}` = '{value}'" + (f" AND {also}" if also else "")
     while token != "":
         page = client.search_runs(
-            [experiment_id], f"tags.`{tag}` = '{value}'", order_by=_LATEST_FIRST, page_token=token
+            [experiment_id], condition, order_by=_LATEST_FIRST, page_token=token
         )
         found, token = [*found, *page], page.token or ""
     return found

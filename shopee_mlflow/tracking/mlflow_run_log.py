@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,7 @@ from ..errors import TrackingError
 from ..masking import mask_passwords
 from .metric_queue import MetricQueue
 from .names import MODEL_NAME
-from .signals import defer_stop
-from .store import STORE_ERRORS, artifact_errors, downloaded
+from .store import STORE_ERRORS, artifact_errors, defer_stop_if_local, downloaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,10 +99,7 @@ class MlflowRunLog:
 
         :raises: one of ``STORE_ERRORS`` when the store is not available; they stay buffered.
         """
-        # An interrupted write locks a local database. A server tolerates a client that disconnects,
-        # and may take minutes to respond.
-        local = mlflow.get_tracking_uri().startswith("sqlite:")
-        with defer_stop() if local else nullcontext():
+        with defer_stop_if_local():
             self._metric_queue.flush()
 
     def close(self) -> None:

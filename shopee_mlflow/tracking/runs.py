@@ -29,7 +29,14 @@ from .names import (
 )
 from .run_log import NullRunLog, RunLog
 from .signals import defer_stop, stop_on_signals
-from .store import STORE_ERRORS, check_artifacts, connect, quieten, store_error
+from .store import (
+    STORE_ERRORS,
+    check_artifacts,
+    connect,
+    defer_stop_if_local,
+    quieten,
+    store_error,
+)
 from .unopened_runs import delete_unopened_runs, used_by
 from .views import save_view
 
@@ -72,7 +79,7 @@ def open_run(
         try:
             connect()
             # A stop waits for the block that ends the run.
-            opening.enter_context(defer_stop())
+            opening.enter_context(defer_stop_if_local())
             named = {KIND_TAG: kind} if kind else {}
             run = _start(experiment, name, parent, resume, {**named, **(tags or {})})
         except STORE_ERRORS as error:
@@ -87,6 +94,10 @@ def open_run(
                     save_view(run.info.experiment_id)
             yield log
             log.flush()
+            # From here on, a stop does not change the status.
+            log.ending = log.ending or ("FINISHED", "")
+            with defer_stop_if_local():
+                _set_ended(log, *log.ending)
         except BaseException as error:
             # Do not wait again for a store that is not available.
             unavailable = isinstance(error, (TrackingError, *STORE_ERRORS))
@@ -102,13 +113,6 @@ def open_run(
             if full or isinstance(error, MlflowException):
                 raise store_error(error) from error
             raise
-        else:
-            # A stop in between would leave the run of finished work as RUNNING.
-            with defer_stop():
-                if log.ending:
-                    _end(log, *log.ending)
-                else:
-                    mlflow.end_run("FINISHED")
         finally:
             log.close()
 
@@ -146,10 +150,13 @@ def join_run(run_id: str, is_held: Callable[[], bool]) -> Iterator[MlflowRunLog]
         yield log
         log.flush()
         if not is_held():
-            close_run(run_id, "FINISHED", {})
+            log.ending = ("FINISHED", "")
+            with defer_stop_if_local():
+                close_run(run_id, "FINISHED", {})
     except BaseException as error:
         if not is_held():
-            _end(log, *end_status(error))
+            with defer_stop():
+                _end(log, *(log.ending or end_status(error)))
         if isinstance(error, MlflowException):
             raise store_error(error) from error
         raise
@@ -264,30 +271,37 @@ def _end(
 
     If all attempts fail, only log a warning, so that the error that ended the run is not hidden.
     """
-    client = MlflowClient()
     for pause in pauses:
         time.sleep(pause)
         try:
-            if reason:
-                client.set_tag(log.run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
-            log.flush()
-            client.set_terminated(log.run_id, status)
-            _leave(log, status)
+            _set_ended(log, status, reason)
             return
         except STORE_ERRORS as error:
             failure = error
-    with suppress(*STORE_ERRORS):
+    if _is_active(log):
         # Otherwise the run would stay active and could not be resumed in this process.
-        _leave(log, status)
+        with suppress(*STORE_ERRORS):
+            mlflow.end_run(status)
     reason = str(failure).split("\n")[0]
     _log.warning("Run %s could not be marked as %s: %s", log.run_id, status, reason)
 
 
-def _leave(log: MlflowRunLog, status: str) -> None:
-    """Make the run no longer MLflow's active run; an earlier attempt may have done so."""
-    active = mlflow.active_run()
-    if active is not None and active.info.run_id == log.run_id:
+def _set_ended(log: MlflowRunLog, status: str, reason: str) -> None:
+    """Set the final status of a run, and the reason if there is one."""
+    client = MlflowClient()
+    if reason:
+        client.set_tag(log.run_id, FAILURE_TAG, mask_passwords(reason)[:LONGEST_REASON])
+    log.flush()
+    if _is_active(log):
         mlflow.end_run(status)
+    else:  # after an attempt that failed, and for a run that another process has opened
+        client.set_terminated(log.run_id, status)
+
+
+def _is_active(log: MlflowRunLog) -> bool:
+    """Whether the run is MLflow's active run."""
+    active = mlflow.active_run()
+    return active is not None and active.info.run_id == log.run_id
 
 
 def close_run(run_id: str, status: str, tags: Mapping[str, str]) -> None:

@@ -33,7 +33,7 @@ class _StopState:
 
     :ivar graceful: whether the first stop waits for ``check_stop``; it is stored in ``pending``.
     :ivar pending_signal: number of the signal of the pending stop.
-    :ivar writes: depth of :func:`defer_stop` blocks. A stop within one waits in ``after_write``.
+    :ivar deferrals: depth of :func:`defer_stop` blocks. A stop within one waits in ``deferred``.
     :ivar received: number of the last signal that was not ignored.
     :ivar stopping: whether a stop was raised. Later signals are then ignored, so that the run can
         be ended.
@@ -42,8 +42,8 @@ class _StopState:
     graceful: bool = False
     pending: Stopped | None = None
     pending_signal: int = 0
-    writes: int = 0
-    after_write: Stopped | None = None
+    deferrals: int = 0
+    deferred: Stopped | None = None
     received: int = 0
     stopping: bool = False
 
@@ -93,22 +93,22 @@ def graceful_stop(
 
 @contextmanager
 def defer_stop() -> Iterator[None]:
-    """Defer a stop until the end of the block.
+    """Defer a stop until the end of the block, also if the block raises an error.
 
-    Use it for short writes to a local database. If one were interrupted, the database would stay
-    locked and the run could not be ended.
+    Use it for short steps that must not be left half done. An interrupted write to a local database
+    would leave it locked, and the run could not be ended.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.writes += 1
+    _state.deferrals += 1
     try:
         yield
     finally:
-        _state.writes -= 1
-    if _state.after_write is not None and not _state.writes:
-        stopped, _state.after_write = _state.after_write, None
-        raise stopped
+        _state.deferrals -= 1
+        if _state.deferred is not None and not _state.deferrals:
+            stopped, _state.deferred = _state.deferred, None
+            raise stopped
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
         yield
         return
     orphaned = threading.Event()
-    _state.stopping, _state.after_write = False, None
+    _state.stopping, _state.deferred = False, None
 
     def reason(number: int) -> str:
         if orphaned.is_set():
@@ -147,8 +147,8 @@ def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
                 os.write(2, b"\nstopping after this batch; once more to stop now\n")
             return
         _state.stopping = True
-        if _state.writes:
-            _state.after_write = stopped
+        if _state.deferrals:
+            _state.deferred = stopped
             return
         raise stopped
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import ReadOnlyStoreError, TrackingError, disk_full
 from ..masking import mask_passwords
 from ..options import expand_path
+from .signals import defer_stop
 
 _log = logging.getLogger(__name__)
 
@@ -256,6 +257,14 @@ def connect() -> None:
     with held:
         MlflowClient().search_experiments(max_results=1)
     _connected.add(uri)
+
+
+def defer_stop_if_local() -> AbstractContextManager[None]:
+    """Defer a stop until the end of the block, unless the store is a server.
+
+    A server tolerates a client that disconnects, and may take minutes to respond.
+    """
+    return defer_stop() if mlflow.get_tracking_uri().startswith("sqlite:") else nullcontext()
 
 
 # Databases whose tables are known to exist.

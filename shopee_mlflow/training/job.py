@@ -39,7 +39,7 @@ from .context import TrainingContext, check_model
 from .custom import OPTIONS_ONLY, CustomParts
 from .naming import run_name
 from .results import log_data
-from .resume import close_stale_runs, find_resume_state, resume_hint
+from .resume import close_stale_runs, find_resume_state, only_resumed_here, resume_hint
 from .seen_photos import find_seen
 from .session import TrainingSession
 from .weights_source import initial_weights
@@ -176,8 +176,11 @@ def training_job(
                 run.delete_logged_models()
             run.log_tags({**machine_tags(str(machine)), "processes": str(group.size)})
             yield TrainingJob(config, run, machine, group, dataset, state, custom, weights)
+            checkpoints = checkpoints_of(run.run_id)
+            if group.size == 1 and state is None and checkpoints.is_there():
+                # Between the end of the run and this deletion, no other process may resume it.
+                held.enter_context(only_resumed_here(run.run_id, checkpoints.folder))
         if group.size == 1:
-            # While the lock is held: no other process may resume a finished training.
             delete_checkpoints(run.run_id)
 
 
@@ -300,8 +303,8 @@ def resumed_after_restart(config: TrainConfig, group: Group) -> TrainConfig:
 def delete_checkpoints(run_id: str) -> None:
     """Delete what a finished training has left for its resumption.
 
-    A single process does it at the end of the training. A group does it as its last step, so that a
-    restart after a failure repeats the later steps but not the training.
+    A single process does it when the run has ended. A group does it after the registration, so that
+    a restart after a failure repeats the registration but not the training.
     """
     for file in checkpoint_folder().glob(f"{_GROUP_PREFIX}*"):
         with suppress(OSError):

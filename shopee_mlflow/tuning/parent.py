@@ -20,7 +20,7 @@ from ..tracking.names import (
 )
 from ..tracking.processes import is_gone, process_name
 from ..tracking.run_log import RunLog
-from ..tracking.runs import close_run, join_run, open_run
+from ..tracking.runs import Run, close_run, join_run, open_run
 from ..tracking.store import STORE_ERRORS
 from .study import Search
 from .trial_results import RUN_STATUS
@@ -94,18 +94,26 @@ def _orphaned_run(search: Search) -> str | None:
 
 
 def _close_lost_runs(search: Search, run: RunLog) -> None:
-    """Give the runs of ended trials the state of their trial, wherever they differ."""
+    """Give the runs of ended trials the status and the state of their trial, where they differ."""
     search.queue.requeue_lost()
-    for child in runs_with_tag(run.experiment_id, PARENT_TAG, run.run_id):
-        number, told = child.data.tags.get(TRIAL_TAG), child.data.tags.get(STATE_TAG)
-        if number is None or RUN_STATUS.get(told or "") == child.info.status:
+    # A run is FINISHED only if the study has the result of its trial.
+    rest = "attributes.status != 'FINISHED'"
+    for listed in runs_with_tag(run.experiment_id, PARENT_TAG, run.run_id, rest):
+        if (number := listed.data.tags.get(TRIAL_TAG)) is None:
             continue
         state, why = search.state_of(int(number))
-        closed = state == told == "interrupted" and child.info.status != "RUNNING"
-        if closed or state == "running":
+        # Its process may have ended it since it was listed.
+        child = find_run(listed.info.run_id)
+        if state == "running" or _agrees(child, state):
             continue
         tags = {STATE_TAG: state}
-        # The process of an interrupted trial may have given the reason.
+        # The process of an interrupted trial may have given a reason.
         if why and (state in RUN_STATUS or FAILURE_TAG not in child.data.tags):
             tags[FAILURE_TAG] = why
         close_run(child.info.run_id, RUN_STATUS.get(state, "KILLED"), tags)
+
+
+def _agrees(child: Run, state: str) -> bool:
+    """Whether the run of an ended trial has ended and has the trial's state."""
+    statuses = {RUN_STATUS[state]} if state in RUN_STATUS else {"KILLED", "FAILED"}
+    return child.info.status in statuses and child.data.tags.get(STATE_TAG) == state

@@ -66,6 +66,7 @@ def run_trial(
     name = f"trial {trial.number}" + (f" ({', '.join(kinds)})" if kinds else "")
     with open_run(name, parent=parent, kind=TRIAL, tags=tags) as run:
         try:
+            # The outer block also takes a stop while a failure is recorded.
             try:
                 with reachable(search.study):
                     trial.set_user_attr(RUN_ID, run.run_id)
