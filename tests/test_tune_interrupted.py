@@ -190,6 +190,27 @@ def test_a_stop_after_the_result_of_a_trial_does_not_change_it(
 
 @pytest.mark.slow
 @pytest.mark.fault
+def test_an_error_in_the_course_of_a_stop_does_not_fail_the_trial(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file that is closed twice, since the stop came while it was being opened."""
+
+    def fail(training: int, epoch: int) -> None:
+        if training == 1:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise OSError("Bad file descriptor")
+
+    wrap_fit(monkeypatch, fail)
+    with pytest.raises(Stopped, match="SIGTERM received"):
+        call()
+    _, nested = runs(tmp_path)
+    assert states(nested) == [("FINISHED", "complete"), ("KILLED", "interrupted")]
+
+
+@pytest.mark.slow
+@pytest.mark.fault
 def test_a_run_that_was_ended_unlike_its_trial_is_corrected(call: Call, tmp_path: Path) -> None:
     """As after a stop while the study's storage could not be reached."""
     call(n_trials=2)

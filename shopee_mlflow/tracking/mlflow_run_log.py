@@ -67,13 +67,15 @@ class MlflowRunLog:
         shown = {k: mask_passwords(v) for k, v in params.items() if k not in there}
         new = [Param(k, shlex.quote(v)) for k, v in shown.items()]
         for start in range(0, len(new), _PARAMS_PER_REQUEST):
-            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_PER_REQUEST])
+            with defer_stop_if_local():
+                self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_PER_REQUEST])
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Log tags: facts about the run that are not options."""
-        self._client.log_batch(
-            self.run_id, tags=[RunTag(k, mask_passwords(v)) for k, v in tags.items()]
-        )
+        with defer_stop_if_local():
+            self._client.log_batch(
+                self.run_id, tags=[RunTag(k, mask_passwords(v)) for k, v in tags.items()]
+            )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics: immediately, or in the background if they have a ``step``."""

@@ -111,6 +111,13 @@ def defer_stop() -> Iterator[None]:
             raise stopped
 
 
+def stop_behind(error: BaseException | None) -> Stopped | None:
+    """The stop in whose course an error was raised, for example by a file that was being closed."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
+
+
 @contextmanager
 def stop_on_signals(parent: psutil.Process | None = None) -> Iterator[None]:
     """Raise :class:`Stopped` once on Ctrl-C, SIGTERM or SIGHUP, and when the parent is gone.

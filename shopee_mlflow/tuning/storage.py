@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from ..data_config import AUTO
 from ..errors import ConfigError, StudyError
 from ..options import expand_path
+from ..tracking.signals import defer_stop
 
 _FOLDER = "studies"
 _EXAMPLE = "postgresql://user@host/name"
@@ -131,21 +132,27 @@ class _Lock(JournalFileOpenLock):
         super().__init__(str(file))
         self._file = file
         self._lock = FileLock(f"{file}.lock", fallback_to_soft=False)
+        self._held = ExitStack()
 
     def acquire(self) -> bool:
+        # A stop waits for the release: it could end a write in the middle, or the lock's own steps.
+        self._held.enter_context(defer_stop())
         try:
             self._lock.acquire()
-        except NotImplementedError as error:
-            raise OSError(f"files cannot be locked in {self._file.parent}") from error
-        try:
             _drop_partial_line(self._file)
+        except NotImplementedError as error:
+            self._held.close()
+            raise OSError(f"files cannot be locked in {self._file.parent}") from error
         except BaseException:
-            self._lock.release()
+            self.release()
             raise
         return True
 
     def release(self) -> None:
-        self._lock.release()
+        try:
+            self._lock.release()
+        finally:
+            self._held.close()
 
 
 def _check_journal(file: Path) -> None:

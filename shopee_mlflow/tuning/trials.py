@@ -24,6 +24,7 @@ from ..tracking.names import (
 )
 from ..tracking.run_log import RunLog
 from ..tracking.runs import open_run
+from ..tracking.signals import stop_behind
 from ..tracking.store import REQUEST_ERRORS
 from ..training.context import TrainingContext
 from ..training.session import TrainingSession
@@ -77,7 +78,9 @@ def run_trial(
                 _record(search, run, trial, values, outcome, time.monotonic() - started)
             except (StudyError, TrackingError, *REQUEST_ERRORS):
                 raise
-            except Exception as error:  # noqa: BLE001 - any error of the training fails the trial
+            except Exception as error:
+                if stopped := stop_behind(error):
+                    raise stopped from error
                 _record_failure(search, run, trial, values, error)
         except BaseException:
             _give_back(search, run, trial)
